@@ -1,0 +1,218 @@
+"""The optax protocol, for every exported factory: found in `__all__`, so no list can drift."""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import vanishjax as vj
+from tests.factories import factories
+
+FACTORIES = factories()
+every_factory = pytest.mark.parametrize("name", FACTORIES)
+
+
+def test_the_factories_are_found():
+    expected = {"adam", "scale_by_adam", "sgd", "momentum", "nesterov", "clip_by_global_norm"}
+    assert expected <= set(FACTORIES)
+
+
+def tree(dtype=jnp.float32):
+    return {
+        "dense": {"kernel": jnp.full((4, 3), 0.5, dtype), "bias": jnp.full(3, 0.25, dtype)},
+        "scale": jnp.asarray(1.0, dtype),
+    }
+
+
+def gradient(params, seed=0):
+    keys = iter(jax.random.split(jax.random.key(seed), 99))
+    return jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape).astype(p.dtype), params)
+
+
+def run(tx, params, steps=3):
+    state = tx.init(params)
+    for i in range(steps):
+        updates, state = tx.update(gradient(params, i), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@every_factory
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=str)
+def test_types_shapes_and_structure_stay(name, dtype):
+    tx, params = FACTORIES[name](), tree(dtype)
+    state = tx.init(params)
+    updates, after = tx.update(gradient(params), state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    chex.assert_tree_all_finite(updates)
+    # Not even a weak type may change: it would retrace the step.
+    avals = lambda t: [jax.typeof(x) for x in jax.tree.leaves(t)]  # noqa: E731
+    assert avals(after) == avals(state)
+
+
+@every_factory
+def test_zero_gradients_give_finite_updates(name):
+    tx, params = FACTORIES[name](), tree()
+    zeros = optax.tree.zeros_like(params)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(zeros, state, params)
+        chex.assert_tree_all_finite((updates, state))
+
+
+@every_factory
+def test_zeros_stay_zeros(name):
+    # With parameters at zero, weight decay adds nothing either.
+    tx, params = FACTORIES[name](), optax.tree.zeros_like(tree())
+    updates, _ = tx.update(params, tx.init(params), params)
+    chex.assert_trees_all_equal(updates, params)
+
+
+@every_factory
+def test_traces_once(name):
+    tx, params = FACTORIES[name](), tree()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for i in range(3):
+        params, state = step(params, state, gradient(params, i))
+    chex.clear_trace_counter()
+
+
+@every_factory
+def test_rides_in_scan_and_equals_the_plain_loop(name):
+    tx, params = FACTORIES[name](), tree()
+    grads = jax.tree.map(lambda *g: jnp.stack(g), *(gradient(params, i) for i in range(3)))
+
+    def body(carry, g):
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    scanned, _ = jax.lax.scan(body, (params, tx.init(params)), grads)
+    chex.assert_trees_all_close(scanned, run(tx, params), rtol=1e-5, atol=1e-6)
+
+
+@every_factory
+def test_vmap_equals_one_by_one(name):
+    tx = FACTORIES[name]()
+    batch = [tree(), jax.tree.map(lambda p: 2 * p, tree())]
+    stacked = jax.tree.map(lambda *p: jnp.stack(p), *batch)
+    together, _ = jax.vmap(functools.partial(run, tx))(stacked)
+    for i, params in enumerate(batch):
+        alone, _ = run(tx, params)
+        chex.assert_trees_all_close(jax.tree.map(lambda p, i=i: p[i], together), alone, rtol=1e-5)
+
+
+@every_factory
+def test_init_under_eval_shape(name):
+    tx, params = FACTORIES[name](), tree()
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, params), tx.init(params))
+
+
+class Pair(NamedTuple):
+    weight: jax.Array
+    bias: jax.Array | None
+
+
+@every_factory
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"a": jnp.ones(2), "b": None},
+        Pair(jnp.ones((2, 2)), None),
+        [jnp.ones(2), (jnp.ones(()),)],
+        {"number": 0.5, "array": jnp.ones(3)},
+        jnp.ones(3),
+        {"empty": jnp.zeros((0, 3)), "one": jnp.ones((1, 1))},
+    ],
+    ids=["none", "namedtuple", "list", "python-number", "bare", "empty"],
+)
+def test_trees(name, params):
+    tx = FACTORIES[name]()
+    grads = jax.tree.map(lambda p: 0.1 * p, params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    chex.assert_trees_all_equal_structs(updates, params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    chex.assert_tree_all_finite(updates)
+
+
+@every_factory
+def test_wrappers_of_optax(name):
+    make, params = FACTORIES[name], tree()
+    mask = {"dense": {"kernel": True, "bias": False}, "scale": True}
+    labels = {"dense": {"kernel": "ours", "bias": "theirs"}, "scale": "ours"}
+    wrapped = {
+        "chain": optax.chain(make(), optax.scale(0.5)),
+        "masked": optax.masked(make(), mask),
+        "partition": optax.partition({"ours": make(), "theirs": optax.sgd(0.1)}, labels),
+        "multi_steps": optax.MultiSteps(make(), 2),
+        "apply_if_finite": optax.apply_if_finite(make(), 3),
+    }
+    for kind, tx in wrapped.items():
+        after, _ = jax.jit(functools.partial(run, tx))(params)
+        chex.assert_tree_all_finite(after)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, params), kind
+    plain, _ = jax.jit(functools.partial(run, make()))(params)
+    masked, _ = jax.jit(functools.partial(run, wrapped["partition"]))(params)
+    assert not np.array_equal(masked["dense"]["bias"], params["dense"]["bias"])
+    assert plain["dense"]["kernel"].shape == masked["dense"]["kernel"].shape
+
+
+@every_factory
+def test_inject_hyperparams(name):
+    factory = getattr(vj, name)
+    arguments = (
+        {} if "learning_rate" not in factory.__code__.co_varnames else {"learning_rate": 0.01}
+    )
+    injected = optax.inject_hyperparams(factory)(**arguments)
+    with_injection, _ = run(injected, tree())
+    plain, _ = run(FACTORIES[name](), tree())
+    # An injected b2 = .999 is rounded to float32 before it is taken from 1: 1.3e-5 of 1 - b2.
+    chex.assert_trees_all_close(with_injection, plain, rtol=1e-4, atol=1e-5)
+
+
+@every_factory
+def test_flax_train_state_and_nnx_optimizer(name):
+    module = nn.Dense(2)
+    x = jnp.ones((3, 4))
+    params = module.init(jax.random.key(0), x)["params"]
+    state = TrainState.create(apply_fn=module.apply, params=params, tx=FACTORIES[name]())
+    grads = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x) ** 2))(params)
+    after = state.apply_gradients(grads=grads)
+    assert int(after.step) == 1
+    chex.assert_tree_all_finite(after.params)
+
+    model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, FACTORIES[name](), wrt=nnx.Param)
+    before = np.asarray(model.kernel[...])
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda m: jnp.mean(m(x) ** 2))(model))
+
+    step(model, optimizer)
+    assert np.all(np.isfinite(model.kernel[...]))
+    assert not np.array_equal(before, model.kernel[...])
+
+
+@every_factory
+def test_float64_is_kept(name):
+    with jax.enable_x64(True):
+        tx, params = FACTORIES[name](), tree(jnp.float64)
+        updates, _ = tx.update(gradient(params), tx.init(params), params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)

@@ -1,0 +1,304 @@
+"""Norms, moments and scalings that neither overflow nor underflow.
+
+Squaring a float32 loses every number below 1e-19 and above 1e+19, half of its range on either
+side. What needs a square here takes it of a number divided by a power of two near its own size:
+such a division only moves the exponent, so it rounds nothing, and in the normal range the results
+are those of the plain formula. 16-bit numbers are computed in float32 and cast back once.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Axes: TypeAlias = tuple[int, ...] | None
+
+
+def accumulator_dtype(dtype: Any) -> jnp.dtype:
+    """The float type in which sums over `dtype` are kept: float32 at least.
+
+    Example:
+      >>> str(accumulator_dtype(jnp.bfloat16)), str(accumulator_dtype(jnp.float32))
+      ('float32', 'float32')
+    """
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def upcast(x: jax.typing.ArrayLike) -> jax.Array:
+    """`x` in its accumulator type."""
+    x = jnp.asarray(x)
+    return x.astype(accumulator_dtype(x.dtype))
+
+
+def saturating_cast(x: jax.Array, dtype: Any) -> jax.Array:
+    """Casts to `dtype`; finite values beyond its range become its largest, not infinite.
+
+    Example:
+      >>> print(saturating_cast(jnp.array([1e6, -jnp.inf]), jnp.float16))
+      [6.55e+04     -inf]
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype == x.dtype:
+        return x
+    if jnp.finfo(dtype).maxexp < jnp.finfo(x.dtype).maxexp:
+        largest = float(jnp.finfo(dtype).max)
+        x = jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest))
+    return x.astype(dtype)
+
+
+def zeros_like(tree: Any, dtype: Any = None) -> Any:
+    """Zeros of each leaf's shape, in `dtype` or its accumulator type.
+
+    Example:
+      >>> zeros_like({"w": jnp.ones(2, jnp.float16)})["w"].dtype
+      dtype('float32')
+    """
+    return jax.tree.map(
+        lambda x: jnp.zeros_like(x, dtype=dtype or accumulator_dtype(jnp.result_type(x))), tree
+    )
+
+
+def cast_like(tree: Any, target: Any) -> Any:
+    """Casts each leaf to its partner's type, saturating: see `saturating_cast`."""
+    return jax.tree.map(lambda x, like: saturating_cast(x, jnp.result_type(like)), tree, target)
+
+
+def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The power of two at the exponent of `x >= 0`, and its exact inverse.
+
+    Read off the exponent's bits. Kept where both are normal numbers, so that zero, infinity and
+    NaN get a finite scale as well.
+
+    Args:
+      x: Non-negative float32 or float64 array.
+
+    Returns:
+      `(k, 1 / k)`, of x's shape and type, with 1 <= x / k < 2 for all but the very ends of the
+      range (there x / k < 4).
+
+    Example:
+      >>> k, inverse = power_of_two(jnp.array([3.0, 1e-30]))
+      >>> print(k * inverse, 1 <= 3.0 / k[0] < 2)
+      [1. 1.] True
+    """
+    bits = {4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
+    mantissa = jnp.finfo(x.dtype).nmant
+    bias = jnp.finfo(x.dtype).maxexp - 1
+    exponent = jax.lax.bitcast_convert_type(x, bits) >> mantissa
+    exponent = jnp.clip(exponent, bits(1), bits(2 * bias - 1))
+    scale = jax.lax.bitcast_convert_type(exponent << mantissa, x.dtype)
+    inverse = jax.lax.bitcast_convert_type((bits(2 * bias) - exponent) << mantissa, x.dtype)
+    return scale, inverse
+
+
+def _weighted_hypot(a: jax.Array, b: jax.Array, wa: Any, wb: Any) -> jax.Array:
+    scale, inverse = power_of_two(jnp.maximum(jnp.abs(a), jnp.abs(b)))
+    a, b = a * inverse, b * inverse
+    return scale * jnp.sqrt(wa * (a * a) + wb * (b * b))
+
+
+def hypot(a: jax.typing.ArrayLike, b: jax.typing.ArrayLike) -> jax.Array:
+    """`sqrt(a^2 + b^2)` at any magnitude, exact where `jnp.hypot` is biased by 2e-5.
+
+    Example:
+      >>> print(hypot(3e-30, 4e-30))
+      5e-30
+    """
+    return _weighted_hypot(upcast(a), upcast(b), 1.0, 1.0)
+
+
+# Moments are kept 32 times as large as they are: (1 - decay) g would flush to zero for a gradient
+# near the least normal number, and a factor that depends on no hyperparameter lets a scheduled
+# decay mean what it should. Being a power of two, it rounds nothing.
+LIFT = 32.0
+
+
+def mean_moment(mean: jax.Array, gradient: jax.typing.ArrayLike, decay: Any) -> jax.Array:
+    """One step of the lifted first moment: `decay mean + LIFT (1 - decay) gradient`.
+
+    Example:
+      >>> print(mean_moment(jnp.zeros(()), jnp.array(2e-38), 0.99) / LIFT > 0)
+      False
+      >>> print(mean_moment(jnp.zeros(()), jnp.array(4e-38), 0.99) > 0)
+      True
+    """
+    return decay * upcast(mean) + LIFT * (1 - decay) * upcast(gradient)
+
+
+def root_moment(root: jax.Array, gradient: jax.typing.ArrayLike, decay: Any) -> jax.Array:
+    """One step of the lifted second moment's root: `sqrt(decay root^2 + (1-decay) (LIFT g)^2)`.
+
+    The root spans the exponents of the gradient itself instead of twice as many.
+
+    Args:
+      root: Non-negative array of any float type.
+      gradient: Array of root's shape.
+      decay: Scalar in [0, 1).
+
+    Returns:
+      The next root in the accumulator type; (0, 0) gives 0, infinity stays infinite and NaN NaN.
+
+    Example:
+      >>> print(root_moment(jnp.array(0.0), jnp.array(1e-30), 0.75) / LIFT)
+      5e-31
+    """
+    return _weighted_hypot(upcast(root), upcast(gradient), decay, LIFT**2 * (1 - decay))
+
+
+@functools.partial(jax.jit, inline=True)
+def bias_correction(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
+    """`1 - decay^count`: what a moment that started at zero is divided by.
+
+    Compiled, because a power rounds differently op by op, and so as optax does it.
+
+    Example:
+      >>> print(bias_correction(0.5, jnp.array(2)))
+      0.75
+    """
+    return 1 - decay**count
+
+
+def add_in_root(root: jax.Array, square: jax.typing.ArrayLike) -> jax.Array:
+    """`sqrt(root^2 + square)`; nothing is computed for a square known to be zero.
+
+    Example:
+      >>> print(add_in_root(jnp.array(3e-30), 0.0), add_in_root(jnp.array(3.0), 16.0))
+      3e-30 5.0
+    """
+    if isinstance(square, int | float) and square == 0:
+        return root
+    return hypot(root, jnp.sqrt(jnp.asarray(square, root.dtype)))
+
+
+def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """`numerator / denominator`, and 0 where the denominator is 0.
+
+    Example:
+      >>> print(divide(jnp.array([1.0, 0.0]), jnp.array([2.0, 0.0])))
+      [0.5 0. ]
+    """
+    zero = denominator == 0
+    return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
+
+
+def _split_norm(
+    squares: Callable[[jax.Array | None], jax.Array], largest: Callable[[], jax.Array], size: int
+) -> tuple[jax.Array, jax.Array]:
+    """`(scale, rest)` with norm = scale * rest, from a sum of squares that takes an inverse scale.
+
+    The data is read a second time only if the plain sum has overflowed, or is so small that
+    squares flushed to zero could have mattered.
+    """
+    plain = squares(None)
+    info = jnp.finfo(plain.dtype)
+    least = size * float(info.tiny) / float(info.eps)
+    trusted = jnp.all((plain >= least) & (plain <= float(info.max)))
+
+    def as_is() -> tuple[jax.Array, jax.Array]:
+        return jnp.ones_like(plain), jnp.sqrt(plain)
+
+    def rescaled() -> tuple[jax.Array, jax.Array]:
+        scale, inverse = power_of_two(largest())
+        return scale, jnp.sqrt(squares(inverse))
+
+    return jax.lax.cond(trusted, as_is, rescaled)
+
+
+def split_norm(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, jax.Array]:
+    """The 2-norm over `axes` as `(scale, rest)`, norm = scale * rest, scale a power of two.
+
+    The product itself may lie beyond the type's range; `x / scale / rest` never does.
+
+    Args:
+      x: Array of any float type.
+      axes: Axes to sum over; None for all.
+
+    Returns:
+      Two arrays in the accumulator type, with the summed axes kept as 1.
+
+    Example:
+      >>> scale, rest = split_norm(jnp.full(4, 3e38))
+      >>> print(jnp.full(4, 3e38) / scale / rest)
+      [0.5 0.5 0.5 0.5]
+    """
+    x = upcast(x)
+    axes = tuple(range(x.ndim)) if axes is None else axes
+    size = 1
+    for axis in axes:
+        size *= x.shape[axis]
+
+    def squares(inverse: jax.Array | None) -> jax.Array:
+        scaled = x if inverse is None else x * inverse
+        return jnp.sum(scaled * scaled, axis=axes, keepdims=True)
+
+    def largest() -> jax.Array:
+        return jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+
+    return _split_norm(squares, largest, size)
+
+
+def norm(x: jax.typing.ArrayLike, axes: Axes = None, keepdims: bool = False) -> jax.Array:
+    """The 2-norm over `axes`, right from the smallest to the largest normal number.
+
+    Args:
+      x: Array of any float type.
+      axes: Axes to sum over; None for all.
+      keepdims: Whether the summed axes stay, with size 1.
+
+    Returns:
+      The norm in the accumulator type (float32 for 16-bit types).
+
+    Example:
+      >>> print(norm(jnp.array([3e-30, 4e-30])))
+      5e-30
+    """
+    scale, rest = split_norm(x, axes)
+    product = scale * rest
+    if keepdims:
+        return product
+    return jnp.squeeze(product, axis=tuple(range(product.ndim)) if axes is None else axes)
+
+
+def rms(x: jax.typing.ArrayLike, axes: Axes = None, keepdims: bool = False) -> jax.Array:
+    """The root mean square over `axes`; see `norm`. Zero for an empty array.
+
+    Example:
+      >>> print(rms(jnp.full((2, 8), 1e-30), axes=(1,)))
+      [1.e-30 1.e-30]
+    """
+    x = jnp.asarray(x)
+    scale, rest = split_norm(x, axes)
+    count = max(1, x.size // max(1, rest.size))
+    mean = scale * (rest / count**0.5)
+    if keepdims:
+        return mean
+    return jnp.squeeze(mean, axis=tuple(range(mean.ndim)) if axes is None else axes)
+
+
+def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
+    """The 2-norm of all leaves together as `(scale, rest)`: see `split_norm`."""
+    leaves = [upcast(x) for x in jax.tree.leaves(tree)]
+    if not leaves:
+        return jnp.ones(()), jnp.zeros(())
+
+    def squares(inverse: jax.Array | None) -> jax.Array:
+        scaled = leaves if inverse is None else [x * inverse for x in leaves]
+        return sum((jnp.sum(x * x) for x in scaled), start=jnp.zeros(()))
+
+    def largest() -> jax.Array:
+        return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
+
+    return _split_norm(squares, largest, sum(x.size for x in leaves))
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The 2-norm of all leaves together, in float32 at least.
+
+    Example:
+      >>> print(global_norm({"a": jnp.array(3e-30), "b": jnp.array([4e-30])}))
+      5e-30
+    """
+    scale, rest = split_global_norm(tree)
+    return scale * rest
