@@ -109,8 +109,7 @@ def fit(
         started = time.perf_counter()
         for epoch in range(1, epochs + 1):
             epoch_started = time.perf_counter()
-            order_key = jax.random.fold_in(state.key, state.step)
-            order = np.asarray(jax.random.permutation(order_key, examples), np.int32)
+            order = _shuffle(state, examples)
             metrics: list[tuple[int, Any]] = []
             for rows in _chunks(order, batch_size):
                 state, chunk_metrics = compiled[rows.shape](state, train, rows)
@@ -185,6 +184,12 @@ def _count(arrays: Arrays) -> int:
         found = ", ".join(f"{path or 'array'}: {size}" for path, size in sizes.items()) or "none"
         raise ValueError(f"expected arrays of one length and at least one example, got {found}")
     return next(iter(sizes.values()))
+
+
+def _shuffle(state: TrainState, examples: int) -> np.ndarray:
+    """An order that the state's key and step decide; drawn on the host, where nothing compiles."""
+    entropy = [*np.ravel(jax.random.key_data(state.key)).tolist(), int(state.step)]
+    return np.random.default_rng(entropy).permutation(examples).astype(np.int32)
 
 
 def _chunks(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

@@ -1,0 +1,50 @@
+"""The one error of the data layer, and the checks that every file passes before it is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MAX_BYTES = 2**32
+"""No array read from a file may be larger: 4 GiB, ten times Fashion-MNIST in float64."""
+
+
+class DataError(ValueError):
+    r"""Data that cannot be used; the message is one line: what, where, and what would be right.
+
+    Args:
+      message: The message; line breaks in it (from a library's own error) become spaces.
+
+    Example:
+      >>> str(DataError("digits.npz: not an .npz file\nsave it with numpy.savez"))
+      'digits.npz: not an .npz file save it with numpy.savez'
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
+
+def regular_file(path: str | Path, wanted: str) -> Path:
+    """Returns the path if an ordinary file lies there.
+
+    Args:
+      path: Path to look at.
+      wanted: What should lie there, for the message.
+
+    Returns:
+      The path.
+
+    Raises:
+      DataError: If nothing is there, or a folder, or a device or pipe, which would block or never
+        end.
+
+    Example:
+      >>> regular_file("no/such/file.png", "an image")
+      Traceback (most recent call last):
+      ...
+      vanishjax.training.data.errors.DataError: no/such/file.png: no such file; give ... an image
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    problem = "is a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
+    raise DataError(f"{path}: {problem}; give the path of {wanted}")

@@ -1,0 +1,118 @@
+"""One handwritten character from an image file, as the network was trained to see it."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vanishjax.training.data.errors import DataError, regular_file
+from vanishjax.training.data.raw import Array
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF")
+"""The decoders that may see the file; every other one is attack surface."""
+
+MAX_PIXELS = 50_000_000
+"""Largest image that is decoded."""
+
+# What Pillow's decoders raise on damaged files, from reading many of them.
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def read_image(path: str | Path, shape: tuple[int, int] = (28, 28)) -> Array:
+    """Reads an image as bright ink on a dark ground.
+
+    Transparency is laid on white, colours become grey, and an image on white paper (the median of
+    its border is over one half) is inverted. An image of another size is fitted into the shape with
+    antialiasing, and what its aspect leaves over takes the colour of its paper.
+
+    Args:
+      path: PNG, JPEG, BMP or GIF file (of an animation, the first frame).
+      shape: Height and width to return.
+
+    Returns:
+      float32 array of that shape, in [0, 1].
+
+    Raises:
+      DataError: If the file is missing, damaged, too large or not such an image.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder, "dash.png")
+      ...     paper = Image.new("L", (4, 2), "white")
+      ...     paper.putpixel((1, 1), 51)
+      ...     paper.save(path)
+      ...     read_image(path, shape=(2, 4))
+      array([[0. , 0. , 0. , 0. ],
+             [0. , 0.8, 0. , 0. ]], dtype=float32)
+    """
+    if len(shape) != 2 or min(shape) < 1:
+        raise DataError(f"image shape {shape} is not a height and a width of at least 1")
+    path = regular_file(path, "an image")
+    grey = _decode(path)
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    paper = float(np.median(border))
+    if paper > 0.5:
+        grey, paper = 1 - grey, 1 - paper
+    return grey if grey.shape == shape else _fit(grey, shape, paper)
+
+
+def _decode(path: Path) -> Array:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is stricter
+            image = Image.open(path, formats=FORMATS)
+        with image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(
+                    f"{path}: {width} by {height} pixels, over the limit of {MAX_PIXELS}; make it"
+                    " smaller"
+                )
+            return _grey(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: not an image that can be read, or one without pixels; give a"
+            f" {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path}: over the limit of {MAX_PIXELS} pixels; make it smaller"
+        ) from error
+    except _DAMAGED as error:
+        raise DataError(f"{path}: truncated or damaged image ({error}); save it again") from error
+
+
+def _grey(image: Image.Image) -> Array:
+    if image.mode.startswith("I"):
+        deep = np.asarray(image, np.int64)
+        grey = (deep / 65535.0).clip(0, 1)
+        transparent = image.info.get("transparency")
+        return np.where(deep == transparent, 1.0, grey).astype(np.float32)
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
+    # By way of RGB, because Pillow turns CMYK and palettes straight into grey differently.
+    return np.asarray(image.convert("RGB").convert("L"), np.float32) / 255
+
+
+def _fit(grey: Array, shape: tuple[int, int], paper: float) -> Array:
+    height, width = shape
+    ratio = min(height / grey.shape[0], width / grey.shape[1])
+    rows, columns = (max(1, round(size * ratio)) for size in grey.shape)
+    small = Image.fromarray(grey).resize((columns, rows), Image.Resampling.BILINEAR)
+    # Padded only now: to pad a strip of 1 by 10^7 pixels first would take 10^14 of them.
+    fitted = np.full(shape, paper, np.float32)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    fitted[top : top + rows, left : left + columns] = np.asarray(small).clip(0, 1)
+    return fitted
