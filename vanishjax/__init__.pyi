@@ -1,6 +1,14 @@
+from . import atlas as atlas
+from . import losses as losses
+from . import models as models
 from . import numerics as numerics
 from . import optimizers as optimizers
+from . import report as report
+from . import training as training
 from . import transforms as transforms
+from .models import MLP as MLP
+from .models import NnxMLP as NnxMLP
+from .models import mlp_problem as mlp_problem
 from .optimizers import adam as adam
 from .optimizers import adamw as adamw
 from .optimizers import lion as lion
@@ -8,6 +16,11 @@ from .optimizers import nadam as nadam
 from .optimizers import nadamw as nadamw
 from .optimizers import rmsprop as rmsprop
 from .optimizers import sgd as sgd
+from .problem import Problem as Problem
+from .training import History as History
+from .training import TrainState as TrainState
+from .training import fit as fit
+from .training import make_train_step as make_train_step
 from .transforms import clip_by_global_norm as clip_by_global_norm
 from .transforms import momentum as momentum
 from .transforms import nesterov as nesterov

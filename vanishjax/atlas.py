@@ -1,0 +1,277 @@
+"""How deep each optimizer trains: a grid of optimizers x depths, measured on real data.
+
+A cell trains one optimizer at one depth, with every learning rate of its grid and every seed at
+once, as one compiled program. The rate is chosen by accuracy on validation data; the accuracy
+that is reported is the test data's.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vanishjax import losses, numerics, optimizers
+from vanishjax.models import Activation, Residual, mlp_problem
+from vanishjax.problem import Problem
+from vanishjax.training import TrainState, local_step
+
+Arrays = tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
+Factory = Callable[[Any], optax.GradientTransformation]
+
+
+class Contender(NamedTuple):
+    """An optimizer to compare: made from a learning rate, with the rates to choose from."""
+
+    make: Factory
+    learning_rates: tuple[float, ...]
+
+
+_SGD_RATES = (0.03, 0.1, 0.3, 1.0)
+_MOMENTUM_RATES = (0.003, 0.01, 0.03, 0.1)
+_ADAM_RATES = (0.001, 0.003, 0.01, 0.03)
+_SIGN_RATES = (0.0003, 0.001, 0.003, 0.01)
+
+CONTENDERS: Mapping[str, Contender] = MappingProxyType(
+    {
+        "sgd": Contender(optimizers.sgd, _SGD_RATES),
+        "momentum": Contender(lambda rate: optimizers.sgd(rate, 0.9), _MOMENTUM_RATES),
+        "nesterov": Contender(lambda rate: optimizers.sgd(rate, 0.9, True), _MOMENTUM_RATES),
+        "adam": Contender(optimizers.adam, _ADAM_RATES),
+        "adamw": Contender(optimizers.adamw, _ADAM_RATES),
+        "nadam": Contender(optimizers.nadam, _ADAM_RATES),
+        "nadamw": Contender(optimizers.nadamw, _ADAM_RATES),
+        "rmsprop": Contender(optimizers.rmsprop, _ADAM_RATES),
+        "lion": Contender(optimizers.lion, _SIGN_RATES),
+    }
+)
+"""What can be compared, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What to compare, and how.
+
+    Attributes:
+      optimizers: Keys of `CONTENDERS`.
+      depths: Numbers of hidden layers.
+      width: Width of every hidden layer.
+      activation: Of every hidden layer.
+      residual: Skip connections, as in `mlp_problem`.
+      learning_rates: Rates to choose from, for all; None takes each contender's own.
+      seeds: One run each: they draw the parameters and the order of the examples.
+      epochs: Passes over the training data.
+      batch_size: Examples a step; a remainder is left to the next shuffle.
+      trainable_accuracy: A depth counts as trainable if the mean test accuracy reaches it.
+
+    Example:
+      >>> Grid(optimizers=("adam",), depths=(2, 4)).depths
+      (2, 4)
+    """
+
+    optimizers: tuple[str, ...] = (
+        "sgd",
+        "momentum",
+        "nesterov",
+        "adam",
+        "nadam",
+        "rmsprop",
+        "lion",
+    )
+    depths: tuple[int, ...] = (2, 4, 6, 8, 12, 16)
+    width: int = 32
+    activation: str | Activation = "sigmoid"
+    residual: Residual | None = None
+    learning_rates: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 30
+    batch_size: int = 64
+    trainable_accuracy: float = 0.5
+
+
+class Start(NamedTuple):
+    """Networks of one depth before training, shared by all optimizers; leaves are `[seeds, ...]`."""
+
+    problem: Problem
+    params: Any
+    first_layer_gradient: jax.Array
+    last_layer_gradient: jax.Array
+
+
+def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
+    """Draws a network of a depth for every seed and measures its gradient.
+
+    Args:
+      depth: Number of hidden layers.
+      grid: The other settings.
+      train: Inputs `[n, features]` and integer labels `[n]`; the first batch gives the gradient.
+      classes: Number of classes.
+
+    Returns:
+      The networks, and the RMS of their first and last layer's kernel gradient, `[seeds]`.
+
+    Example:
+      >>> data = (np.eye(8, dtype=np.float32), np.arange(8) % 2)
+      >>> start = draw_networks(3, Grid(seeds=(0, 1)), data, classes=2)
+      >>> start.params["hidden_stack"]["kernel"].shape, start.first_layer_gradient.shape
+      ((2, 2, 32, 32), (2,))
+    """
+    network = functools.partial(
+        mlp_problem,
+        np.shape(train[0])[1],
+        (grid.width,) * depth,
+        classes,
+        activation=grid.activation,
+        residual=grid.residual,
+    )
+    problem = network()
+    batch = jax.tree.map(lambda a: a[: grid.batch_size], train)
+
+    # Not under vmap: random numbers for one network compile three times as fast.
+    draw = jax.jit(lambda seed: network(key=jax.random.key(seed)).params)
+    drawn = [draw(jnp.uint32(seed)) for seed in grid.seeds]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+
+    def gradients(params: Any) -> tuple[jax.Array, jax.Array]:
+        gradient = jax.grad(problem.loss_fn)(params, batch)
+        first, last = gradient["hidden_0"]["kernel"], gradient["output"]["kernel"]
+        return numerics.rms(first), numerics.rms(last)
+
+    return Start(problem, params, *jax.jit(jax.vmap(gradients))(params))
+
+
+def train_cell(
+    optimizer: str, start: Start, grid: Grid, train: Arrays, validation: Arrays, test: Arrays
+) -> dict[str, Any]:
+    """Trains one optimizer at one depth with every rate and seed, in one compiled program.
+
+    Args:
+      optimizer: A key of `CONTENDERS`.
+      start: The networks, from `draw_networks`.
+      grid: The other settings.
+      train: Inputs `[n, features]` and integer labels `[n]`.
+      validation: What the learning rate is chosen on.
+      test: What is reported.
+
+    Returns:
+      A JSON-able mapping: the chosen "learning_rate", "validation_accuracy" and "test_accuracy"
+      at that rate (lists, one entry a seed), and "rates", every rate's mean validation accuracy.
+
+    Example:
+      >>> data = (np.eye(8, dtype=np.float32), np.arange(8) % 2)
+      >>> grid = Grid(epochs=1, batch_size=4, seeds=(0,), width=4)
+      >>> start = draw_networks(2, grid, data, classes=2)
+      >>> sorted(train_cell("adam", start, grid, data, data, data))
+      ['learning_rate', 'rates', 'test_accuracy', 'validation_accuracy']
+    """
+    contender = CONTENDERS[optimizer]
+    rates = grid.learning_rates or contender.learning_rates
+    loss_fn, predict_fn = start.problem.loss_fn, start.problem.predict_fn
+    train, validation, test = jax.tree.map(jnp.asarray, (train, validation, test))
+    orders = np.stack([_example_order(seed, grid, len(train[0])) for seed in grid.seeds])
+
+    def accuracy(params: Any, data: Arrays) -> jax.Array:
+        return losses.accuracy(predict_fn(params, data[0]), data[1])
+
+    def run(rate: jax.Array, params: Any, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tx = contender.make(rate)
+        step = local_step(loss_fn, tx)
+        # Nothing in these steps is random: the key is never used.
+        state = TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), jnp.zeros([]))
+        end, _ = jax.lax.scan(
+            lambda s, rows: (step(s, jax.tree.map(lambda a: a[rows], train))[0], None), state, order
+        )
+        return accuracy(end.params, validation), accuracy(end.params, test)
+
+    every_run = jax.jit(jax.vmap(jax.vmap(run, (None, 0, 0)), (0, None, None)))
+    on_validation, on_test = map(np.asarray, every_run(jnp.array(rates), start.params, orders))
+    scores = on_validation.mean(axis=1)
+    best = int(np.argmax(scores))
+    return {
+        "learning_rate": rates[best],
+        "validation_accuracy": on_validation[best].tolist(),
+        "test_accuracy": on_test[best].tolist(),
+        "rates": {f"{rate:g}": float(score) for rate, score in zip(rates, scores, strict=True)},
+    }
+
+
+def measure(
+    grid: Grid, train: Arrays, validation: Arrays, test: Arrays, classes: int
+) -> Iterator[dict[str, Any]]:
+    """Measures the grid cell by cell, depth by depth.
+
+    Args:
+      grid: What to compare.
+      train: Inputs `[n, features]` and integer labels `[n]`.
+      validation: What learning rates are chosen on.
+      test: What is reported.
+      classes: Number of classes.
+
+    Yields:
+      `train_cell`'s mapping with "optimizer", "depth", the RMS of the first and of the last
+      layer's kernel gradient at initialisation (mean over seeds), "steps" and "seconds"
+      (compilation included).
+
+    Raises:
+      ValueError: An unknown optimizer, or a batch larger than the training data.
+
+    Example:
+      >>> data = (np.eye(8, dtype=np.float32), np.arange(8) % 2)
+      >>> grid = Grid(("sgd", "adam"), (2,), width=4, epochs=1, batch_size=4, seeds=(0,))
+      >>> [(cell["optimizer"], cell["steps"]) for cell in measure(grid, data, data, data, 2)]
+      [('sgd', 2), ('adam', 2)]
+    """
+    for name in grid.optimizers:
+        if name not in CONTENDERS:
+            raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(CONTENDERS)}")
+    examples = len(train[0])
+    if grid.batch_size > examples:
+        raise ValueError(
+            f"batch_size must be at most the {examples} training examples, got {grid.batch_size}"
+        )
+    for depth in grid.depths:
+        start = draw_networks(depth, grid, train, classes)
+        for optimizer in grid.optimizers:
+            started = time.perf_counter()
+            cell = train_cell(optimizer, start, grid, train, validation, test)
+            yield {
+                "optimizer": optimizer,
+                "depth": depth,
+                **cell,
+                "first_layer_gradient": float(jnp.mean(start.first_layer_gradient)),
+                "last_layer_gradient": float(jnp.mean(start.last_layer_gradient)),
+                "steps": examples // grid.batch_size * grid.epochs,
+                "seconds": time.perf_counter() - started,
+            }
+
+
+def _example_order(seed: int, grid: Grid, examples: int) -> np.ndarray:
+    """The rows of every batch `[epochs * steps, batch_size]`, shuffled anew each epoch."""
+    rng = np.random.default_rng(seed)
+    steps = examples // grid.batch_size
+    orders = [rng.permutation(examples)[: steps * grid.batch_size] for _ in range(grid.epochs)]
+    return np.stack(orders).reshape(-1, grid.batch_size).astype(np.int32)
+
+
+def trainable_depth(cells: list[dict[str, Any]], accuracy: float) -> dict[str, int]:
+    """The deepest network of each optimizer whose mean test accuracy reaches `accuracy`; else 0.
+
+    Example:
+      >>> cells = [{"optimizer": "adam", "depth": d, "test_accuracy": [a]}
+      ...          for d, a in [(2, 0.9), (4, 0.7), (8, 0.1)]]
+      >>> trainable_depth(cells, 0.5)
+      {'adam': 4}
+    """
+    deepest: dict[str, int] = {}
+    for cell in cells:
+        mean = math.fsum(cell["test_accuracy"]) / len(cell["test_accuracy"])
+        reached = cell["depth"] if mean >= accuracy else 0
+        deepest[cell["optimizer"]] = max(deepest.get(cell["optimizer"], 0), reached)
+    return deepest

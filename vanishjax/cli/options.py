@@ -1,0 +1,204 @@
+"""The commands' options: parsed and checked before anything heavy is imported."""
+
+import argparse
+import difflib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+# Written out, since importing the modules that define them costs seconds; a test compares.
+ACTIVATIONS = (
+    "centered_sigmoid",
+    "elu",
+    "erf",
+    "gelu",
+    "hard_tanh",
+    "identity",
+    "leaky_relu",
+    "relu",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "tanh",
+)
+OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "nadamw", "rmsprop", "lion")
+CONTENDERS = (
+    "sgd",
+    "momentum",
+    "nesterov",
+    "adam",
+    "adamw",
+    "nadam",
+    "nadamw",
+    "rmsprop",
+    "lion",
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what was wrong and ends with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
+    """An argument that must be one of some names; an error suggests the nearest."""
+
+    def parse(text: str) -> str:
+        name = text.strip().lower().replace("-", "_")
+        if name in known:
+            return name
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise argparse.ArgumentTypeError(
+            f"unknown {kind} {text!r}: {hint}known: {', '.join(known)}"
+        )
+
+    return parse
+
+
+def list_of(parse_item: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A comma-separated list of arguments."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        items = [item for item in text.split(",") if item.strip()]
+        if not items:
+            raise argparse.ArgumentTypeError(f"expected a comma-separated list, got {text!r}")
+        return tuple(parse_item(item) for item in items)
+
+    return parse
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {least}, got {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def number(
+    least: float = -math.inf, below: float = math.inf, *, above: float | None = None
+) -> Callable[[str], float]:
+    """A finite number in [least, below), or in (above, below)."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        large_enough = value >= least if above is None else value > above
+        if not (large_enough and value < below):
+            lower = f"at least {least:g}" if above is None else f"above {above:g}"
+            upper = "" if below == math.inf else f" and below {below:g}"
+            raise argparse.ArgumentTypeError(f"expected a number {lower}{upper}, got {text!r}")
+        return value
+
+    return parse
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose, split and order the data."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        default="digits",
+        metavar="NAME|PATH",
+        help="digits (comes with the package), mnist, fashion_mnist, an .npz file, or a folder "
+        "of IDX files (default: %(default)s)",
+    )
+    group.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder that holds the data set's files, instead of a download",
+    )
+    group.add_argument(
+        "--validation-split",
+        type=number(below=1.0, above=0.0),
+        default=0.2,
+        metavar="FRACTION",
+        help="part of the training data kept for validation (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=whole(1),
+        default=64,
+        metavar="N",
+        help="examples a step (default: %(default)s)",
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser, files: str) -> None:
+    """Options that say where results go."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        help=f"folder for {files} (default: the next free one under runs/)",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace results that --out already holds"
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print the result as JSON on standard output"
+    )
+
+
+def add_network_options(parser: argparse.ArgumentParser, activation: str) -> None:
+    """Options that all networks share."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--activation",
+        type=one_of("activation", ACTIVATIONS),
+        default=activation,
+        metavar="NAME",
+        help=f"of the hidden layers: {', '.join(ACTIVATIONS)} (default: %(default)s)",
+    )
+    group.add_argument(
+        "--residual",
+        type=one_of("residual", ("scaled", "rezero")),
+        metavar="KIND",
+        help="skip connections: scaled (branches times 1/sqrt(layers)) or rezero (default: none)",
+    )
+
+
+def make_parser(commands: Sequence[Any]) -> Parser:
+    """The whole parser, from the command modules: each has NAME, HELP, add_options and run."""
+    from rich_argparse import RawDescriptionRichHelpFormatter
+
+    parser = Parser(
+        prog="vanishjax",
+        description="Keeps deep networks learning where gradients vanish.",
+        formatter_class=RawDescriptionRichHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", parser_class=Parser)
+    for command in commands:
+        sub = subparsers.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=command.__doc__,
+            formatter_class=RawDescriptionRichHelpFormatter,
+        )
+        command.add_options(sub)
+        sub.set_defaults(run=command.run, parser=sub)
+    return parser
+
+
+def warn(message: str) -> None:
+    """One line on standard error."""
+    print(f"vanishjax: {message}", file=sys.stderr)

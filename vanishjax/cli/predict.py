@@ -1,0 +1,70 @@
+"""Classify an image with a trained network.
+
+The image may have any size or mode: it is converted to grey at the network's own size, and
+inverted when it is dark ink on white paper.
+"""
+
+import argparse
+from pathlib import Path
+
+from vanishjax.cli.train import MODEL_FILE
+from vanishjax.cli.train import NAME as TRAIN
+
+NAME = "predict"
+HELP = "classify an image with a trained network"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's options."""
+    parser.add_argument("image", metavar="IMAGE", help="a PNG, JPEG, BMP or GIF file")
+    parser.add_argument(
+        "--model",
+        metavar="DIR|FILE",
+        help=f"the folder of a training run, or its {MODEL_FILE} (default: the newest under runs/)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the probabilities as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Reads the image, runs the network and prints class probabilities."""
+    from vanishjax.cli.output import latest_folder
+
+    given = latest_folder(TRAIN, MODEL_FILE) if options.model is None else Path(options.model)
+    if given is None:
+        raise ValueError(
+            f"no trained model under runs/; run `vanishjax {TRAIN}` first, or name one with --model"
+        )
+    path = given / MODEL_FILE if given.is_dir() else given
+
+    from vanishjax.training.data import Normalization, read_image
+
+    # The image is looked at before the heavy imports: a wrong path should cost no wait.
+    read_image(options.image)
+
+    import jax
+    import jax.numpy as jnp
+    from rich.console import Console
+
+    from vanishjax.cli.output import to_json
+    from vanishjax.model_file import load_model
+    from vanishjax.report import text
+
+    model = load_model(path)
+    description = model.description
+    if description["image_shape"] is None:
+        raise ValueError(
+            f"{path}: was trained on {description['data']}, whose inputs are no images"
+        )
+    if description["classes"] is None:
+        raise ValueError(f"{path}: predicts a number, not classes; train it with cross_entropy")
+    image = read_image(options.image, tuple(description["image_shape"]))
+    pixels = image.reshape(1, -1) * (description["pixel_max"] or 1)
+    inputs = Normalization.from_dict(description["normalization"]).apply(pixels)
+    logits = model.predict_fn(model.params, jnp.asarray(inputs))[0]
+    probabilities = [float(p) for p in jax.nn.softmax(logits.astype(jnp.float32))]
+    best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    if options.json:
+        print(to_json({"image": options.image, "class": best, "probabilities": probabilities}))
+    else:
+        Console(highlight=False).print(text.probability_table(probabilities))
+    return 0

@@ -1,0 +1,319 @@
+"""Train an MLP, score it on test data, and save it with its learning curves.
+
+The article's runs:
+  vanishjax train --data mnist --hidden 64,32 --optimizer adam --epochs 5 --batch-size 64
+  vanishjax train --data mnist --optimizer sgd --momentum 0.9 --nesterov
+  vanishjax train --data mnist --optimizer nadam
+  vanishjax train --data mnist --loss squared_error     (one linear output, scored by its MAE)
+"""
+
+import argparse
+import math
+import sys
+from typing import Any
+
+from vanishjax.cli.options import (
+    OPTIMIZERS,
+    add_data_options,
+    add_network_options,
+    add_output_options,
+    list_of,
+    number,
+    one_of,
+    warn,
+    whole,
+)
+
+NAME = "train"
+HELP = "train a network and save it"
+MODEL_FILE, RESULT_FILE, CURVES_FILE = "model.safetensors", "train.json", "curves.png"
+
+# Those of Keras, which most readers of the literature start from; Lion wants a tenth of Adam's.
+LEARNING_RATES = {
+    "sgd": 0.01,
+    "adam": 0.001,
+    "adamw": 0.001,
+    "nadam": 0.001,
+    "nadamw": 0.001,
+    "rmsprop": 0.001,
+    "lion": 0.0001,
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's options."""
+    add_network_options(parser, activation="relu")
+    parser.add_argument(
+        "--hidden",
+        type=list_of(whole(1)),
+        metavar="WIDTHS",
+        help="widths of the hidden layers, such as 64,32 (the default)",
+    )
+    parser.add_argument(
+        "--depth", type=whole(1), metavar="D", help="number of hidden layers, instead of --hidden"
+    )
+    parser.add_argument(
+        "--width", type=whole(1), metavar="W", help="their width, with --depth (default: 64)"
+    )
+    parser.add_argument(
+        "--loss",
+        type=one_of("loss", ("cross_entropy", "squared_error")),
+        default="cross_entropy",
+        metavar="NAME",
+        help="cross_entropy (classes) or squared_error (one linear output) (default: %(default)s)",
+    )
+    group = parser.add_argument_group("optimizer")
+    group.add_argument(
+        "--optimizer",
+        type=one_of("optimizer", OPTIMIZERS),
+        default="adam",
+        metavar="NAME",
+        help=f"{', '.join(OPTIMIZERS)} (default: %(default)s)",
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=number(above=0.0),
+        metavar="RATE",
+        help="(default: 0.001; sgd 0.01, lion 0.0001)",
+    )
+    group.add_argument(
+        "--momentum", type=number(0.0, 1.0), metavar="DECAY", help="for sgd and rmsprop"
+    )
+    group.add_argument("--nesterov", action="store_true", help="momentum that looks one step ahead")
+    group.add_argument(
+        "--weight-decay", type=number(0.0), metavar="RATE", help="for adamw, nadamw and lion"
+    )
+    group.add_argument(
+        "--clip-norm", type=number(above=0.0), metavar="NORM", help="largest global gradient norm"
+    )
+    group.add_argument("--epochs", type=whole(1), metavar="N", help="(default: 5; --quick 1)")
+    group.add_argument(
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="decides the data split, the parameters and the order (default: %(default)s)",
+    )
+    group.add_argument("--quick", action="store_true", help="one epoch")
+    add_data_options(parser)
+    parser.add_argument(
+        "--dtype",
+        type=one_of("dtype", ("float32", "bfloat16")),
+        default="float32",
+        metavar="TYPE",
+        help="of inputs, parameters and computation: float32 or bfloat16 (default: %(default)s)",
+    )
+    add_output_options(parser, f"{MODEL_FILE}, {RESULT_FILE} and {CURVES_FILE}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, scores and saves."""
+    hidden, epochs = _hidden(options), options.epochs or (1 if options.quick else 5)
+    _check_optimizer_options(options)
+
+    from vanishjax.cli.output import environment, open_folder, write_json
+    from vanishjax.training.data import load_dataset
+
+    files = (MODEL_FILE, RESULT_FILE, CURVES_FILE)
+    regression = options.loss == "squared_error"
+    dataset = load_dataset(
+        options.data,
+        data_dir=options.data_dir,
+        validation_split=options.validation_split,
+        seed=options.seed,
+        dtype=options.dtype,
+        targets="real" if regression else "classes",
+        progress=_download_line,
+    )
+    if options.batch_size > len(dataset.train):
+        raise ValueError(
+            f"--batch-size {options.batch_size}: there are only {len(dataset.train)} training "
+            "examples"
+        )
+    folder = open_folder(NAME, options.out, files, options.overwrite)
+
+    import jax
+    from rich.console import Console
+
+    from vanishjax import losses
+    from vanishjax.model_file import TrainedModel, save_model
+    from vanishjax.models import mlp_problem
+    from vanishjax.report import plots, text
+    from vanishjax.training import Progress, TrainState, fit, make_evaluate
+
+    console = Console(stderr=True, highlight=False)
+    problem = mlp_problem(
+        dataset.train.inputs.shape[1],
+        hidden,
+        1 if regression else dataset.classes,
+        activation=options.activation,
+        residual=options.residual,
+        loss=options.loss,
+        tx=_make_optimizer(options),
+        key=jax.random.key(options.seed),
+        dtype=options.dtype,
+        param_dtype=options.dtype,
+    )
+    score_name = "mean_absolute_error" if regression else "accuracy"
+    score_fn, loss_of_outputs = getattr(losses, score_name), getattr(losses, options.loss)
+
+    def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        inputs, labels = batch
+        outputs = problem.predict_fn(params, inputs)
+        return loss_of_outputs(outputs, labels), {score_name: score_fn(outputs, labels)}
+
+    def on_epoch(progress: Progress) -> None:
+        record = progress.record
+        names = ("loss", score_name, "validation_loss", f"validation_{score_name}")
+        line = text.epoch_line(
+            int(record["epoch"]),
+            progress.epochs,
+            {name: record[name] for name in names},
+            progress.steps_per_second,
+            progress.remaining_seconds,
+        )
+        console.print(line, soft_wrap=True)
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation,"
+        f" {len(dataset.test):,} test examples; {parameters:,} parameters; {options.optimizer}",
+        soft_wrap=True,
+    )
+    train, validation, test = (
+        (part.inputs, part.labels) for part in (dataset.train, dataset.validation, dataset.test)
+    )
+    state, history = fit(
+        loss_fn,
+        problem.tx,
+        TrainState.create(problem.params, problem.tx, jax.random.key(options.seed)),
+        train,
+        epochs=epochs,
+        batch_size=options.batch_size,
+        validation=validation,
+        has_aux=True,
+        on_epoch=on_epoch,
+    )
+    scores = make_evaluate(loss_fn, has_aux=True)(state.params, test)
+    architecture = {
+        "in_features": dataset.train.inputs.shape[1],
+        "hidden": list(hidden),
+        "classes": problem.config["classes"],
+        "activation": options.activation,
+        "residual": options.residual,
+        "scan": "hidden_stack" in state.params,
+        "dtype": options.dtype,
+        "param_dtype": options.dtype,
+    }
+    description = {
+        "data": dataset.name,
+        "image_shape": dataset.image_shape,
+        "pixel_max": dataset.pixel_max,
+        "classes": dataset.classes,
+        "normalization": dataset.normalization.to_dict(),
+    }
+    result = {
+        "command": NAME,
+        "settings": {**architecture, **_settings(options, epochs)},
+        "examples": {
+            "train": len(train[0]),
+            "validation": len(validation[0]),
+            "test": len(test[0]),
+        },
+        "parameters": parameters,
+        "history": history.to_dict(),
+        "interrupted": history.interrupted,
+        "test_loss": scores["loss"],
+        "test_accuracy": scores.get("accuracy"),
+        "test_mean_absolute_error": scores.get("mean_absolute_error"),
+        "environment": environment(),
+    }
+    save_model(folder / MODEL_FILE, TrainedModel(state.params, architecture, description))
+    printed = write_json(folder / RESULT_FILE, result)
+    title = f"{options.optimizer} on {dataset.name}, hidden layers {','.join(map(str, hidden))}"
+    plots.learning_curves(history.to_dict(), folder / CURVES_FILE, title)
+    if options.json:
+        print(printed, end="")
+    else:
+        print(
+            f"test loss {scores['loss']:.4f}  test {score_name.replace('_', ' ')} "
+            f"{scores[score_name]:.4f}"
+        )
+        print(f"saved {', '.join(files)} in {folder}")
+        if dataset.image_shape is not None and not regression:
+            print(f"next: vanishjax predict IMAGE.png --model {folder}")
+    if history.interrupted:
+        warn(
+            f"interrupted in epoch {int(history.last['epoch'])} of {epochs}; what was done is saved"
+        )
+        return 130
+    if not math.isfinite(history.last["loss"]):
+        warn(f"error: the loss became {history.last['loss']}; try a smaller --learning-rate")
+        return 1
+    return 0
+
+
+def _hidden(options: argparse.Namespace) -> tuple[int, ...]:
+    if options.depth is not None:
+        if options.hidden is not None:
+            raise ValueError("--depth and --hidden both say how many layers there are; give one")
+        return (options.width or 64,) * options.depth
+    if options.width is not None:
+        raise ValueError("--width goes with --depth; --hidden lists the widths itself")
+    return options.hidden or (64, 32)
+
+
+def _check_optimizer_options(options: argparse.Namespace) -> None:
+    allowed = {
+        "momentum": ("sgd", "rmsprop"),
+        "weight_decay": ("adamw", "nadamw", "lion"),
+    }
+    for option, names in allowed.items():
+        if getattr(options, option) is not None and options.optimizer not in names:
+            raise ValueError(
+                f"--{option.replace('_', '-')} goes with --optimizer {' or '.join(names)}, "
+                f"not {options.optimizer}"
+            )
+    if options.nesterov and options.optimizer == "adam":
+        raise ValueError("--nesterov with adam is --optimizer nadam")
+    if options.nesterov and options.momentum is None:
+        raise ValueError("--nesterov needs --momentum, such as --momentum 0.9")
+
+
+def _make_optimizer(options: argparse.Namespace) -> Any:
+    import optax
+
+    from vanishjax import optimizers, transforms
+
+    arguments: dict[str, Any] = {}
+    if options.momentum is not None:
+        arguments |= {"momentum": options.momentum, "nesterov": options.nesterov}
+    if options.weight_decay is not None:
+        arguments["weight_decay"] = options.weight_decay
+    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
+    optimizer = getattr(optimizers, options.optimizer)(rate, **arguments)
+    if options.clip_norm is None:
+        return optimizer
+    return optax.chain(transforms.clip_by_global_norm(options.clip_norm), optimizer)
+
+
+def _settings(options: argparse.Namespace, epochs: int) -> dict[str, Any]:
+    return {
+        "data": options.data,
+        "loss": options.loss,
+        "optimizer": options.optimizer,
+        "learning_rate": options.learning_rate or LEARNING_RATES[options.optimizer],
+        "momentum": options.momentum,
+        "nesterov": options.nesterov,
+        "weight_decay": options.weight_decay,
+        "clip_norm": options.clip_norm,
+        "epochs": epochs,
+        "batch_size": options.batch_size,
+        "validation_split": options.validation_split,
+        "seed": options.seed,
+    }
+
+
+def _download_line(file: str, done: int, total: int | None) -> None:
+    size = f"{done / 1e6:.1f}" + (f" of {total / 1e6:.1f}" if total else "")
+    print(f"\rdownloading {file}: {size} MB", end="", file=sys.stderr, flush=True)
