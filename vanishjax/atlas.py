@@ -6,7 +6,6 @@ that is reported is the test data's.
 """
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +18,7 @@ import numpy as np
 import optax
 
 from vanishjax import losses, numerics, optimizers
-from vanishjax.models import Activation, Residual, mlp_problem
-from vanishjax.problem import Problem
+from vanishjax.models import MLP, Activation, Residual
 from vanishjax.training import TrainState, local_step
 
 Arrays = tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
@@ -53,6 +51,9 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
     }
 )
 """What can be compared, by name."""
+
+# Of a program that runs but a few times: to optimise it takes longer than it would save.
+_RUNS_ONCE = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +98,14 @@ class Grid:
 
 
 class Start(NamedTuple):
-    """Networks of one depth before training, shared by all optimizers; leaves are `[seeds, ...]`."""
+    """Networks of one depth before training, shared by all optimizers; leaves are `[seeds, ...]`.
 
-    problem: Problem
+    `accuracy` is compiled once for them all: it takes parameters `[rates, seeds, ...]` and data, and
+    gives `[rates, seeds]`.
+    """
+
+    predict_fn: Callable[[Any, jax.typing.ArrayLike], jax.Array]
+    accuracy: Callable[[Any, Arrays], jax.Array]
     params: Any
     first_layer_gradient: jax.Array
     last_layer_gradient: jax.Array
@@ -123,28 +129,34 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
       >>> start.params["hidden_stack"]["kernel"].shape, start.first_layer_gradient.shape
       ((2, 2, 32, 32), (2,))
     """
-    network = functools.partial(
-        mlp_problem,
-        np.shape(train[0])[1],
+    model = MLP(
         (grid.width,) * depth,
         classes,
         activation=grid.activation,
         residual=grid.residual,
+        # A stack of one layer is no shorter to compile.
+        scan=depth > 2,
     )
-    problem = network()
     batch = jax.tree.map(lambda a: a[: grid.batch_size], train)
 
-    # Not under vmap: random numbers for one network compile three times as fast.
-    draw = jax.jit(lambda seed: network(key=jax.random.key(seed)).params)
-    drawn = [draw(jnp.uint32(seed)) for seed in grid.seeds]
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+    def predict_fn(params: Any, inputs: jax.typing.ArrayLike) -> jax.Array:
+        return model.apply({"params": params}, inputs)
 
-    def gradients(params: Any) -> tuple[jax.Array, jax.Array]:
-        gradient = jax.grad(problem.loss_fn)(params, batch)
+    def draw(seed: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        params = model.init(jax.random.key(seed), batch[0][:1])["params"]
+        gradient = jax.grad(_loss(predict_fn))(params, batch)
         first, last = gradient["hidden_0"]["kernel"], gradient["output"]["kernel"]
-        return numerics.rms(first), numerics.rms(last)
+        return params, numerics.rms(first), numerics.rms(last)
 
-    return Start(problem, params, *jax.jit(jax.vmap(gradients))(params))
+    # Not under vmap: random numbers for one network compile three times as fast.
+    draw_one = jax.jit(draw, compiler_options=_RUNS_ONCE)
+    drawn = [draw_one(jnp.uint32(seed)) for seed in grid.seeds]
+
+    def accuracy(params: Any, data: Arrays) -> jax.Array:
+        return losses.accuracy(predict_fn(params, data[0]), data[1])
+
+    every_accuracy = jax.jit(jax.vmap(jax.vmap(accuracy, (0, None)), (0, None)))
+    return Start(predict_fn, every_accuracy, *jax.tree.map(lambda *a: jnp.stack(a), *drawn))
 
 
 def train_cell(
@@ -173,25 +185,24 @@ def train_cell(
     """
     contender = CONTENDERS[optimizer]
     rates = grid.learning_rates or contender.learning_rates
-    loss_fn, predict_fn = start.problem.loss_fn, start.problem.predict_fn
-    train, validation, test = jax.tree.map(jnp.asarray, (train, validation, test))
+    train = jax.tree.map(jnp.asarray, train)
     orders = np.stack([_example_order(seed, grid, len(train[0])) for seed in grid.seeds])
 
-    def accuracy(params: Any, data: Arrays) -> jax.Array:
-        return losses.accuracy(predict_fn(params, data[0]), data[1])
-
-    def run(rate: jax.Array, params: Any, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(rate: jax.Array, params: Any, order: jax.Array) -> Any:
         tx = contender.make(rate)
-        step = local_step(loss_fn, tx)
+        step = local_step(_loss(start.predict_fn), tx)
         # Nothing in these steps is random: the key is never used.
         state = TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), jnp.zeros([]))
         end, _ = jax.lax.scan(
             lambda s, rows: (step(s, jax.tree.map(lambda a: a[rows], train))[0], None), state, order
         )
-        return accuracy(end.params, validation), accuracy(end.params, test)
+        return end.params
 
     every_run = jax.jit(jax.vmap(jax.vmap(run, (None, 0, 0)), (0, None, None)))
-    on_validation, on_test = map(np.asarray, every_run(jnp.array(rates), start.params, orders))
+    ends = every_run(jnp.array(rates), start.params, orders)
+    on_validation, on_test = (
+        np.asarray(start.accuracy(ends, data), np.float64) for data in (validation, test)
+    )
     scores = on_validation.mean(axis=1)
     best = int(np.argmax(scores))
     return {
@@ -250,6 +261,10 @@ def measure(
                 "steps": examples // grid.batch_size * grid.epochs,
                 "seconds": time.perf_counter() - started,
             }
+
+
+def _loss(predict_fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Arrays], jax.Array]:
+    return lambda params, batch: losses.cross_entropy(predict_fn(params, batch[0]), batch[1])
 
 
 def _example_order(seed: int, grid: Grid, examples: int) -> np.ndarray:

@@ -160,16 +160,18 @@ def bias_correction(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
     return 1 - decay**count
 
 
-def add_in_root(root: jax.Array, square: jax.typing.ArrayLike) -> jax.Array:
-    """`sqrt(root^2 + square)`; nothing is computed for a square known to be zero.
+def add_in_root(
+    root: jax.Array, square: jax.typing.ArrayLike, unit: jax.typing.ArrayLike = 1.0
+) -> jax.Array:
+    """`sqrt(root^2 + square unit^2)`; nothing is computed for a square known to be zero.
 
     Example:
-      >>> print(add_in_root(jnp.array(3e-30), 0.0), add_in_root(jnp.array(3.0), 16.0))
-      3e-30 5.0
+      >>> print(add_in_root(jnp.array(3e-30), 0.0), add_in_root(jnp.array(6.0), 16.0, 2.0))
+      3e-30 10.0
     """
     if isinstance(square, int | float) and square == 0:
         return root
-    return hypot(root, jnp.sqrt(jnp.asarray(square, root.dtype)))
+    return hypot(root, jnp.sqrt(jnp.asarray(square, root.dtype)) * unit)
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
@@ -206,6 +208,8 @@ def _split_norm(
     return jax.lax.cond(trusted, as_is, rescaled)
 
 
+# Compiled as a whole, so that outside a jit the branches aren't compiled anew at every call.
+@functools.partial(jax.jit, static_argnames="axes", inline=True)
 def split_norm(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, jax.Array]:
     """The 2-norm over `axes` as `(scale, rest)`, norm = scale * rest, scale a power of two.
 
@@ -277,6 +281,7 @@ def rms(x: jax.typing.ArrayLike, axes: Axes = None, keepdims: bool = False) -> j
     return jnp.squeeze(mean, axis=tuple(range(mean.ndim)) if axes is None else axes)
 
 
+@functools.partial(jax.jit, inline=True)
 def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
     """The 2-norm of all leaves together as `(scale, rest)`: see `split_norm`."""
     leaves = [upcast(x) for x in jax.tree.leaves(tree)]

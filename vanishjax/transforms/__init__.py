@@ -1,28 +1,69 @@
 """Pure gradient transforms in the optax protocol, a file a concept."""
 
-from vanishjax.transforms.adam import ScaleByAdamState, scale_by_adam
-from vanishjax.transforms.clipping import clip_by_global_norm
+from vanishjax.transforms.adam import ScaleByAdamState, scale_by_adam, scale_by_adam_atan2
+from vanishjax.transforms.clipping import adaptive_clip, clip_by_global_norm, clip_by_layer_norm
+from vanishjax.transforms.conversion import convert_state
 from vanishjax.transforms.momentum import MomentumState, momentum, nesterov
+from vanishjax.transforms.normalization import (
+    centralize,
+    normalize_by_layer,
+    scale_by_trust_ratio,
+)
+from vanishjax.transforms.orthogonalization import (
+    NEWTON_SCHULZ,
+    Coefficients,
+    ScaleByMuonState,
+    orthogonalize,
+    scale_by_muon,
+    scale_by_shape,
+)
 from vanishjax.transforms.rms import (
     ScaleByRmsState,
     ScaleByStddevState,
     scale_by_rms,
     scale_by_stddev,
 )
+from vanishjax.transforms.safety import (
+    DynamicLossScaleState,
+    SkipNonfiniteState,
+    dynamic_loss_scale,
+    read_loss_scale,
+    read_skipped,
+    skip_nonfinite,
+)
 from vanishjax.transforms.sign import ScaleByLionState, scale_by_lion, scale_by_sign
 
 __all__ = [
+    "Coefficients",
+    "DynamicLossScaleState",
     "MomentumState",
+    "NEWTON_SCHULZ",
     "ScaleByAdamState",
     "ScaleByLionState",
+    "ScaleByMuonState",
     "ScaleByRmsState",
     "ScaleByStddevState",
+    "SkipNonfiniteState",
+    "adaptive_clip",
+    "centralize",
     "clip_by_global_norm",
+    "clip_by_layer_norm",
+    "convert_state",
+    "dynamic_loss_scale",
     "momentum",
     "nesterov",
+    "normalize_by_layer",
+    "orthogonalize",
+    "read_loss_scale",
+    "read_skipped",
     "scale_by_adam",
+    "scale_by_adam_atan2",
     "scale_by_lion",
+    "scale_by_muon",
     "scale_by_rms",
+    "scale_by_shape",
     "scale_by_sign",
     "scale_by_stddev",
+    "scale_by_trust_ratio",
+    "skip_nonfinite",
 ]

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from vanishjax import numerics
+from vanishjax.layers import Layers
+from vanishjax.transforms.per_layer import per_layer
 from vanishjax.validation import check_floating, check_non_negative
 
 
@@ -47,13 +49,106 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike = 1.0) -> optax.GradientT
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
         scale, rest = numerics.split_global_norm(updates)
-        within = scale * rest < max_norm
-        inverse = 1 / scale
-
-        def clip(g: jax.Array) -> jax.Array:
-            g = numerics.upcast(g)
-            return jnp.where(within, g, numerics.divide(g * inverse, rest) * max_norm)
-
-        return numerics.cast_like(jax.tree.map(clip, updates), updates), state
+        clipped = jax.tree.map(lambda g: _clip(numerics.upcast(g), scale, rest, max_norm), updates)
+        return numerics.cast_like(clipped, updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def clip_by_layer_norm(
+    max_norm: jax.typing.ArrayLike = 1.0, layers: Layers | None = None
+) -> optax.GradientTransformation:
+    r"""Scales each layer's update down so that its norm is at most `max_norm`.
+
+    .. math:: u_l = g_l \min(1, c / \|g_l\|)
+
+    Unlike clipping by the global norm, one exploding layer doesn't shrink the others' updates.
+
+    Args:
+      max_norm: c, the largest 2-norm of a layer.
+      layers: Division of the tree into layers; derived from the parameters if None.
+
+    Returns:
+      A stateless transform; updates keep shape and type.
+
+    Raises:
+      ValueError: A negative max_norm; at `init`, a leaf that is not floating point, or layers of
+        another tree.
+
+    Example:
+      >>> tx = clip_by_layer_norm(1.0)
+      >>> gradient = {"a": jnp.array([3e30, 4e30]), "b": jnp.array([0.5])}
+      >>> update, _ = tx.update(gradient, tx.init(gradient))
+      >>> print(update["a"].round(3), update["b"])
+      [0.6 0.8] [0.5]
+
+    References:
+      Pascanu et al., On the difficulty of training recurrent neural networks, 2013, algorithm 1,
+      for each layer.
+    """
+    check_non_negative("max_norm", max_norm)
+
+    def clip(update: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        return _clip(update, *numerics.split_norm(update, axes), max_norm)
+
+    return per_layer(clip, layers)
+
+
+def adaptive_clip(
+    clipping: jax.typing.ArrayLike = 0.01,
+    eps: jax.typing.ArrayLike = 1e-3,
+    layers: Layers | None = None,
+) -> optax.GradientTransformation:
+    r"""Clips each unit's gradient to a share of its parameters' norm (AGC).
+
+    .. math:: u_i = g_i \min\Bigl(1, \frac{\lambda \max(\|w_i\|, \epsilon)}{\|g_i\|}\Bigr)
+
+    A unit is what feeds one output: a column of a kernel `[in, out]` or `[in, heads, dim]`, a
+    filter of a convolution `[..., in, out]`, a whole bias.
+
+    Args:
+      clipping: lambda, the largest ratio of the norms.
+      eps: Least norm that a unit's parameters count for, so that zero ones can move.
+      layers: Division of the tree into layers; derived from the parameters if None. Optax takes
+        a stack `[layers, in, out]` for one kernel and its layers for the inputs.
+
+    Returns:
+      A stateless transform with `optax.adaptive_grad_clip`'s values on single layers.
+
+    Raises:
+      ValueError: A negative argument; at `init`, a leaf that is not floating point, or layers of
+        another tree; `update` without parameters.
+
+    Example:
+      >>> tx = adaptive_clip(0.1)
+      >>> params, gradient = jnp.array([3.0, 4.0]), jnp.array([3e30, 4e30])
+      >>> print(tx.update(gradient, tx.init(params), params)[0].round(3))
+      [0.3 0.4]
+
+    References:
+      Brock et al., High-performance large-scale image recognition without normalization, 2021,
+      equation (3).
+    """
+    check_non_negative("clipping", clipping)
+    check_non_negative("eps", eps)
+
+    def clip(update: jax.Array, param: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        unit = _unit_axes(update.shape, axes)
+        largest = clipping * jnp.maximum(numerics.norm(param, unit, keepdims=True), eps)
+        return _clip(update, *numerics.split_norm(update, unit), largest)
+
+    return per_layer(clip, layers, with_params=True)
+
+
+def _clip(
+    g: jax.Array, scale: jax.Array, rest: jax.Array, max_norm: jax.typing.ArrayLike
+) -> jax.Array:
+    """Scales `g`, of norm scale * rest, down to `max_norm`."""
+    clipped = numerics.divide(g * (1 / scale), rest) * max_norm
+    return jnp.where(scale * rest < max_norm, g, clipped)
+
+
+def _unit_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    if sum(shape[axis] > 1 for axis in axes) <= 1:
+        return axes
+    return axes[:1] if len(axes) <= 3 else axes[:-1]

@@ -164,7 +164,7 @@ def _next_root(updates: optax.Updates, roots: optax.Updates, decay: Any) -> opta
 
 def _rescale(g: jax.Array, root: jax.Array, eps: Any, eps_in_sqrt: bool) -> jax.Array:
     if eps_in_sqrt:
-        denominator = numerics.add_in_root(root, numerics.LIFT**2 * eps)
+        denominator = numerics.add_in_root(root, eps, numerics.LIFT)
     else:
         denominator = root + numerics.LIFT * eps
     return numerics.divide(numerics.LIFT * numerics.upcast(g), denominator)

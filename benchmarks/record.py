@@ -1,0 +1,73 @@
+"""What every benchmark writes: results as JSON, with commit, versions and device."""
+
+import argparse
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the options that all benchmarks share."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
+    made.add_argument("--quick", action="store_true", help="a smaller run, not for quoting")
+    return made
+
+
+def spread(samples: list[float]) -> dict[str, Any]:
+    """Median, quartiles and every sample."""
+    low, middle, high = np.percentile(samples, [25, 50, 75]).tolist()
+    return {"median": middle, "quartiles": [low, high], "samples": samples}
+
+
+def write(name: str, out: Path, settings: dict[str, Any], results: Any) -> Path:
+    """Writes `<out>/<name>.json`."""
+    device = jax.devices()[0]
+    content = {
+        "benchmark": name,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "vanishjax", "benchmarks")),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "host_cores": len(__import__("os").sched_getaffinity(0)),
+        },
+        "settings": settings,
+        "results": results,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"wrote {path}")
+    return path
+
+
+PACKAGES = ("vanishjax", "jax", "jaxlib", "flax", "optax", "numpy", "keras", "torch")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,221 @@
+"""Orthogonalised updates: Newton-Schulz iteration and Muon's momentum."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vanishjax import numerics
+from vanishjax.layers import Layers
+from vanishjax.transforms.moments import first_moment
+from vanishjax.transforms.per_layer import check_layers, per_layer
+from vanishjax.validation import check_decay, check_non_negative
+
+Coefficients = tuple[float, float, float]
+
+# The quintic with the steepest slope at zero that keeps singular values near 1 (Jordan 2024).
+NEWTON_SCHULZ: Coefficients = (3.4445, -4.7750, 2.0315)
+
+
+def newton_schulz(
+    x: jax.Array, steps: int = 5, coefficients: Coefficients = NEWTON_SCHULZ
+) -> jax.Array:
+    r"""Brings a matrix's singular values close to 1 and leaves its singular vectors.
+
+    With (a, b, c) the coefficients, `steps` times from X = x / |x|:
+
+    .. math:: X \leftarrow a X + (b A + c A^2) X, \quad A = X X^T
+
+    Args:
+      x: `[..., m, n]`; tall matrices are transposed for the iteration.
+      steps: Number of iterations.
+      coefficients: (a, b, c); the default converges to about .7 .. 1.2, not to 1.
+
+    Returns:
+      Array of x's shape in the accumulator type; zeros stay zero.
+
+    Example:
+      >>> x = jnp.diag(jnp.array([1e-30, 2e-30]))
+      >>> bool(jnp.all(jnp.abs(jnp.diag(newton_schulz(x)) - 1) < 0.35))
+      True
+
+    References:
+      Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
+    """
+    a, b, c = coefficients
+    scale, rest = numerics.split_norm(x, (x.ndim - 2, x.ndim - 1))
+    x = numerics.divide(numerics.upcast(x) * (1 / scale), rest)
+    tall = x.shape[-2] > x.shape[-1]
+    x = jnp.swapaxes(x, -1, -2) if tall else x
+    for _ in range(steps):
+        gram = x @ jnp.swapaxes(x, -1, -2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return jnp.swapaxes(x, -1, -2) if tall else x
+
+
+def orthogonalize(
+    steps: int = 5,
+    coefficients: Coefficients = NEWTON_SCHULZ,
+    layers: Layers | None = None,
+) -> optax.GradientTransformation:
+    """Orthogonalises each matrix: all its singular directions get a step of about one size.
+
+    Args:
+      steps: Newton-Schulz iterations.
+      coefficients: Of the iteration, see `newton_schulz`.
+      layers: Division of the tree into layers; derived from the parameters if None. A stack of
+        matrices is orthogonalised matrix by matrix, in one batched product.
+
+    Returns:
+      A stateless transform; kernels `[..., in, out]` of convolutions count as matrices
+      `[... * in, out]`, arrays of fewer than two axes are left as they are.
+
+    Raises:
+      ValueError: Negative steps; at `init`, a leaf that is not floating point, or layers of
+        another tree.
+
+    Example:
+      >>> tx = orthogonalize()
+      >>> gradient = {"kernel": 1e-30 * jnp.eye(3), "bias": jnp.array([5.0])}
+      >>> update, _ = tx.update(gradient, tx.init(gradient))
+      >>> bool(jnp.allclose(update["kernel"], jnp.eye(3), atol=0.35)), update["bias"]
+      (True, Array([5.], dtype=float32))
+
+    References:
+      Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024; Bernstein and
+      Newhouse, Old optimizer, new norm: an anthology, 2024, for why.
+    """
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}")
+
+    def direction(update: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        if len(axes) < 2:
+            return update
+        matrices = _as_matrices(update, axes)
+        return _from_matrices(newton_schulz(matrices, steps, coefficients), update.shape, axes)
+
+    return per_layer(direction, layers)
+
+
+class ScaleByMuonState(NamedTuple):
+    """Count of steps and the momentum, times `numerics.LIFT`."""
+
+    count: jax.Array
+    mu: optax.Updates
+
+
+def scale_by_muon(
+    ns_coeffs: Coefficients = NEWTON_SCHULZ,
+    ns_steps: int = 5,
+    beta: jax.typing.ArrayLike = 0.95,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    layers: Layers | None = None,
+) -> optax.GradientTransformation:
+    """Orthogonalised momentum: the direction of Muon.
+
+    Args:
+      ns_coeffs: Of the Newton-Schulz iteration.
+      ns_steps: Number of its iterations.
+      beta: Decay of the momentum, in [0, 1).
+      mu_dtype: Type of the momentum; None keeps float32 at least.
+      nesterov: Whether the momentum looks one step ahead.
+      layers: Division of the tree into layers; derived from the parameters if None.
+
+    Returns:
+      A transform with the values of `optax.contrib.scale_by_muon`; arrays of fewer than two axes
+      get the plain momentum.
+
+    Raises:
+      ValueError: As in `orthogonalize`, or beta outside [0, 1).
+
+    Example:
+      >>> tx = scale_by_muon()
+      >>> gradient = 1e-30 * jnp.eye(3)
+      >>> update, state = tx.update(gradient, tx.init(gradient))
+      >>> bool(jnp.allclose(update, jnp.eye(3), atol=0.35))
+      True
+
+    References:
+      Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
+    """
+    check_decay("beta", beta)
+    direction = orthogonalize(ns_steps, ns_coeffs, layers)
+
+    def init_fn(params: optax.Params) -> ScaleByMuonState:
+        check_layers(layers, params)
+        return ScaleByMuonState(jnp.zeros([], jnp.int32), numerics.zeros_like(params, mu_dtype))
+
+    def update_fn(
+        updates: optax.Updates, state: ScaleByMuonState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScaleByMuonState]:
+        del params
+        count = optax.safe_increment(state.count)
+        mu, mean = first_moment(updates, state.mu, beta, count, look_ahead=nesterov)
+        mean = jax.tree.map(lambda m: m / numerics.LIFT, mean)
+        steps, _ = direction.update(mean, optax.EmptyState())
+        return numerics.cast_like(steps, updates), ScaleByMuonState(
+            count, numerics.cast_like(mu, state.mu)
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def scale_by_shape(
+    consistent_rms: float | None = None, layers: Layers | None = None
+) -> optax.GradientTransformation:
+    r"""Scales each matrix's step by its shape, so that one learning rate suits all widths.
+
+    By :math:`\sqrt{\max(1, out / in)}`, or by :math:`c \sqrt{\max(in, out)}`, which gives an
+    orthogonal step the root mean square c whatever the shape.
+
+    Args:
+      consistent_rms: c; .2 matches Adam's steps. None for the first formula.
+      layers: Division of the tree into layers; derived from the parameters if None.
+
+    Returns:
+      A stateless transform with `optax.contrib.scale_by_shape`'s values; arrays of fewer than two
+      axes are left as they are.
+
+    Raises:
+      ValueError: A negative consistent_rms; at `init`, a leaf that is not floating point, or layers
+        of another tree.
+
+    Example:
+      >>> tx = scale_by_shape()
+      >>> print(tx.update(jnp.ones((1, 4)), tx.init(jnp.ones((1, 4))))[0])
+      [[2. 2. 2. 2.]]
+
+    References:
+      Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024; Liu et al., Muon
+      is scalable for LLM training, 2025, equation (4), for consistent_rms.
+    """
+    check_non_negative("consistent_rms", consistent_rms)
+
+    def scale(update: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        if len(axes) < 2:
+            return update
+        inputs = math.prod(update.shape[axis] for axis in axes[:-1])
+        outputs = update.shape[axes[-1]]
+        if consistent_rms is None:
+            return update * max(1.0, outputs / max(1, inputs)) ** 0.5
+        return update * (consistent_rms * max(inputs, outputs) ** 0.5)
+
+    return per_layer(scale, layers)
+
+
+def _as_matrices(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`[stack, in, out]`: stack axes first, the last inner axis last."""
+    stack = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    x = jnp.transpose(x, stack + axes)
+    return x.reshape(math.prod(x.shape[: len(stack)]), -1, x.shape[-1])
+
+
+def _from_matrices(matrices: jax.Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+    stack = tuple(axis for axis in range(len(shape)) if axis not in axes)
+    order = stack + axes
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return jnp.transpose(matrices.reshape([shape[axis] for axis in order]), inverse)

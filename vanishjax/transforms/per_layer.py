@@ -1,0 +1,65 @@
+"""Transforms that treat every layer by itself, stacked or not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from vanishjax import numerics
+from vanishjax.layers import Layers, find_layers
+
+
+def layers_of(layers: Layers | None, tree: Any) -> Layers:
+    """`layers`, or the tree's own division where none was given."""
+    return find_layers(tree) if layers is None else layers
+
+
+def check_layers(layers: Layers | None, params: Any) -> None:
+    """Raises ValueError, naming the path, unless the layers are those of the parameters."""
+    find_layers(params)
+    if layers is not None:
+        layers.map(lambda leaf, axes: leaf, params)
+
+
+def per_layer(
+    fn: Callable[..., jax.Array], layers: Layers | None, *, with_params: bool = False
+) -> optax.GradientTransformation:
+    """The stateless transform that applies a function to every array of the tree.
+
+    Args:
+      fn: `fn(update, axes=axes)`, or `fn(update, param, axes=axes)`: gets float32 at least, and
+        `axes`, all but the stack axes; returns the new update.
+      layers: Division of the tree into layers; derived from the parameters if None.
+      with_params: Whether `fn` takes the parameter.
+
+    Returns:
+      The transform; updates keep shape and type.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = per_layer(lambda u, axes: u - jnp.mean(u, axes, keepdims=True), None)
+      >>> print(tx.update(jnp.array([1.0, 3.0]), tx.init(jnp.zeros(2)))[0])
+      [-1.  1.]
+    """
+
+    def init_fn(params: optax.Params) -> optax.EmptyState:
+        check_layers(layers, params)
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        if with_params and params is None:
+            raise ValueError(
+                "this transform needs the parameters: call update(updates, state, params)"
+            )
+        rest = (params,) if with_params else ()
+
+        def apply(update: jax.Array, *params: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+            return fn(numerics.upcast(update), *map(numerics.upcast, params), axes=axes)
+
+        steps = layers_of(layers, updates).map(apply, updates, *rest)
+        return numerics.cast_like(steps, updates), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
