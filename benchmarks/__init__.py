@@ -1,0 +1,1 @@
+"""Benchmarks: each module runs by `python -m benchmarks.<name>` and writes its JSON."""

@@ -126,6 +126,24 @@ def test_unknown_parallel():
         make_train_step(loss_fn, vj.sgd(0.1), parallel="threads")
 
 
+@pytest.mark.parametrize("parallel", [None, "pmap", "shard_map", "jit"])
+def test_loss_scale_is_applied_and_taken_off(parallel):
+    # In float16 this gradient, 1e-9, is zero unless the loss is scaled up.
+    def tiny(params, batch):
+        return jnp.mean((params["w"] * batch).astype(jnp.float16) * jnp.float16(6e-8)) / 64
+
+    params, batch = {"w": jnp.zeros(8, jnp.float16)}, jnp.full((8, 8), 2.0, jnp.float16)
+    plain = vj.sgd(1e4)
+    scaled = vj.dynamic_loss_scale(plain, initial_scale=2.0**14)
+    step = make_train_step(tiny, plain, parallel=parallel)
+    lost, _ = step(TrainState.create(params, plain), batch)
+    step = make_train_step(tiny, scaled, parallel=parallel)
+    kept, metrics = step(TrainState.create(params, scaled), batch)
+    np.testing.assert_array_equal(lost.params["w"], 0.0)
+    np.testing.assert_allclose(kept.params["w"], -1e4 * 8 * 2 * 6e-8 / 64 / 64, rtol=0.02)
+    assert float(metrics["loss"]) == 0.0
+
+
 def test_aux_metrics():
     params, batch = problem()
     tx = vj.sgd(0.1)

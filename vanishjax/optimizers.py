@@ -477,7 +477,7 @@ def muon(
 
     def label(params: optax.Params) -> Any:
         found = find_layers(params) if layers is None else layers
-        kinds = found.map(lambda leaf, axes: "muon" if len(axes) >= 2 else "adam", params)
+        kinds = found.map(lambda _, axes: "muon" if len(axes) >= 2 else "adam", params)
         if adam_mask is None:
             return kinds
         masked = adam_mask(params) if callable(adam_mask) else adam_mask

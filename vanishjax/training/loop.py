@@ -101,8 +101,8 @@ def fit(
     compiled: dict[tuple[int, ...], Any] = {}
     shapes = {rows.shape for rows in _chunks(np.arange(examples), batch_size)}
     for shape in shapes:
-        rows = jax.ShapeDtypeStruct(shape, jnp.int32)
-        compiled[shape] = jax.jit(run_chunk, donate_argnums=0).lower(state, train, rows).compile()
+        like = jax.ShapeDtypeStruct(shape, jnp.int32)
+        compiled[shape] = jax.jit(run_chunk, donate_argnums=0).lower(state, train, like).compile()
 
     history = History()
     with _interrupt_flag() as interrupted:

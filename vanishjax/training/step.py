@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vanishjax.training.state import TrainState
+from vanishjax.transforms import read_loss_scale
 
 Metrics: TypeAlias = Mapping[str, jax.Array]
 Step: TypeAlias = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -57,9 +58,14 @@ def local_step(
             arguments["key"] = (
                 key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
             )
-        value, gradients = jax.value_and_grad(loss_fn, has_aux=has_aux)(params, batch, **arguments)
-        loss, aux = value if has_aux else (value, {})
-        metrics = {"loss": loss, **aux}
+        scale = read_loss_scale(state.opt_state)
+
+        def scaled_loss(params: Any) -> tuple[jax.Array, Metrics]:
+            value = loss_fn(params, batch, **arguments)
+            loss, aux = value if has_aux else (value, {})
+            return loss if scale is None else loss * scale, {"loss": loss, **aux}
+
+        gradients, metrics = jax.grad(scaled_loss, has_aux=True)(params)
         if axis is not None:
             gradients, metrics = jax.lax.pmean((gradients, metrics), axis)
         updates, opt_state = extended.update(
@@ -87,7 +93,7 @@ def make_train_step(
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> a scalar, the mean over the batch.
-      tx: The gradient transform.
+      tx: The gradient transform. If it holds a `dynamic_loss_scale`, the loss is scaled by it.
       parallel: None runs on one device. "jit" shards the batch and lets the compiler write the
         collectives, "shard_map" and "pmap" average the gradients themselves; all three keep the
         state replicated and take the whole batch.

@@ -34,10 +34,10 @@ from vanishjax.transforms.safety import (
 from vanishjax.transforms.sign import ScaleByLionState, scale_by_lion, scale_by_sign
 
 __all__ = [
+    "NEWTON_SCHULZ",
     "Coefficients",
     "DynamicLossScaleState",
     "MomentumState",
-    "NEWTON_SCHULZ",
     "ScaleByAdamState",
     "ScaleByLionState",
     "ScaleByMuonState",

@@ -16,7 +16,7 @@ from vanishjax.validation import check_decay, check_floating, check_non_negative
 class ScaleByAdamState(NamedTuple):
     """Count of steps, first moment and root of the second moment, both times `numerics.LIFT`."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # shadows tuple.count, as in optax
     mu: optax.Updates
     nu_root: optax.Updates
 

@@ -48,8 +48,8 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike = 1.0) -> optax.GradientT
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
-        scale, rest = numerics.split_global_norm(updates)
-        clipped = jax.tree.map(lambda g: _clip(numerics.upcast(g), scale, rest, max_norm), updates)
+        norm = numerics.split_global_norm(updates)
+        clipped = jax.tree.map(lambda g: _clip(numerics.upcast(g), norm, max_norm), updates)
         return numerics.cast_like(clipped, updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -89,7 +89,7 @@ def clip_by_layer_norm(
     check_non_negative("max_norm", max_norm)
 
     def clip(update: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        return _clip(update, *numerics.split_norm(update, axes), max_norm)
+        return _clip(update, numerics.split_norm(update, axes), max_norm)
 
     return per_layer(clip, layers)
 
@@ -135,15 +135,16 @@ def adaptive_clip(
     def clip(update: jax.Array, param: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         unit = _unit_axes(update.shape, axes)
         largest = clipping * jnp.maximum(numerics.norm(param, unit, keepdims=True), eps)
-        return _clip(update, *numerics.split_norm(update, unit), largest)
+        return _clip(update, numerics.split_norm(update, unit), largest)
 
     return per_layer(clip, layers, with_params=True)
 
 
 def _clip(
-    g: jax.Array, scale: jax.Array, rest: jax.Array, max_norm: jax.typing.ArrayLike
+    g: jax.Array, norm: tuple[jax.Array, jax.Array], max_norm: jax.typing.ArrayLike
 ) -> jax.Array:
-    """Scales `g`, of norm scale * rest, down to `max_norm`."""
+    """Scales `g`, of the split norm `norm`, down to `max_norm`."""
+    scale, rest = norm
     clipped = numerics.divide(g * (1 / scale), rest) * max_norm
     return jnp.where(scale * rest < max_norm, g, clipped)
 

@@ -102,7 +102,7 @@ def orthogonalize(
 class ScaleByMuonState(NamedTuple):
     """Count of steps and the momentum, times `numerics.LIFT`."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # shadows tuple.count, as in optax
     mu: optax.Updates
 
 

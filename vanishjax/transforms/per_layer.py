@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vanishjax import numerics
@@ -19,7 +20,7 @@ def check_layers(layers: Layers | None, params: Any) -> None:
     """Raises ValueError, naming the path, unless the layers are those of the parameters."""
     find_layers(params)
     if layers is not None:
-        layers.map(lambda leaf, axes: leaf, params)
+        layers.expand(jnp.zeros(len(layers)), params)
 
 
 def per_layer(
@@ -37,7 +38,6 @@ def per_layer(
       The transform; updates keep shape and type.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> tx = per_layer(lambda u, axes: u - jnp.mean(u, axes, keepdims=True), None)
       >>> print(tx.update(jnp.array([1.0, 3.0]), tx.init(jnp.zeros(2)))[0])
       [-1.  1.]

@@ -261,9 +261,9 @@ def _keep_skipped(masks: Any, updates: Any, new: optax.OptState, old: optax.OptS
 
     def keep(path: Any, after: jax.Array, before: jax.Array) -> jax.Array:
         for start in range(len(path) + 1):
-            shape, mask = owners.get(path[start:], (None, None))
-            if shape == jnp.shape(after):
-                return jnp.where(mask, before, after)
+            owner = owners.get(path[start:])
+            if owner is not None and owner[0] == jnp.shape(after):
+                return jnp.where(owner[1], before, after)
         return after
 
     return jax.tree_util.tree_map_with_path(keep, new, old)

@@ -42,7 +42,7 @@ def scale_by_sign() -> optax.GradientTransformation:
 class ScaleByLionState(NamedTuple):
     """Count of steps and the momentum, times `numerics.LIFT`."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # shadows tuple.count, as in optax
     mu: optax.Updates
 
 
