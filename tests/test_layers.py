@@ -145,18 +145,16 @@ def test_a_named_stack_that_runs_in_parallel_stays_a_stack_beside_a_loss():
 @pytest.mark.parametrize(
     ("leaf", "got"),
     [
-        (jnp.arange(3), r"int32 of shape \(3,\)"),
-        (jnp.ones(2, complex), r"complex64 of shape \(2,\)"),
-        (jax.random.key(0), r"key<fry> of shape \(\)"),
-        (jnp.array(True), r"bool of shape \(\)"),
-        (3, r"int\d+ of shape \(\)"),
-        ("relu", "of shape"),
+        (jnp.arange(3), r"int32\[3\]"),
+        (jnp.ones(2, complex), r"complex64\[2\]"),
+        (jax.random.key(0), r"key<fry>\[\]"),
+        (jnp.array(True), r"bool\[\]"),
+        (3, r"int\d+\[\]"),
+        ("relu", r"<U4\[\]"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(leaf, got):
-    with pytest.raises(
-        ValueError, match=rf"^a/0: expected a real floating-point array, got .*{got}"
-    ):
+    with pytest.raises(ValueError, match=rf"^a/0: expected a real floating-point leaf, got {got}"):
         find_layers({"a": [leaf], "b": jnp.ones(2)})
 
 

@@ -1,4 +1,6 @@
+from . import activations as activations
 from . import atlas as atlas
+from . import layers as layers
 from . import losses as losses
 from . import models as models
 from . import numerics as numerics

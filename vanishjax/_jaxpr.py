@@ -14,7 +14,6 @@ extrapolated: time is linear in the equations of the program text.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -25,51 +24,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-# What a dimension of a value runs along, when it is no axis of the parameter.
-_WHOLE = -1  # nothing: the whole parameter stands at each of its indices
-_MIXED = -2  # unknown
+from vanishjax._jaxpr_values import (
+    DATA,
+    ELEMENTWISE,
+    MIXED,
+    NOTHING,
+    WHOLE,
+    Piece,
+    Use,
+    Value,
+    growths,
+    is_steady,
+    join,
+    keeps_sums,
+    output_dims,
+    picks_one,
+    unroll,
+    whole_parameter,
+)
+
+__all__ = ["Trace", "Use", "parameter_uses"]
 
 _DEAD, _VALUE, _GRADIENT = range(3)  # how a variable reaches the loss
 _Levels = tuple[int, ...]
 
-_ELEMENTWISE_NAMES = """
-    abs add add_any and cbrt ceil clamp convert_element_type copy copy_p cos cosh div erf exp exp2
-    expm1 floor integer_pow log log1p logistic max min mul neg nextafter not or pow real
-    reduce_precision rem round rsqrt select_n sharding_constraint sign sin sinh sqrt square
-    stop_gradient sub tan tanh xor"""
-_LINEAR_NAMES = """
-    add add_any broadcast_in_dim convert_element_type copy copy_p neg psum psum_invariant
-    reduce_precision reduce_sum reshape squeeze stop_gradient sub transpose"""
-_ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())
-_LINEAR = frozenset(_LINEAR_NAMES.split())
 _SUMS = frozenset({"add", "sub", "add_any"})
 _SLICES = frozenset({"slice", "dynamic_slice", "gather", "split"})
 _OPAQUE = frozenset({"pure_callback", "io_callback", "ffi_call", "custom_linear_solve"})
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Use:
-    """One equation in which a parameter meets the data.
-
-    Attributes:
-      leaf: Index of the parameter among the flattened parameters.
-      position: Of the equation in the walk; a loop's iterations share it.
-      primitive: The equation's primitive.
-      axes: The parameter's axes that scans run along, outermost scan first.
-      depths: Parameters met on the longest path from the data, this one included: an array over
-        `axes`, infinite where that index doesn't take part.
-      part: Identifies the slice of the parameter that was used; None if it's no slice.
-      opaque: The equation can't be looked into and took other parameters too.
-    """
-
-    leaf: int
-    position: int
-    primitive: str
-    axes: tuple[int, ...]
-    depths: np.ndarray[Any, np.dtype[np.float64]]
-    part: tuple[int, ...] | None = None
-    opaque: bool = False
-    _loops: tuple[tuple[int, int], ...] = ()  # (axis, scan) still to be unrolled, outermost first
 
 
 class Trace(NamedTuple):
@@ -137,7 +118,7 @@ def parameter_uses(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any =
     jaxpr = _open(closed)
     walk = _Walk(constants_are_data=not arrays)
     wanted = (_GRADIENT,) + (_DEAD,) * (len(jaxpr.outvars) - 1)
-    values = [_parameter(i, np.ndim(x)) for i, x in enumerate(leaves)] + [_DATA] * len(arrays)
+    values = [whole_parameter(i, np.ndim(x)) for i, x in enumerate(leaves)] + [DATA] * len(arrays)
     results = walk(jaxpr, values, wanted)
     _, reached = walk.reach(jaxpr, wanted)
     return Trace(
@@ -145,30 +126,6 @@ def parameter_uses(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any =
         tuple(level == _GRADIENT for level in reached[: len(leaves)]),
         results[0].data,
     )
-
-
-class _Piece(NamedTuple):
-    """A parameter inside a value that no data has met yet."""
-
-    dims: tuple[int, ...]  # for each dimension of the value the parameter's axis, or a code above
-    loops: tuple[tuple[int, int], ...] = ()  # (axis, scan) that index it, outermost first
-    part: tuple[int, ...] | None = None
-
-
-class _Value(NamedTuple):
-    data: bool
-    depth: int
-    pieces: dict[int, _Piece]
-    # Uses that count only if something nonlinear happens to the sum: else it's a regulariser.
-    pending: frozenset[Use] = frozenset()
-
-
-_NOTHING = _Value(data=False, depth=0, pieces={})
-_DATA = _Value(data=True, depth=0, pieces={})
-
-
-def _parameter(leaf: int, ndim: int) -> _Value:
-    return _Value(data=False, depth=0, pieces={leaf: _Piece(tuple(range(ndim)))})
 
 
 class _Reach:
@@ -246,12 +203,12 @@ class _Walk:
         self._serial = itertools.count()
         self._settled: set[Use] = set()
 
-    def __call__(self, jaxpr: Jaxpr, values: Sequence[_Value], wanted: _Levels) -> list[_Value]:
+    def __call__(self, jaxpr: Jaxpr, values: Sequence[Value], wanted: _Levels) -> list[Value]:
         env = {v: self._constant(v) for v in jaxpr.constvars}
         env.update(zip(jaxpr.invars, values, strict=True))
 
-        def read(atom: Any) -> _Value:
-            return self._constant(atom) if isinstance(atom, Literal) else env.get(atom, _NOTHING)
+        def read(atom: Any) -> Value:
+            return self._constant(atom) if isinstance(atom, Literal) else env.get(atom, NOTHING)
 
         for eqn, outputs in zip(jaxpr.eqns, self.reach(jaxpr, wanted)[0], strict=True):
             self._position += 1
@@ -260,13 +217,11 @@ class _Walk:
                 env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _constant(self, atom: Any) -> _Value:
+    def _constant(self, atom: Any) -> Value:
         is_array = getattr(atom.aval, "ndim", 0) > 0 or _is_key(atom.aval)
-        return _DATA if self._constants_are_data and is_array else _NOTHING
+        return DATA if self._constants_are_data and is_array else NOTHING
 
-    def _equation(
-        self, eqn: JaxprEqn, operands: list[_Value], outputs: _Levels
-    ) -> Sequence[_Value]:
+    def _equation(self, eqn: JaxprEqn, operands: list[Value], outputs: _Levels) -> Sequence[Value]:
         name, called = eqn.primitive.name, _called(eqn)
         if name == "scan":
             return self._scan(eqn, operands, self.reach.carried(eqn, outputs))
@@ -276,35 +231,35 @@ class _Walk:
             branches = [
                 self(_open(branch), operands[1:], outputs) for branch in eqn.params["branches"]
             ]
-            chosen = [_join(values) for values in zip(*branches, strict=True)]
-            return [self._meet(eqn, _join([operands[0], value])) for value in chosen]
+            chosen = [join(values) for values in zip(*branches, strict=True)]
+            return [self._meet(eqn, join([operands[0], value])) for value in chosen]
         if called is not None:
             return self(called, operands, outputs)
         if name == "optimization_barrier":
             return operands
         return self._ordinary(eqn, operands)
 
-    def _ordinary(self, eqn: JaxprEqn, operands: list[_Value]) -> list[_Value]:
-        if all(value is _NOTHING for value in operands):
-            return [_NOTHING] * len(eqn.outvars)
+    def _ordinary(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+        if all(value is NOTHING for value in operands):
+            return [NOTHING] * len(eqn.outvars)
         name = eqn.primitive.name
-        joined = _join(operands)
-        if joined.pending and not _keeps_sums(name, operands):
+        joined = join(operands)
+        if joined.pending and not keeps_sums(name, operands):
             self._settle(joined.pending)
             joined = joined._replace(pending=frozenset())
         if joined.data:
             is_sum = name in _SUMS and not any(v.data and v.pieces for v in operands)
             return [self._meet(eqn, joined, is_sum=is_sum)] * len(eqn.outvars)
         return [
-            _join([self._carry(eqn, i, value, out) for i, value in enumerate(operands)])
+            join([self._carry(eqn, i, value, out) for i, value in enumerate(operands)])
             for out in range(len(eqn.outvars))
         ]
 
-    def _carry(self, eqn: JaxprEqn, operand: int, value: _Value, out: int) -> _Value:
+    def _carry(self, eqn: JaxprEqn, operand: int, value: Value, out: int) -> Value:
         """What an operand made from parameters alone contributes to an equation's output."""
         old, new = _shape(eqn.invars[operand].aval), _shape(eqn.outvars[out].aval)
         name = eqn.primitive.name
-        if not value.pieces or (name in _ELEMENTWISE and len(old) == len(new)):
+        if not value.pieces or (name in ELEMENTWISE and len(old) == len(new)):
             return value
         part: tuple[int, ...] | None = None
         # Parts are told apart where they could be layers: those of several parameters laid
@@ -316,13 +271,13 @@ class _Walk:
         pieces = {}
         for leaf, piece in value.pieces.items():
             told_apart = len(value.pieces) > 1 or (
-                not piece.loops and _picks_one(piece.dims, old, new)
+                not piece.loops and picks_one(piece.dims, old, new)
             )
-            dims = _dims(eqn, operand, piece.dims, old, new)
-            pieces[leaf] = _Piece(dims, piece.loops, part if part and told_apart else piece.part)
+            dims = output_dims(name, eqn.params, operand, piece.dims, old, new)
+            pieces[leaf] = Piece(dims, piece.loops, part if part and told_apart else piece.part)
         return value._replace(pieces=pieces)
 
-    def _meet(self, eqn: JaxprEqn, value: _Value, *, is_sum: bool = False) -> _Value:
+    def _meet(self, eqn: JaxprEqn, value: Value, *, is_sum: bool = False) -> Value:
         if not (value.data and value.pieces):
             return value
         name, depth = eqn.primitive.name, value.depth + 1
@@ -331,11 +286,11 @@ class _Walk:
         for leaf, (dims, loops, part) in value.pieces.items():
             depths = np.array(float(depth))
             use = Use(leaf, self._position, name, (), depths, part, opaque, loops)
-            if is_sum and all(dim == _WHOLE for dim in dims):
+            if is_sum and all(dim == WHOLE for dim in dims):
                 pending.add(use)
             else:
                 self.uses.append(use)
-        return _Value(data=True, depth=depth, pieces={}, pending=frozenset(pending))
+        return Value(data=True, depth=depth, pieces={}, pending=frozenset(pending))
 
     def _settle(self, pending: Iterable[Use]) -> None:
         new = [use for use in pending if use not in self._settled]
@@ -344,17 +299,17 @@ class _Walk:
 
     # Loops.
 
-    def _scan(self, eqn: JaxprEqn, operands: list[_Value], wanted: _Levels) -> list[_Value]:
+    def _scan(self, eqn: JaxprEqn, operands: list[Value], wanted: _Levels) -> list[Value]:
         first, count = _scan_split(eqn)
         body, length = _open(eqn.params["jaxpr"]), eqn.params["length"]
         loop = next(self._serial)
         constants, sequences = operands[:first], operands[first + count :]
         histories = [operands[first : first + count]]
         iterations: list[list[Use]] = []
-        stacked: list[_Value] = [_NOTHING] * (len(eqn.outvars) - count)
+        stacked: list[Value] = [NOTHING] * (len(eqn.outvars) - count)
         start, outer = self._position, self.uses
         fixed = [value.depth for value in constants + sequences if value.data]
-        while len(iterations) < length and not _is_steady(histories, fixed):
+        while len(iterations) < length and not is_steady(histories, fixed):
             self._position, self.uses = start, []
             elements = [self._element(value, loop) for value in sequences]
             results = self(body, [*constants, *histories[-1], *elements], wanted)
@@ -362,30 +317,30 @@ class _Walk:
             histories.append([self._leave(value, loop) for value in results[:count]])
             stacked = results[count:]
         left = length - len(iterations)
-        self.uses = outer + _unroll(iterations, loop, length, reverse=eqn.params["reverse"])
-        growth = max(_growth(histories), default=0) if left else 0
+        self.uses = outer + unroll(iterations, loop, length, reverse=eqn.params["reverse"])
+        growth = max(growths(histories), default=0) if left else 0
         carry = [
             value._replace(depth=value.depth + left * step)
-            for value, step in zip(histories[-1], _growth(histories), strict=True)
+            for value, step in zip(histories[-1], growths(histories), strict=True)
         ]
         return carry + [
             self._leave(value, loop, stacked=True)._replace(depth=value.depth + left * growth)
             for value in stacked
         ]
 
-    def _while(self, eqn: JaxprEqn, operands: list[_Value], wanted: _Levels) -> list[_Value]:
+    def _while(self, eqn: JaxprEqn, operands: list[Value], wanted: _Levels) -> list[Value]:
         # How often it runs is unknown and its condition has no gradient: the body alone counts.
         n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         constants, carry = operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
         histories = [carry]
         start = self._position
-        while not _is_steady(histories, []) and len(histories) <= len(carry) + 3:
+        while not is_steady(histories, []) and len(histories) <= len(carry) + 3:
             self._position = start
             body = _open(eqn.params["body_jaxpr"])
             histories.append(self(body, [*constants, *histories[-1]], wanted))
         return histories[-1]
 
-    def _element(self, value: _Value, loop: int) -> _Value:
+    def _element(self, value: Value, loop: int) -> Value:
         """What one iteration of a scan sees of a sequence."""
         if not value.pieces:
             return value
@@ -393,171 +348,24 @@ class _Walk:
         for leaf, (dims, loops, part) in value.pieces.items():
             if dims[0] >= 0:
                 loops = (*loops, (dims[0], loop))
-            elif dims[0] == _MIXED and (len(value.pieces) > 1 or not loops):
+            elif dims[0] == MIXED and (len(value.pieces) > 1 or not loops):
                 part = (self._position, next(self._serial))
-            pieces[leaf] = _Piece(dims[1:], loops, part)
+            pieces[leaf] = Piece(dims[1:], loops, part)
         return value._replace(pieces=pieces)
 
-    def _leave(self, value: _Value, loop: int, *, stacked: bool = False) -> _Value:
+    def _leave(self, value: Value, loop: int, *, stacked: bool = False) -> Value:
         """What a scan's iteration hands on: to the next one, or `stacked` to the outside."""
         pieces = {}
         for leaf, (dims, loops, part) in value.pieces.items():
             axis = {scan: axis for axis, scan in loops}.get(loop)
             if stacked:
-                dims = (_WHOLE if axis is None else axis, *dims)
+                dims = (WHOLE if axis is None else axis, *dims)
             elif axis is not None:  # only this iteration's index of the parameter
-                dims, part = (_MIXED,) * len(dims), (self._position, next(self._serial))
-            pieces[leaf] = _Piece(dims, tuple(pair for pair in loops if pair[1] != loop), part)
-        pending = (dataclasses.replace(use, _loops=()) for use in value.pending if use._loops)
-        others = (use for use in value.pending if not use._loops)
+                dims, part = (MIXED,) * len(dims), (self._position, next(self._serial))
+            pieces[leaf] = Piece(dims, tuple(pair for pair in loops if pair[1] != loop), part)
+        pending = (dataclasses.replace(use, loops=()) for use in value.pending if use.loops)
+        others = (use for use in value.pending if not use.loops)
         return value._replace(pieces=pieces, pending=frozenset([*pending, *others]))
-
-
-def _unroll(iterations: list[list[Use]], loop: int, length: int, *, reverse: bool) -> list[Use]:
-    """Uses of a whole scan from those of its first iterations; the rest grows like the last two."""
-    uses = []
-    indexed: dict[Any, list[tuple[int, Use]]] = {}
-    for t, iteration in enumerate(iterations):
-        repeats: collections.Counter[Any] = collections.Counter()  # by a loop inside
-        for use in iteration:
-            if use._loops and use._loops[-1][1] == loop:
-                key = use.leaf, use.position, use.axes, use._loops
-                indexed.setdefault((key, repeats[key]), []).append((t, use))
-                repeats[key] += 1
-            else:
-                uses.append(use)
-    walked = len(iterations)
-    for seen in indexed.values():
-        _, use = seen[-1]
-        depths = np.full((length, *use.depths.shape), np.inf)
-        for t, one in seen:
-            depths[t] = one.depths
-        if walked < length:
-            last, before = depths[walked - 1], depths[walked - 2]
-            known = np.isfinite(last) & np.isfinite(before)
-            step = np.subtract(last, before, where=known, out=np.zeros_like(last))
-            times = np.arange(1, length - walked + 1).reshape(-1, *[1] * last.ndim)
-            depths[walked:] = last + times * step
-        axis = use._loops[-1][0]
-        uses.append(
-            dataclasses.replace(
-                use,
-                axes=(axis, *use.axes),
-                depths=depths[::-1] if reverse else depths,
-                _loops=use._loops[:-1],
-            )
-        )
-    return uses
-
-
-def _growth(histories: list[list[_Value]]) -> list[int]:
-    """By how much the last iteration of a loop deepened each carried value."""
-    if len(histories) < 2:
-        return [0] * len(histories[-1])
-    before, after = histories[-2:]
-    return [b.depth - a.depth for a, b in zip(before, after, strict=True)]
-
-
-def _is_steady(histories: list[list[_Value]], fixed: list[int]) -> bool:
-    """Whether further iterations of a loop only repeat the last one, deeper.
-
-    They do once two iterations deepened everything alike, and nothing that grows slower (such as
-    the `fixed` depths of data from outside) lies deeper than something that grows faster.
-    """
-    if len(histories) < 3:
-        return False
-    kinds = [[(v.data, v.pieces.keys()) for v in carry] for carry in histories[-3:]]
-    growth = _growth(histories)
-    if kinds[0] != kinds[1] or kinds[1] != kinds[2] or growth != _growth(histories[:-1]):
-        return False
-    fronts = [(g, v.depth) for g, v in zip(growth, histories[-3], strict=True) if v.data]
-    fronts = sorted(fronts + [(0, depth) for depth in fixed])
-    return all(a[0] == b[0] or a[1] <= b[1] for a, b in itertools.pairwise(fronts))
-
-
-# Values.
-
-
-def _join(values: Sequence[_Value]) -> _Value:
-    """One value made from several."""
-    values = [value for value in values if value is not _NOTHING]
-    if len(values) < 2:
-        return values[0] if values else _NOTHING
-    pieces: dict[int, _Piece] = {}
-    for value in values:
-        shared = pieces.keys() & value.pieces.keys()
-        merged = {leaf: _blend(pieces[leaf], value.pieces[leaf]) for leaf in shared}
-        pieces = {**pieces, **value.pieces, **merged}
-    return _Value(
-        data=any(value.data for value in values),
-        depth=max((value.depth for value in values if value.data), default=0),
-        pieces=pieces,
-        pending=frozenset().union(*(value.pending for value in values)),
-    )
-
-
-def _blend(a: _Piece, b: _Piece) -> _Piece:
-    if a == b:
-        return a
-    if len(a.dims) != len(b.dims):
-        dims = (_MIXED,) * max(len(a.dims), len(b.dims))
-    else:
-        # W / |W|: along an axis that was summed away, W's own dimension tells where it runs.
-        dims = tuple(
-            x if x == y or y == _WHOLE else y if x == _WHOLE else _MIXED
-            for x, y in zip(a.dims, b.dims, strict=True)
-        )
-    return _Piece(dims, max(a.loops, b.loops, key=len), a.part if a.part == b.part else None)
-
-
-def _keeps_sums(primitive: str, operands: Sequence[_Value]) -> bool:
-    """Whether a regulariser in one operand is still one in the result."""
-    if primitive in _LINEAR:
-        return True
-    others = operands[1:] if primitive == "div" else [v for v in operands if not v.pending]
-    scales = primitive == "div" or (primitive == "mul" and len(others) == 1)
-    return scales and not any(v.pieces or v.depth or v.pending for v in others)
-
-
-def _dims(eqn: JaxprEqn, number: int, dims: tuple[int, ...], old: Any, new: Any) -> tuple[int, ...]:
-    """Which axis of a parameter each output dimension runs along, given those of one operand."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in _ELEMENTWISE:
-        return dims if len(old) == len(new) else (_WHOLE,) * len(new)
-    if name == "transpose":
-        return tuple(dims[i] for i in params["permutation"])
-    if name == "broadcast_in_dim":
-        placed = dict(zip(params["broadcast_dimensions"], range(len(old)), strict=True))
-        return tuple(
-            dims[placed[i]] if i in placed and old[placed[i]] == size else _WHOLE
-            for i, size in enumerate(new)
-        )
-    if name == "squeeze" or name.startswith("reduce_"):
-        gone = params.get("dimensions", params.get("axes", range(len(old))))
-        return tuple(dim for i, dim in enumerate(dims) if i not in gone)
-    if name == "dot_general":
-        batch = params["dimension_numbers"][1][number]
-        return tuple(dims[i] for i in batch) + (_MIXED,) * (len(new) - len(batch))
-    if name == "reshape":
-        return _reshaped(dims, old, new)
-    if name in {"slice", "dynamic_slice", "split", "concatenate", "pad"}:
-        return tuple(d if a == b else _MIXED for d, a, b in zip(dims, old, new, strict=True))
-    return (_MIXED,) * len(new)
-
-
-def _picks_one(dims: tuple[int, ...], old: Sequence[int], new: Sequence[int]) -> bool:
-    """Whether a slice takes a single index of an axis."""
-    if len(old) != len(new):  # a gather
-        return True
-    return any(b == 1 < a and d != _WHOLE for a, b, d in zip(old, new, dims, strict=True))
-
-
-def _reshaped(dims: tuple[int, ...], old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
-    shorter = min(len(old), len(new))
-    head = next((i for i in range(shorter) if old[i] != new[i]), shorter)
-    tail = next((i for i in range(shorter - head) if old[-1 - i] != new[-1 - i]), shorter - head)
-    middle = [_WHOLE if size == 1 else _MIXED for size in new[head : len(new) - tail]]
-    return (*dims[:head], *middle, *dims[len(old) - tail :])
 
 
 # What differs between versions of JAX.

@@ -8,10 +8,8 @@ shape ``[D-1, ...]`` when scanned, and ``output``. Each holds ``kernel [in, out]
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -21,82 +19,24 @@ import optax
 from flax import nnx
 
 from vanishjax import losses
+from vanishjax.activations import Activation, resolve_activation
 from vanishjax.problem import Problem
+from vanishjax.validation import lookup
 
 __all__ = [
-    "ACTIVATIONS",
     "MLP",
+    "Activation",
     "NnxMLP",
     "mlp_problem",
-    "resolve_activation",
     "stack_params",
     "unstack_params",
 ]
 
-Activation = Callable[[jax.Array], jax.Array]
 Initializer = Callable[..., jax.Array]
 Residual = Literal["scaled", "rezero"]
 
-
-def _centered_sigmoid(x: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(x) - 0.5
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
-
-
-ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
-    {
-        "centered_sigmoid": _centered_sigmoid,
-        "elu": jax.nn.elu,
-        "erf": jax.lax.erf,
-        "gelu": _gelu,
-        "hard_tanh": jax.nn.hard_tanh,
-        "identity": _identity,
-        "leaky_relu": jax.nn.leaky_relu,
-        "relu": jax.nn.relu,
-        "selu": jax.nn.selu,
-        "sigmoid": jax.nn.sigmoid,
-        "silu": jax.nn.silu,
-        "softplus": jax.nn.softplus,
-        "softsign": jax.nn.soft_sign,
-        "tanh": jnp.tanh,
-    }
-)
-"""Activations by name; ``centered_sigmoid`` is sigmoid(x) - 1/2, ``gelu`` the exact erf form."""
-
 _LECUN_NORMAL = nn.initializers.lecun_normal()
 _LOSSES = {"cross_entropy": losses.cross_entropy, "squared_error": losses.squared_error}
-
-
-def resolve_activation(activation: str | Activation) -> Activation:
-    """Turns the name of an activation into its function.
-
-    Args:
-      activation: A key of `ACTIVATIONS`, or a function, which is returned as it is.
-
-    Returns:
-      A function of one array, elementwise.
-
-    Raises:
-      ValueError: If the name is unknown; the message suggests the nearest one.
-
-    Example:
-      >>> float(resolve_activation("centered_sigmoid")(0.0))
-      0.0
-      >>> resolve_activation("sigmiod")
-      Traceback (most recent call last):
-      ...
-      ValueError: unknown activation 'sigmiod': did you mean 'sigmoid'? Known: ...
-    """
-    if callable(activation):
-        return activation
-    return _lookup("activation", activation, ACTIVATIONS)
 
 
 class _HiddenLayer(nn.Dense):  # type: ignore[misc]
@@ -130,7 +70,7 @@ class MLP(nn.Module):  # type: ignore[misc]
     Attributes:
       hidden: Widths of the D hidden layers.
       classes: Number of outputs; 1 for regression.
-      activation: f, a key of `ACTIVATIONS` or a function.
+      activation: f, a key of `activations.ACTIVATIONS` or a function.
       kernel_init: Initialiser of every kernel; Flax's default, LeCun normal.
       bias_init: Initialiser of every bias.
       residual: Skip connections of the square layers: None, "scaled" or "rezero".
@@ -243,7 +183,7 @@ class NnxMLP(nnx.Module):  # type: ignore[misc]
       in_features: Number of inputs.
       hidden: Widths of the D hidden layers.
       classes: Number of outputs; 1 for regression.
-      activation: A key of `ACTIVATIONS` or a function.
+      activation: A key of `activations.ACTIVATIONS` or a function.
       kernel_init: Initialiser of every kernel; Flax's default, LeCun normal.
       bias_init: Initialiser of every bias.
       residual: Skip connections of the square layers: None, "scaled" or "rezero".
@@ -408,7 +348,7 @@ def mlp_problem(
       in_features: Number of inputs.
       hidden: Widths of the hidden layers.
       classes: Number of outputs; 1 for regression.
-      activation: A key of `ACTIVATIONS` or a function.
+      activation: A key of `activations.ACTIVATIONS` or a function.
       kernel_init: Initialiser of every kernel.
       bias_init: Initialiser of every bias.
       residual: Skip connections of the square layers: None, "scaled" or "rezero", see `MLP`.
@@ -434,7 +374,7 @@ def mlp_problem(
       >>> problem.predict_fn(problem.params, batch[0]).shape
       (5, 3)
     """
-    loss_of_outputs = _lookup("loss", loss, _LOSSES)
+    loss_of_outputs = lookup("loss", loss, _LOSSES)
     _check_architecture(hidden, classes, residual, bool(scan), in_features)
     hidden = tuple(hidden)
     if loss == "cross_entropy" and classes < 2:
@@ -478,14 +418,6 @@ def _add_branch(inputs: jax.Array, branch: jax.Array, gain: Any) -> jax.Array:
 
 def _square_layers(hidden: Sequence[int]) -> list[bool]:
     return [False, *(a == b for a, b in itertools.pairwise(hidden))]
-
-
-def _lookup(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    if isinstance(name, str) and name in known:
-        return known[name]
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(known)}")
 
 
 def _check_architecture(

@@ -1,10 +1,15 @@
-"""Checks of arguments and trees that every transform shares: clear and early, with the path."""
+"""Checks of arguments and trees, shared by all: clear and early, with the name or the path."""
 
+import difflib
 import numbers
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_T = TypeVar("_T")
 
 
 def check_floating(params: Any) -> None:
@@ -14,26 +19,42 @@ def check_floating(params: Any) -> None:
       >>> check_floating({"w": jnp.arange(3)})
       Traceback (most recent call last):
       ...
-      ValueError: w: expected a real floating-point leaf, got int32[3]; mask it out with optax.masked
+      ValueError: w: expected a real floating-point leaf, got int32[3]; mask it out with ...
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(leaf)
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            shape = ",".join(str(n) for n in jnp.shape(leaf))
+            shape = ",".join(str(n) for n in np.shape(leaf))
             raise ValueError(
-                f"{name}: expected a real floating-point leaf, got {dtype}[{shape}]; "
+                f"{name or 'params'}: expected a real floating-point leaf, got {dtype}[{shape}]; "
                 "mask it out with optax.masked"
             )
 
 
 def check_decay(name: str, value: Any) -> None:
     """Raises ValueError unless a concrete decay rate lies in [0, 1); traced values pass."""
-    if isinstance(value, numbers.Real) and not 0 <= value < 1:
+    if isinstance(value, numbers.Real) and not 0 <= float(value) < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value}")
 
 
 def check_non_negative(name: str, value: Any) -> None:
     """Raises ValueError for a concrete negative (or NaN) number; traced values pass."""
-    if isinstance(value, numbers.Real) and not value >= 0:
+    if isinstance(value, numbers.Real) and not float(value) >= 0:
         raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def lookup(kind: str, name: str, known: Mapping[str, _T]) -> _T:
+    """The value of a name; raises ValueError for an unknown one, suggesting the nearest.
+
+    Example:
+      >>> lookup("colour", "reed", {"green": 1, "red": 2})
+      Traceback (most recent call last):
+      ...
+      ValueError: unknown colour 'reed': did you mean 'red'? Known: green, red
+    """
+    if isinstance(name, str) and name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(known)}")

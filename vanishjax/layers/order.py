@@ -1,0 +1,247 @@
+"""Which layers a parameter tree has, in the order in which the data meets them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vanishjax import _jaxpr
+from vanishjax.layers.division import Layers, Leaf, Status
+from vanishjax.layers.paths import bare, modules, natural_order, path_name
+from vanishjax.validation import check_floating
+
+_STACK_WORD = re.compile("(block|layer|repeat|scan|stack|stage)s?|depth")
+
+
+class LayerOrderWarning(UserWarning):
+    """The depth of some parameters is unknown, so that their place among the layers is a guess."""
+
+
+def find_layers(
+    params: Any, loss_fn: Callable[[Any, Any], Any] | None = None, batch: Any = None
+) -> Layers:
+    """Divides parameters into layers, in the order in which the data meets them.
+
+    With `loss_fn`, a layer's depth is the number of parameters met on the longest path from the
+    data to where it is first used, itself included, and layers stand in the order of depth, then of
+    the program. Parameters that a `lax.scan` runs along (`nn.scan`, `nnx.scan`) are stacks: one
+    layer per index. A term that the loss adds up from parameters alone (weight decay) is no use.
+
+    Without `loss_fn`, layers stand in the order of their paths, numbers sorted as numbers.
+
+    Either way an axis that Flax's metadata names (`nn.Partitioned.names`, `out_sharding` of an nnx
+    variable) is a stack axis if one of the name's words is block, layer, repeat, scan, stack or
+    stage, their plural, or depth; if a scan runs along another one, the scan is right. Without
+    `loss_fn` the outermost module whose parameters are all stacked alike is taken for one stack.
+
+    A parameter without a depth (unused, or with a warning) stands behind the one that precedes it
+    in the order of paths, and shares its depth.
+
+    Args:
+      params: Pytree of real floating-point arrays or `jax.ShapeDtypeStruct`s.
+      loss_fn: `loss_fn(params, batch)` returns a scalar or `(scalar, aux)`. It's traced, never run.
+      batch: Any pytree of what `loss_fn` takes; without arrays in it, arrays that `loss_fn` closes
+        over are the data.
+
+    Returns:
+      The layers; none for a tree without leaves.
+
+    Raises:
+      ValueError: A leaf isn't a real floating-point array, or the loss isn't a scalar.
+
+    Warns:
+      LayerOrderWarning: The depth of some parameters can't be told: their parts are used at several
+        depths (`ravel_pytree` in the loss, `w[i]` in a `fori_loop`), several of them meet the data
+        inside one primitive that can't be looked into, or the loss depends on no data.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def loss_fn(params, x):
+      ...     y, _ = jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), x, params["hidden"])
+      ...     return jnp.mean(y @ params["a_head"])
+      >>> params = {"a_head": jnp.ones((4, 1)), "hidden": jnp.ones((2, 4, 4))}
+      >>> find_layers(params, loss_fn, jnp.ones((8, 4))).names
+      ('hidden[0]', 'hidden[1]', 'a_head')
+    """
+    check_floating(params)
+    entries = jax.tree_util.tree_flatten_with_path(params)[0]
+    stacked = _named_stacks(params)
+    leaves = []
+    for path, value in entries:
+        name, shape = path_name(path), np.shape(value)
+        axes = stacked.get(bare(name), ())
+        leaves.append(Leaf(name, shape, axes if max(axes, default=-1) < len(shape) else ()))
+    if loss_fn is None or not leaves:
+        return _order_by_path(leaves)
+    trace = _jaxpr.parameter_uses(loss_fn, params, batch)
+    if not trace.depends_on_data:
+        _warn("the loss depends on no data", leaves)
+        return _order_by_path(leaves)
+    schedules = _schedules(leaves, trace)
+    for doubt in dict.fromkeys(one.doubt for one in schedules if one.doubt):
+        _warn(doubt, [one.leaf for one in schedules if one.doubt == doubt])
+    return _order_by_use(schedules)
+
+
+class _Schedule(NamedTuple):
+    """When the data meets the layers of one parameter."""
+
+    leaf: Leaf
+    depths: np.ndarray[Any, Any]  # [*stack]
+    positions: np.ndarray[Any, Any]  # [*stack], of the equations
+    tied: bool
+    doubt: str  # why the depths can't be trusted; "" if they can
+
+
+def _schedules(leaves: list[Leaf], trace: _jaxpr.Trace) -> list[_Schedule]:
+    uses: list[list[_jaxpr.Use]] = [[] for _ in leaves]
+    for use in trace.uses:
+        uses[use.leaf].append(use)
+    return list(map(_schedule, leaves, uses, trace.differentiable))
+
+
+def _order_by_use(schedules: list[_Schedule]) -> Layers:
+    leaves = [one.leaf for one in schedules]
+    if not any(leaf.status in ("used", "stopped") for leaf in leaves):
+        return _order_by_path(leaves)
+
+    keys: list[tuple[tuple[int, ...], int, tuple[int, ...]]] = []  # (when, leaf, index)
+    before: tuple[int, ...] = (0, 0, -1, 0)
+    for rank, number in enumerate(natural_order([leaf.path for leaf in leaves])):
+        leaf, depths, positions, _, _ = schedules[number]
+        placed = leaf.status in ("used", "stopped")
+        own = [
+            (
+                (int(depths[index]), int(positions[index]), rank, flat)
+                if placed
+                else (*before, rank, flat),
+                number,
+                index,
+            )
+            for flat, index in enumerate(np.ndindex(leaf.stack))
+        ]
+        keys += own
+        if placed:
+            before = max(own, default=(before,))[0]
+    keys.sort()
+    return _layers(
+        leaves,
+        [(number, index) for _, number, index in keys],
+        depths=tuple(key[0] for key, _, _ in keys),
+        tied=tuple(one.leaf.path for one in schedules if one.tied),
+    )
+
+
+def _schedule(leaf: Leaf, uses: list[_jaxpr.Use], differentiable: bool) -> _Schedule:
+    scanned = {tuple(sorted(use.axes)) for use in uses if use.axes}
+    doubt = ""
+    if len(scanned) > 1:
+        doubt = "scans run along different axes of it"
+    elif scanned:
+        leaf = dataclasses.replace(leaf, axes=scanned.pop())
+    if len(set(_first_depths(uses))) > 1:
+        doubt = "parts of it are used at several depths"
+    if any(use.opaque for use in uses):
+        doubt = "it meets the data together with others inside a primitive that hides their order"
+
+    depths = np.full(leaf.stack, np.inf)
+    last = np.full(leaf.stack, -np.inf)
+    positions = np.zeros(leaf.stack, int)
+    for use in [] if doubt else uses:
+        # Over the stack's axes in ascending order; the same at all indices if nothing scanned it.
+        own = use.depths.transpose(np.argsort(use.axes)) if use.axes else use.depths
+        own = np.broadcast_to(own, leaf.stack)
+        first = (own < depths) | ((own == depths) & (use.position < positions))
+        positions = np.where(first, use.position, positions)
+        depths = np.minimum(depths, own)
+        last = np.maximum(last, np.where(np.isfinite(own), own, -np.inf))
+    # An index that data never met (it multiplied an initial state of zeros) stands with the first.
+    depths = np.where(np.isfinite(depths), depths, depths.min(initial=np.inf))
+    status: Status = "unknown" if doubt else "unused" if not uses else "used"
+    if status == "used" and not differentiable:
+        status = "stopped"
+    leaf = dataclasses.replace(leaf, status=status)
+    return _Schedule(
+        leaf, depths, positions, status != "unused" and bool((last > depths).any()), doubt
+    )
+
+
+def _first_depths(uses: list[_jaxpr.Use]) -> Iterable[float]:
+    """For each part of a parameter that stands alone in some use, the depth of the first."""
+    first: dict[Any, float] = {}
+    for use in uses:
+        if use.part is not None:
+            first[use.part] = min(first.get(use.part, np.inf), float(use.depths.min()))
+    return first.values()
+
+
+def _order_by_path(leaves: list[Leaf]) -> Layers:
+    """Layers in the order of their paths, those of one stack interleaved."""
+    order = natural_order([leaf.path for leaf in leaves])
+    members: dict[str, set[tuple[int, ...]]] = {}  # stacks below each module
+    for leaf in leaves:
+        for module in modules(leaf.path):
+            members.setdefault(module, set()).add(leaf.stack)
+    first: dict[Any, int] = {}
+    keys = []
+    for rank, number in enumerate(order):
+        leaf = leaves[number]
+        home: Any = next((m for m in modules(leaf.path) if len(members[m]) == 1), leaf.path)
+        start = first.setdefault(home, rank) if leaf.axes else rank
+        keys += [((start, *index, rank), number, index) for index in np.ndindex(leaf.stack)]
+    keys.sort()
+    return _layers(leaves, [(n, index) for _, n, index in keys], depths=tuple(range(len(keys))))
+
+
+def _layers(
+    leaves: list[Leaf],
+    ordered: list[tuple[int, tuple[int, ...]]],
+    depths: tuple[int, ...],
+    tied: tuple[str, ...] = (),
+) -> Layers:
+    ends = np.cumsum([0, *(int(np.prod(leaf.stack)) for leaf in leaves)])
+    order = (
+        int(ends[number] + (np.ravel_multi_index(index, leaves[number].stack) if index else 0))
+        for number, index in ordered
+    )
+    return Layers(tuple(leaves), tuple(order), depths, tied)
+
+
+def _named_stacks(params: Any) -> dict[str, tuple[int, ...]]:
+    """The stack axes that Flax's boxes name, by path."""
+    boxes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: bool(_axis_names(x)))
+    return {
+        path_name(path): tuple(
+            axis for axis, name in enumerate(_axis_names(box)) if _is_stack(name)
+        )
+        for path, box in boxes
+    }
+
+
+def _axis_names(box: Any) -> tuple[Any, ...]:
+    """Names of a parameter's axes, if it's one of Flax's boxes (linen's or nnx's) and has them."""
+    if callable(getattr(box, "get_metadata", None)):
+        names = box.get_metadata().get("out_sharding")
+    else:
+        names = getattr(box, "names", None) if hasattr(box, "value") else None
+    return tuple(names) if isinstance(names, tuple | jax.sharding.PartitionSpec) else ()
+
+
+def _is_stack(name: Any) -> bool:
+    words = re.split("[^a-z]+", name.lower()) if isinstance(name, str) else ()
+    return any(map(_STACK_WORD.fullmatch, words))
+
+
+def _warn(doubt: str, leaves: list[Leaf]) -> None:
+    names = ", ".join(leaf.path for leaf in leaves[:8]) + (", ..." if len(leaves) > 8 else "")
+    warnings.warn(
+        f"depth order unknown for {names}: {doubt}; placed in the order of paths instead",
+        LayerOrderWarning,
+        stacklevel=3,
+    )
