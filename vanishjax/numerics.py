@@ -148,7 +148,7 @@ def root_moment(root: jax.Array, gradient: jax.typing.ArrayLike, decay: Any) -> 
 
 
 @functools.partial(jax.jit, inline=True)
-def bias_correction(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
+def bias_correction(decay: Any, count: jax.Array) -> jax.Array:
     """`1 - decay^count`: what a moment that started at zero is divided by.
 
     Compiled, because a power rounds differently op by op, and so as optax does it.

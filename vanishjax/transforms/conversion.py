@@ -132,6 +132,6 @@ def _cast(values: Any, like: Any, path: str) -> Any:
             return value
         return jnp.asarray(value).astype(target.dtype)
 
-    if jax.tree_util.tree_structure(values) != jax.tree_util.tree_structure(like):
+    if jax.tree.structure(values) != jax.tree.structure(like):  # type: ignore[operator]
         raise ValueError(f"{path}: the two are states of different parameters")
     return jax.tree.map(cast, values, like)
