@@ -1,6 +1,7 @@
 """The optax protocol, for every exported factory: found in `__all__`, so no list can drift."""
 
 import functools
+import inspect
 from typing import NamedTuple
 
 import chex
@@ -14,7 +15,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import vanishjax as vj
-from tests.factories import factories
+from tests.factories import REQUIRED, factories
 
 FACTORIES = factories()
 every_factory = pytest.mark.parametrize("name", FACTORIES)
@@ -50,7 +51,7 @@ def run(tx, params, steps=3):
 def test_types_shapes_and_structure_stay(name, dtype):
     tx, params = FACTORIES[name](), tree(dtype)
     state = tx.init(params)
-    updates, after = tx.update(gradient(params), state, params)
+    updates, after = jax.jit(tx.update)(gradient(params), state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     chex.assert_tree_all_finite(updates)
@@ -158,29 +159,32 @@ def test_wrappers_of_optax(name):
     mask = {"dense": {"kernel": True, "bias": False}, "scale": True}
     labels = {"dense": {"kernel": "ours", "bias": "theirs"}, "scale": "ours"}
     wrapped = {
-        "chain": optax.chain(make(), optax.scale(0.5)),
         "masked": optax.masked(make(), mask),
         "partition": optax.partition({"ours": make(), "theirs": optax.sgd(0.1)}, labels),
         "multi_steps": optax.MultiSteps(make(), 2),
-        "apply_if_finite": optax.apply_if_finite(make(), 3),
     }
-    for kind, tx in wrapped.items():
-        after, _ = jax.jit(functools.partial(run, tx))(params)
-        chex.assert_tree_all_finite(after)
-        chex.assert_trees_all_equal_shapes_and_dtypes(after, params), kind
-    plain, _ = jax.jit(functools.partial(run, make()))(params)
-    masked, _ = jax.jit(functools.partial(run, wrapped["partition"]))(params)
-    assert not np.array_equal(masked["dense"]["bias"], params["dense"]["bias"])
-    assert plain["dense"]["kernel"].shape == masked["dense"]["kernel"].shape
+    after = {kind: run(tx, params)[0] for kind, tx in wrapped.items()}
+    for found in after.values():
+        chex.assert_tree_all_finite(found)
+        chex.assert_trees_all_equal_shapes_and_dtypes(found, params)
+    # What the mask leaves out gets the plain gradient, what the partition does is optax's own.
+    plain = optax.apply_updates(params, gradient(params))
+    once, _ = run(wrapped["masked"], params, steps=1)
+    chex.assert_trees_all_close(once["dense"]["bias"], plain["dense"]["bias"])
+    descended, _ = run(optax.sgd(0.1), params)
+    chex.assert_trees_all_close(
+        after["partition"]["dense"]["bias"], descended["dense"]["bias"], rtol=1e-6
+    )
 
 
 @every_factory
 def test_inject_hyperparams(name):
     factory = getattr(vj, name)
-    arguments = (
-        {} if "learning_rate" not in factory.__code__.co_varnames else {"learning_rate": 0.01}
-    )
-    injected = optax.inject_hyperparams(factory)(**arguments)
+    parameters = inspect.signature(factory).parameters.values()
+    arguments = {p.name: REQUIRED[p.name] for p in parameters if p.default is p.empty}
+    # A number of iterations or an axis is part of the program: optax wants such named as static.
+    static = [p.name for p in parameters if p.annotation is int]
+    injected = optax.inject_hyperparams(factory, static_args=static)(**arguments)
     with_injection, _ = run(injected, tree())
     plain, _ = run(FACTORIES[name](), tree())
     # An injected b2 = .999 is rounded to float32 before it is taken from 1: 1.3e-5 of 1 - b2.
@@ -215,5 +219,5 @@ def test_flax_train_state_and_nnx_optimizer(name):
 def test_float64_is_kept(name):
     with jax.enable_x64(True):
         tx, params = FACTORIES[name](), tree(jnp.float64)
-        updates, _ = tx.update(gradient(params), tx.init(params), params)
+        updates, _ = jax.jit(tx.update)(gradient(params), tx.init(params), params)
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)

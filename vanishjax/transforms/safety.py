@@ -162,24 +162,7 @@ def dynamic_loss_scale(
     References:
       Micikevicius et al., Mixed precision training, 2018, section 3.2.
     """
-    for name, value in (
-        ("initial_scale", initial_scale),
-        ("factor", factor),
-        ("min_scale", min_scale),
-        ("max_scale", max_scale),
-    ):
-        if not (0 < value < math.inf and math.frexp(value)[0] == 0.5):
-            raise ValueError(f"{name} must be a power of two, got {value}")
-    if not 2.0**-126 <= min_scale <= initial_scale <= max_scale <= 2.0**126:
-        raise ValueError(
-            "expected 2^-126 <= min_scale <= initial_scale <= max_scale <= 2^126, got "
-            f"{min_scale:g}, {initial_scale:g}, {max_scale:g}"
-        )
-    if factor <= 1 or growth_interval < 1:
-        raise ValueError(
-            "factor must be above 1 and growth_interval at least 1, got "
-            f"{factor:g} and {growth_interval}"
-        )
+    _check_scales(initial_scale, growth_interval, factor, min_scale, max_scale)
     guarded = optax.with_extra_args_support(inner or optax.identity())
 
     def init_fn(params: optax.Params) -> DynamicLossScaleState:
@@ -228,6 +211,29 @@ def dynamic_loss_scale(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_scales(initial: Any, interval: Any, factor: Any, least: Any, largest: Any) -> None:
+    if not all(isinstance(x, int | float) for x in (initial, interval, factor, least, largest)):
+        return  # injected hyperparameters are traced: nothing is known of them here
+    named = {
+        "initial_scale": initial,
+        "factor": factor,
+        "min_scale": least,
+        "max_scale": largest,
+    }
+    for name, value in named.items():
+        if not (0 < value < math.inf and math.frexp(value)[0] == 0.5):
+            raise ValueError(f"{name} must be a power of two, got {value}")
+    if not 2.0**-126 <= least <= initial <= largest <= 2.0**126:
+        raise ValueError(
+            "expected 2^-126 <= min_scale <= initial_scale <= max_scale <= 2^126, got "
+            f"{least:g}, {initial:g}, {largest:g}"
+        )
+    if factor <= 1 or interval < 1:
+        raise ValueError(
+            f"factor must be above 1 and growth_interval at least 1, got {factor:g} and {interval}"
+        )
 
 
 def read_loss_scale(opt_state: Any) -> jax.Array | None:
