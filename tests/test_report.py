@@ -67,21 +67,22 @@ def row(lines, *words):
 def test_compare_table_rows(result):
     lines = show(report.compare_table(result))
     assert lines[0].strip() == "digits, sigmoid, width 32, epochs 20, batch size 64, 2 seeds"
-    assert row(lines, "adam", "2") == (
-        "adam 2 0.003 95.0 ± 2.8 94.0 ± 2.8 1e-03 / 1e-02 1e-01 trains"
-    )
-    assert row(lines, "adam", "8") == ("adam 8 0.003 11.0 ± 2.8 10.0 ± 2.8 0 / 1e-02 0 starves")
+    assert row(lines, "adam", "2") == ("adam 2 0.003 95.0 ± 2.8 94.0 ± 2.8 1e-3/1e-2 1e-1 trains")
+    assert row(lines, "adam", "8") == ("adam 8 0.003 11.0 ± 2.8 10.0 ± 2.8 0/1e-2 0 starves")
     assert row(lines, "adam", "16") == (
-        "adam 16 0.0001 not finite not finite 3e-20 / 1e-02 3e-18 diverges"
+        "adam 16 0.0001 not finite not finite 3e-20/1e-2 3e-18 diverges"
     )
     assert row(lines, "muon", "16") == (
-        "muon 16 0.003 41.0 ± 28 40.0 ± 28 2e-09 / 1e-02 2e-07 starves 1/2"
+        "muon 16 0.003 41.0 ± 28 40.0 ± 28 2e-9/1e-2 2e-7 starves 1/2"
     )
 
 
 def test_compare_table_fits_80_columns_and_colours_its_verdicts(result):
+    # As wide as rows get: a small rate, a tiny gradient, a verdict that is split.
+    result["cells"].append(cell("rmsprop", 32, [0.81, 0.1], first=3e-20, rate=0.0003))
     lines = show(report.compare_table(result), width=80)
     assert not any("…" in line for line in lines)
+    assert len(lines) == len(show(report.compare_table(result), width=200))
     coloured = "\n".join(
         show(report.compare_table(result), force_terminal=True, color_system="standard")
     )
@@ -100,7 +101,7 @@ def test_compare_table_of_one_seed_has_no_deviation(result):
 
 def test_compare_table_without_a_gradient_at_all(result):
     result["cells"] = [cell("adam", 2, [0.1], first=0.0, last=0.0)]
-    assert row(show(report.compare_table(result)), "adam").endswith("0 / 0 nan starves")
+    assert row(show(report.compare_table(result)), "adam").endswith("0/0 nan starves")
 
 
 def test_compare_summary_where_everything_stops(result):
@@ -109,10 +110,8 @@ def test_compare_summary_where_everything_stops(result):
         "  muon  depth 8",
         "  adam  depth 2",
         "At depth 16 the first layer's gradient starts at 3e-18 of the last layer's: it vanishes.",
-        "Next: find the cause with `vanishjax diagnose --activation sigmoid --data digits "
-        "--width 32 --depth 16`,",
-        "try remedies with `vanishjax cure --activation sigmoid --data digits --width 32 "
-        "--depth 16`.",
+        "Next: compare at depth 16 with `--activation relu` or `--residual rezero`, or train at "
+        "depth 8 with muon.",
     ]
 
 
@@ -135,9 +134,26 @@ def test_compare_summary_where_one_trains_all(result):
     assert lines[-1] == "Next: compare deeper networks, since muon trained every depth tried."
 
 
-def test_compare_summary_quotes_a_path(result):
-    result["settings"]["data"] = "my data.npz"
-    assert "--data 'my data.npz'" in report.compare_summary(result)
+@pytest.mark.parametrize(
+    ("settings", "deepest", "step"),
+    [
+        ({"activation": "relu"}, 2, "compare at depth 8 with `--residual rezero`, or train at"),
+        ({"residual": "scaled"}, 2, "compare at depth 8 with `--activation relu`, or train at"),
+        ({"activation": "relu", "residual": "scaled"}, 2, "train at depth 2 with adam."),
+        ({"activation": "relu", "residual": "scaled"}, 0, "compare shallower networks."),
+    ],
+)
+def test_compare_summary_advises_what_was_not_tried(result, settings, deepest, step):
+    result["settings"] |= settings
+    result["cells"] = [cell("adam", depth, [0.1]) for depth in (8, 16)]
+    result["trainable_depth"] = {"adam": deepest}
+    assert f"Next: {step}" in report.compare_summary(result).splitlines()[-1]
+
+
+def test_compare_summary_names_all_the_deepest(result):
+    result["trainable_depth"] = {"adam": 8, "muon": 8}
+    last = report.compare_summary(result).splitlines()[-1]
+    assert last.endswith("or train at depth 8 with adam or muon.")
 
 
 def test_epoch_line():

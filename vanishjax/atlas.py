@@ -21,7 +21,7 @@ from vanishjax import losses, numerics, optimizers
 from vanishjax.models import MLP, Activation, Residual
 from vanishjax.training import TrainState, local_step
 
-Arrays = tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
+Arrays = tuple[Any, Any]
 Factory = Callable[[Any], optax.GradientTransformation]
 
 
@@ -100,11 +100,11 @@ class Grid:
 class Start(NamedTuple):
     """Networks of one depth before training, shared by all optimizers; leaves are `[seeds, ...]`.
 
-    `accuracy` is compiled once for them all: it takes parameters `[rates, seeds, ...]` and data, and
-    gives `[rates, seeds]`.
+    `accuracy` is compiled once for them all: from parameters `[rates, seeds, ...]` and data to
+    `[rates, seeds]`.
     """
 
-    predict_fn: Callable[[Any, jax.typing.ArrayLike], jax.Array]
+    predict_fn: Callable[[Any, Any], jax.Array]
     accuracy: Callable[[Any, Arrays], jax.Array]
     params: Any
     first_layer_gradient: jax.Array
@@ -139,7 +139,7 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
     )
     batch = jax.tree.map(lambda a: a[: grid.batch_size], train)
 
-    def predict_fn(params: Any, inputs: jax.typing.ArrayLike) -> jax.Array:
+    def predict_fn(params: Any, inputs: jax.Array) -> jax.Array:
         return model.apply({"params": params}, inputs)
 
     def draw(seed: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
@@ -153,7 +153,10 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
     drawn = [draw_one(jnp.uint32(seed)) for seed in grid.seeds]
 
     def accuracy(params: Any, data: Arrays) -> jax.Array:
-        return losses.accuracy(predict_fn(params, data[0]), data[1])
+        outputs = predict_fn(params, data[0])
+        # The largest of NaNs is the first class, which would pass for an answer.
+        finite = jnp.isfinite(outputs).all()
+        return jnp.where(finite, losses.accuracy(outputs, data[1]), jnp.nan)
 
     every_accuracy = jax.jit(jax.vmap(jax.vmap(accuracy, (0, None)), (0, None)))
     return Start(predict_fn, every_accuracy, *jax.tree.map(lambda *a: jnp.stack(a), *drawn))
@@ -175,6 +178,7 @@ def train_cell(
     Returns:
       A JSON-able mapping: the chosen "learning_rate", "validation_accuracy" and "test_accuracy"
       at that rate (lists, one entry a seed), and "rates", every rate's mean validation accuracy.
+      An accuracy is NaN where the training diverged.
 
     Example:
       >>> data = (np.eye(8, dtype=np.float32), np.arange(8) % 2)
@@ -204,7 +208,7 @@ def train_cell(
         np.asarray(start.accuracy(ends, data), np.float64) for data in (validation, test)
     )
     scores = on_validation.mean(axis=1)
-    best = int(np.argmax(scores))
+    best = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))
     return {
         "learning_rate": rates[best],
         "validation_accuracy": on_validation[best].tolist(),
@@ -231,7 +235,8 @@ def measure(
       (compilation included).
 
     Raises:
-      ValueError: An unknown optimizer, or a batch larger than the training data.
+      ValueError: An unknown optimizer, fewer than two classes, or a batch larger than the
+        training data.
 
     Example:
       >>> data = (np.eye(8, dtype=np.float32), np.arange(8) % 2)
@@ -242,6 +247,8 @@ def measure(
     for name in grid.optimizers:
         if name not in CONTENDERS:
             raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(CONTENDERS)}")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
     examples = len(train[0])
     if grid.batch_size > examples:
         raise ValueError(

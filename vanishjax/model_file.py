@@ -95,13 +95,17 @@ def load_model(path: str | os.PathLike[str]) -> TrainedModel:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
-        architecture = json.loads(metadata["architecture"])
-        description = json.loads(metadata["description"])
+        architecture, description = (
+            dict(json.loads(metadata[name])) for name in ("architecture", "description")
+        )
         inputs = jax.ShapeDtypeStruct((1, architecture["in_features"]), jnp.float32)
         model = _model(architecture)
         expected = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path}: not a model that `vanishjax train` saved: {error}") from error
+    except Exception as error:
+        # A stranger's architecture can make the libraries raise anything, of many lines.
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        reason = (reason or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a model that `vanishjax train` saved: {reason}") from error
     _check_arrays(path, flat, flax.traverse_util.flatten_dict(expected, sep="/"))
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     return TrainedModel(params, architecture, description)
@@ -109,10 +113,13 @@ def load_model(path: str | os.PathLike[str]) -> TrainedModel:
 
 def _check_arrays(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for name in sorted({*found, *expected}):
-        have = found[name].shape if name in found else "nothing"
-        want = expected[name].shape if name in expected else "nothing"
+        have, want = (_form(arrays.get(name)) for arrays in (found, expected))
         if have != want:
             raise ValueError(f"{path}: {name}: expected {want}, found {have}")
+
+
+def _form(array: Any) -> str:
+    return "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
 
 
 def _model(architecture: Mapping[str, Any]) -> MLP:

@@ -1,5 +1,6 @@
 """The command line: `vanishjax train`, `compare` and `predict`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0 done, 1 the run failed, 2 bad usage or bad input, 130 interrupted.
     """
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        warn("interrupted")
+        return 130
+    except BrokenPipeError:
+        # Our reader has gone. What is still buffered must go somewhere when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ValueError as error:
+        warn(f"error: {error}")
+        return 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        warn(f"error: {place}{error.strerror or error}")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        # What JAX raises when it runs is a RuntimeError, and of many lines.
+        reason = (str(error) or "out of memory").splitlines()[0]
+        hint = "; make the network or the batch smaller" if "of memory" in reason.lower() else ""
+        warn(f"error: {reason}{hint}")
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = make_parser(COMMANDS)
     options = parser.parse_args(arguments)
     if options.version:
@@ -28,18 +56,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    try:
-        return options.run(options)
-    except KeyboardInterrupt:
-        warn("interrupted")
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has gone; its closing is no failure of ours.
-        sys.stderr.close()
-        return 1
-    except ValueError as error:
-        warn(f"error: {error}")
-        return 2
-    except OSError as error:
-        warn(f"error: {error.filename or ''}: {error.strerror or error}".replace(": : ", ": "))
-        return 1
+    return options.run(options)

@@ -4,12 +4,16 @@ Every cell trains all learning rates and seeds at once; the rate is chosen on va
 the accuracy shown is the test data's. Ctrl-C keeps the cells that are done.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vanishjax.cli.options import (
     CONTENDERS,
+    MOST_LAYERS,
     add_data_options,
     add_network_options,
     add_output_options,
@@ -19,6 +23,9 @@ from vanishjax.cli.options import (
     warn,
     whole,
 )
+
+if TYPE_CHECKING:
+    from vanishjax.training.data import Dataset
 
 NAME = "compare"
 HELP = "compare optimizers on networks of growing depth (the main job)"
@@ -36,14 +43,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this command's options."""
     parser.add_argument(
         "--optimizers",
-        type=list_of(one_of("optimizer", CONTENDERS)),
+        type=list_of(one_of("optimizer", CONTENDERS), distinct=True),
         metavar="NAMES",
         help=f"of {', '.join(CONTENDERS)} (default: sgd,momentum,nesterov,adam,nadam,rmsprop,lion)",
     )
     parser.add_argument(
         "--depths",
         "--depth",
-        type=list_of(whole(1)),
+        type=list_of(whole(1, MOST_LAYERS), distinct=True),
         metavar="DEPTHS",
         help="numbers of hidden layers (default: 2,4,6,8,12,16)",
     )
@@ -57,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_network_options(parser, activation="sigmoid")
     parser.add_argument(
         "--learning-rates",
-        type=list_of(number(above=0.0)),
+        type=list_of(number(above=0.0), distinct=True),
         metavar="RATES",
         help="rates to choose from, for all optimizers (default: four for each)",
     )
@@ -84,47 +91,48 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains every cell, shows progress, and writes the table, the map and the JSON."""
-    from vanishjax.cli.output import environment, open_folder, write_json
-    from vanishjax.training.data import load_dataset
+    from vanishjax.cli.inputs import load_data
+    from vanishjax.cli.output import results_folder
 
+    dataset = load_data(options, "classes")
+    files = (RESULT_FILE, MAP_FILE)
+    with results_folder(NAME, options.out, files, options.overwrite) as folder:
+        return _compare(options, dataset, folder)
+
+
+def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int:
     started = time.perf_counter()
-    dataset = load_dataset(
-        options.data,
-        data_dir=options.data_dir,
-        validation_split=options.validation_split,
-        seed=options.seed,
-        targets="classes",
-    )
-    folder = open_folder(NAME, options.out, (RESULT_FILE, MAP_FILE), options.overwrite)
-
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from vanishjax.atlas import Grid, measure, trainable_depth
+    from vanishjax.cli.output import environment, write_json
     from vanishjax.report import plots, text
 
-    chosen = {
-        "optimizers": options.optimizers,
-        "depths": options.depths,
-        "epochs": options.epochs,
-        "learning_rates": options.learning_rates,
-    }
-    if options.quick:
-        chosen = {name: chosen.get(name) or QUICK.get(name) for name in {**chosen, **QUICK}}
-    seeds = options.seeds or chosen.pop("seeds", None) or 3
-    chosen.pop("seeds", None)
+    names = ("optimizers", "depths", "learning_rates", "epochs", "seeds")
+    given = {name: getattr(options, name) for name in names}
+    chosen: dict[str, Any] = dict(QUICK) if options.quick else {"seeds": 3}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    seeds = chosen.pop("seeds")
     grid = Grid(
         width=options.width,
         activation=options.activation,
         residual=options.residual,
         batch_size=options.batch_size,
         seeds=tuple(range(options.seed, options.seed + seeds)),
-        **{name: value for name, value in chosen.items() if value},
+        **chosen,
     )
-    parts = [
+    train, validation, test = (
         (part.inputs, part.labels) for part in (dataset.train, dataset.validation, dataset.test)
-    ]
+    )
+    classes = dataset.classes or 0
     console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}"),
@@ -135,15 +143,16 @@ def run(options: argparse.Namespace) -> int:
     )
     cells: list[dict[str, Any]] = []
     interrupted = False
-    with Progress(*columns, console=console, transient=True) as progress:
+    live = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not live) as progress:
         task = progress.add_task("compiling", total=len(grid.depths) * len(grid.optimizers))
         try:
-            for cell in measure(grid, *parts, classes=dataset.classes):
+            for cell in measure(grid, train, validation, test, classes):
                 cells.append(cell)
                 mean = sum(cell["test_accuracy"]) / len(cell["test_accuracy"])
                 done = f"{cell['optimizer']} depth {cell['depth']}: {100 * mean:.1f} %"
                 progress.update(task, advance=1, description=f"{done:<28}")
-                if not console.is_terminal:
+                if not live:
                     console.print(done)
         except KeyboardInterrupt:
             interrupted = True

@@ -37,13 +37,17 @@ CONTENDERS = (
     "lion",
 )
 
+# A slip of the finger beyond it would fill the memory before any check of ours could speak.
+MOST_LAYERS = 100_000
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Says what was wrong and ends with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        line = " ".join(message.splitlines())
+        self.exit(2, f"{self.prog}: error: {line} (see {self.prog} --help)\n")
 
 
 def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
@@ -62,30 +66,32 @@ def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def list_of(parse_item: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A comma-separated list of arguments."""
+def list_of(
+    parse_item: Callable[[str], Any], *, distinct: bool = False
+) -> Callable[[str], tuple[Any, ...]]:
+    """A comma-separated list of arguments; `distinct` drops what was there before."""
 
     def parse(text: str) -> tuple[Any, ...]:
         items = [item for item in text.split(",") if item.strip()]
         if not items:
             raise argparse.ArgumentTypeError(f"expected a comma-separated list, got {text!r}")
-        return tuple(parse_item(item) for item in items)
+        parsed = [parse_item(item) for item in items]
+        return tuple(dict.fromkeys(parsed) if distinct else parsed)
 
     return parse
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A whole number of at least `least`."""
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A whole number from `least` to `most`, by default what fits a 32-bit integer."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number of at least {least}, got {text!r}"
-            )
+        if not least <= value <= most:
+            limit = f"of at least {least}" if value < least else f"of at most {most:,}"
+            raise argparse.ArgumentTypeError(f"expected a whole number {limit}, got {text!r}")
         return value
 
     return parse
@@ -201,4 +207,4 @@ def make_parser(commands: Sequence[Any]) -> Parser:
 
 def warn(message: str) -> None:
     """One line on standard error."""
-    print(f"vanishjax: {message}", file=sys.stderr)
+    print("vanishjax:", " ".join(message.splitlines()), file=sys.stderr)

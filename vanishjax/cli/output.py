@@ -1,9 +1,10 @@
 """Where a command's results go: a folder that is checked before the work and written after it."""
 
+import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from vanishjax.files import write_atomically
 from vanishjax.training.data.errors import DataError
 
 
-def open_folder(command: str, out: str | None, files: Sequence[str], overwrite: bool) -> Path:
-    """Makes the folder for a command's results.
+@contextlib.contextmanager
+def results_folder(
+    command: str, out: str | None, files: Sequence[str], overwrite: bool
+) -> Iterator[Path]:
+    """The folder for a command's results; one that stays empty is taken away again.
 
     Args:
       command: Its name: without `out`, the folder is the first free `runs/<command>-NNN`.
@@ -20,12 +24,23 @@ def open_folder(command: str, out: str | None, files: Sequence[str], overwrite: 
       files: Names of the files that the command will write.
       overwrite: Whether files of those names may be replaced.
 
-    Returns:
+    Yields:
       The folder, which exists and can be written.
 
     Raises:
       DataError: The folder already holds results, or can't be made or written.
     """
+    folder = _open_folder(command, out, files, overwrite)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _open_folder(command: str, out: str | None, files: Sequence[str], overwrite: bool) -> Path:
+    name = "runs" if out is None else f"--out {out}"
+    name = "runs" if out is None else f"--out {out}"
     try:
         if out is None:
             return _next_folder(Path("runs"), command)
@@ -34,15 +49,15 @@ def open_folder(command: str, out: str | None, files: Sequence[str], overwrite: 
         with tempfile.TemporaryFile(dir=folder):
             pass
     except FileExistsError as error:
-        raise DataError(f"--out {out}: is a file; name a folder") from error
+        raise DataError(f"{name}: is a file; name another folder with --out") from error
     except OSError as error:
         raise DataError(
-            f"--out {out or 'runs'}: can't write there ({error.strerror}); name another folder"
+            f"{name}: can't write there ({error.strerror}); name another folder with --out"
         ) from error
     present = [name for name in files if (folder / name).exists()]
     if present and not overwrite:
         raise DataError(
-            f"--out {out}: already holds {', '.join(present)}; name another folder, or pass "
+            f"{name}: already holds {', '.join(present)}; name another folder, or pass "
             "--overwrite to replace them"
         )
     return folder

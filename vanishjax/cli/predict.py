@@ -5,6 +5,7 @@ inverted when it is dark ink on white paper.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from vanishjax.cli.train import MODEL_FILE
@@ -51,17 +52,20 @@ def run(options: argparse.Namespace) -> int:
 
     model = load_model(path)
     description = model.description
-    if description["image_shape"] is None:
+    if description.get("image_shape") is None:
         raise ValueError(
-            f"{path}: was trained on {description['data']}, whose inputs are no images"
+            f"{path}: was trained on {description.get('data')}, whose inputs are no images; train "
+            "on images"
         )
-    if description["classes"] is None:
-        raise ValueError(f"{path}: predicts a number, not classes; train it with cross_entropy")
+    if description.get("classes") is None:
+        raise ValueError(f"{path}: predicts a number, not classes; train with --loss cross_entropy")
     image = read_image(options.image, tuple(description["image_shape"]))
-    pixels = image.reshape(1, -1) * (description["pixel_max"] or 1)
-    inputs = Normalization.from_dict(description["normalization"]).apply(pixels)
+    pixels = image.reshape(1, -1) * (description.get("pixel_max") or 1)
+    inputs = Normalization.from_dict(description.get("normalization", {})).apply(pixels)
     logits = model.predict_fn(model.params, jnp.asarray(inputs))[0]
     probabilities = [float(p) for p in jax.nn.softmax(logits.astype(jnp.float32))]
+    if not all(map(math.isfinite, probabilities)):
+        raise ValueError(f"{path}: its output is not finite, so its training diverged; train anew")
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
     if options.json:
         print(to_json({"image": options.image, "class": best, "probabilities": probabilities}))

@@ -7,12 +7,15 @@ The article's runs:
   vanishjax train --data mnist --loss squared_error     (one linear output, scored by its MAE)
 """
 
+from __future__ import annotations
+
 import argparse
 import math
-import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from vanishjax.cli.options import (
+    MOST_LAYERS,
     OPTIMIZERS,
     add_data_options,
     add_network_options,
@@ -24,9 +27,13 @@ from vanishjax.cli.options import (
     whole,
 )
 
+if TYPE_CHECKING:
+    from vanishjax.training.data import Dataset
+
 NAME = "train"
 HELP = "train a network and save it"
 MODEL_FILE, RESULT_FILE, CURVES_FILE = "model.safetensors", "train.json", "curves.png"
+FILES = (MODEL_FILE, RESULT_FILE, CURVES_FILE)
 
 # Those of Keras, which most readers of the literature start from; Lion wants a tenth of Adam's.
 LEARNING_RATES = {
@@ -50,7 +57,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="widths of the hidden layers, such as 64,32 (the default)",
     )
     parser.add_argument(
-        "--depth", type=whole(1), metavar="D", help="number of hidden layers, instead of --hidden"
+        "--depth",
+        type=whole(1, MOST_LAYERS),
+        metavar="D",
+        help="number of hidden layers, instead of --hidden",
     )
     parser.add_argument(
         "--width", type=whole(1), metavar="W", help="their width, with --depth (default: 64)"
@@ -111,41 +121,38 @@ def run(options: argparse.Namespace) -> int:
     hidden, epochs = _hidden(options), options.epochs or (1 if options.quick else 5)
     _check_optimizer_options(options)
 
-    from vanishjax.cli.output import environment, open_folder, write_json
-    from vanishjax.training.data import load_dataset
+    from vanishjax.cli.inputs import load_data
+    from vanishjax.cli.output import results_folder
 
-    files = (MODEL_FILE, RESULT_FILE, CURVES_FILE)
-    regression = options.loss == "squared_error"
-    dataset = load_dataset(
-        options.data,
-        data_dir=options.data_dir,
-        validation_split=options.validation_split,
-        seed=options.seed,
-        dtype=options.dtype,
-        targets="real" if regression else "classes",
-        progress=_download_line,
-    )
-    if options.batch_size > len(dataset.train):
-        raise ValueError(
-            f"--batch-size {options.batch_size}: there are only {len(dataset.train)} training "
-            "examples"
-        )
-    folder = open_folder(NAME, options.out, files, options.overwrite)
+    targets: Literal["real", "classes"] = "real" if options.loss == "squared_error" else "classes"
+    dataset = load_data(options, targets, options.dtype)
+    with results_folder(NAME, options.out, FILES, options.overwrite) as folder:
+        return _train(options, hidden, epochs, dataset, folder)
 
+
+def _train(
+    options: argparse.Namespace,
+    hidden: tuple[int, ...],
+    epochs: int,
+    dataset: Dataset,
+    folder: Path,
+) -> int:
     import jax
     from rich.console import Console
 
     from vanishjax import losses
+    from vanishjax.cli.output import environment, write_json
     from vanishjax.model_file import TrainedModel, save_model
     from vanishjax.models import mlp_problem
     from vanishjax.report import plots, text
     from vanishjax.training import Progress, TrainState, fit, make_evaluate
 
     console = Console(stderr=True, highlight=False)
+    outputs = dataset.classes or math.prod(dataset.train.labels.shape[1:])
     problem = mlp_problem(
         dataset.train.inputs.shape[1],
         hidden,
-        1 if regression else dataset.classes,
+        outputs,
         activation=options.activation,
         residual=options.residual,
         loss=options.loss,
@@ -154,13 +161,15 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         param_dtype=options.dtype,
     )
-    score_name = "mean_absolute_error" if regression else "accuracy"
+    score_name = "mean_absolute_error" if dataset.classes is None else "accuracy"
     score_fn, loss_of_outputs = getattr(losses, score_name), getattr(losses, options.loss)
+
+    predict_fn: Any = problem.predict_fn
 
     def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         inputs, labels = batch
-        outputs = problem.predict_fn(params, inputs)
-        return loss_of_outputs(outputs, labels), {score_name: score_fn(outputs, labels)}
+        predicted = predict_fn(params, inputs)
+        return loss_of_outputs(predicted, labels), {score_name: score_fn(predicted, labels)}
 
     def on_epoch(progress: Progress) -> None:
         record = progress.record
@@ -198,7 +207,7 @@ def run(options: argparse.Namespace) -> int:
     architecture = {
         "in_features": dataset.train.inputs.shape[1],
         "hidden": list(hidden),
-        "classes": problem.config["classes"],
+        "classes": outputs,
         "activation": options.activation,
         "residual": options.residual,
         "scan": "hidden_stack" in state.params,
@@ -239,8 +248,8 @@ def run(options: argparse.Namespace) -> int:
             f"test loss {scores['loss']:.4f}  test {score_name.replace('_', ' ')} "
             f"{scores[score_name]:.4f}"
         )
-        print(f"saved {', '.join(files)} in {folder}")
-        if dataset.image_shape is not None and not regression:
+        print(f"saved {', '.join(FILES)} in {folder}")
+        if dataset.image_shape is not None and dataset.classes is not None:
             print(f"next: vanishjax predict IMAGE.png --model {folder}")
     if history.interrupted:
         warn(
@@ -312,8 +321,3 @@ def _settings(options: argparse.Namespace, epochs: int) -> dict[str, Any]:
         "validation_split": options.validation_split,
         "seed": options.seed,
     }
-
-
-def _download_line(file: str, done: int, total: int | None) -> None:
-    size = f"{done / 1e6:.1f}" + (f" of {total / 1e6:.1f}" if total else "")
-    print(f"\rdownloading {file}: {size} MB", end="", file=sys.stderr, flush=True)

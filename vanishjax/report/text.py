@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shlex
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,10 +38,10 @@ def compare_table(result: Mapping[str, Any]) -> Table:
       >>> result = {"settings": {"trainable_accuracy": 0.5}, "cells": [cell],
       ...           "trainable_depth": {"adam": 2}}
       >>> Console(width=80).print(compare_table(result))
-                               validation        test       gradient
-      optimizer  depth   rate           %           %   first / last  ratio  verdict
-      ──────────────────────────────────────────────────────────────────────────────
-      adam           2  0.003  91.0 ± 1.4  92.0 ± 1.4  1e-03 / 1e-02  1e-01  trains
+                               validation        test    gradient
+      optimizer  depth   rate           %           %  first/last  ratio  verdict
+      ───────────────────────────────────────────────────────────────────────────
+      adam           2  0.003  91.0 ± 1.4  92.0 ± 1.4   1e-3/1e-2   1e-1  trains
     """
     settings = result["settings"]
     table = Table(
@@ -59,7 +59,7 @@ def compare_table(result: Mapping[str, Any]) -> Table:
         "\nrate",
         "validation\n%",
         "test\n%",
-        "gradient\nfirst / last",
+        "gradient\nfirst/last",
         "\nratio",
     ):
         table.add_column(header, justify="right", no_wrap=True)
@@ -76,7 +76,7 @@ def compare_table(result: Mapping[str, Any]) -> Table:
             f"{cell['learning_rate']:g}",
             _mean_and_sd(cell["validation_accuracy"]),
             _mean_and_sd(cell["test_accuracy"]),
-            f"{_scientific(first)} / {_scientific(last)}",
+            f"{_scientific(first)}/{_scientific(last)}",
             _scientific(_ratio(first, last)),
             _verdict(cell["test_accuracy"], settings["trainable_accuracy"]),
         )
@@ -100,8 +100,7 @@ def compare_summary(result: Mapping[str, Any]) -> str:
       Deepest network trained to a mean test accuracy of 50 % (chance is 10 %):
         adam  none of the depths tried (8)
       At depth 8 the first layer's gradient starts at 1e-10 of the last layer's: it vanishes.
-      Next: find the cause with `vanishjax diagnose --depth 8`,
-      try remedies with `vanishjax cure --depth 8`.
+      Next: compare at depth 8 with `--activation relu` or `--residual rezero`.
     """
     settings, cells, deepest = result["settings"], result["cells"], result["trainable_depth"]
     depths = sorted({cell["depth"] for cell in cells})
@@ -136,13 +135,7 @@ def compare_summary(result: Mapping[str, Any]) -> str:
         f"At depth {failing} the first layer's gradient starts at {_scientific(ratio)} of the "
         f"last layer's: {story}"
     )
-    flags = {"data", "activation", "width"} & settings.keys()
-    words = [f"--{flag} {shlex.quote(str(settings[flag]))}" for flag in sorted(flags)]
-    network = " ".join([*words, f"--depth {failing}"])
-    lines += [
-        f"Next: find the cause with `vanishjax diagnose {network}`,",
-        f"try remedies with `vanishjax cure {network}`.",
-    ]
+    lines.append(f"Next: {_next_step(settings, deepest, failing)}.")
     return "\n".join(lines)
 
 
@@ -236,6 +229,17 @@ def probability_table(
     return table
 
 
+def _next_step(settings: Mapping[str, Any], deepest: Mapping[str, int], failing: int) -> str:
+    untried = ["`--activation relu`"] if settings.get("activation") != "relu" else []
+    untried += ["`--residual rezero`"] if settings.get("residual") is None else []
+    steps = [f"compare at depth {failing} with {' or '.join(untried)}"] if untried else []
+    deep = max(deepest.values())
+    if deep:
+        best = " or ".join(name for name, depth in deepest.items() if depth == deep)
+        steps.append(f"train at depth {deep} with {best}")
+    return ", or ".join(steps) or "compare shallower networks"
+
+
 def _settings_line(settings: Mapping[str, Any]) -> str:
     words = [str(settings[key]) for key in ("data", "activation") if key in settings]
     words += [
@@ -278,7 +282,7 @@ def _ratio(first: float, last: float) -> float:
 
 
 def _scientific(value: float) -> str:
-    return "0" if value == 0 else f"{value:.0e}"
+    return "0" if value == 0 else re.sub("e([-+])0", r"e\1", f"{value:.0e}")
 
 
 def _number(value: float) -> str:

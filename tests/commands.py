@@ -1,0 +1,46 @@
+"""Running a command in this process, and what came of it."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from vanishjax import cli
+
+
+class Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        def refuse(constant):
+            raise AssertionError(f"{constant} is not JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+    @property
+    def error(self):
+        """The one line on standard error."""
+        assert self.err.endswith("\n")
+        (line,) = self.err.splitlines()
+        assert line.startswith("vanishjax"), line
+        return line
+
+
+def vanishjax(*arguments):
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+def read_json(path):
+    return Ran(0, Path(path).read_text(), "").json

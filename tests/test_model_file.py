@@ -1,0 +1,206 @@
+"""Model files: what is saved comes back, what is no model is refused, old files survive."""
+
+import json
+import os
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from vanishjax.files import write_atomically
+from vanishjax.model_file import TrainedModel, load_model, save_model
+from vanishjax.models import MLP
+
+ARCHITECTURE = {"in_features": 4, "hidden": [8], "classes": 3, "activation": "relu"}
+DESCRIPTION = {"data": "digits", "image_shape": [2, 2], "normalization": {"offset": 0.0}}
+ARRAYS = {
+    "hidden_0/bias": np.zeros(8, np.float32),
+    "hidden_0/kernel": np.zeros((4, 8), np.float32),
+    "output/bias": np.zeros(3, np.float32),
+    "output/kernel": np.zeros((8, 3), np.float32),
+}
+
+
+def trained(**changes):
+    architecture = {**ARCHITECTURE, **changes}
+    arguments = {name: value for name, value in architecture.items() if name != "in_features"}
+    model = MLP(**{**arguments, "hidden": tuple(arguments["hidden"])})
+    params = model.init(jax.random.key(1), jnp.ones((1, 4)))["params"]
+    # ReZero's gains start at zero: noise tells every leaf from its initial value.
+    params = jax.tree.map(lambda x: x + jnp.asarray(0.25, x.dtype), params)
+    return TrainedModel(params, architecture, DESCRIPTION), model
+
+
+def write(path, arrays=ARRAYS, **changes):
+    """A file as another program may write it; a text of `changes` is taken as it is."""
+    metadata = {
+        "format": "vanishjax-mlp-1",
+        "architecture": ARCHITECTURE,
+        "description": DESCRIPTION,
+        **changes,
+    }
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in metadata.items()
+        if value is not None
+    }
+    safetensors.numpy.save_file(arrays, path, metadata=texts)
+    return path
+
+
+def write_architecture(**changes):
+    return lambda path: write(path, architecture={**ARCHITECTURE, **changes})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"hidden": [8, 8, 8], "scan": False, "activation": "gelu"},
+        {"hidden": [8, 8, 8], "scan": True, "residual": "scaled"},
+        {"hidden": [8, 8, 8], "scan": True, "residual": "rezero"},
+        {"hidden": [8, 8, 5], "residual": "rezero", "classes": 1},
+    ],
+)
+def test_a_model_comes_back_as_it_was(tmp_path, changes, dtype):
+    saved, model = trained(**changes, dtype=dtype, param_dtype=dtype)
+    save_model(tmp_path / "a.safetensors", saved)
+    loaded = load_model(tmp_path / "a.safetensors")
+    assert loaded.architecture == saved.architecture
+    assert loaded.description == DESCRIPTION
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(saved.params)
+    for ours, theirs in zip(*map(jax.tree.leaves, (loaded.params, saved.params)), strict=True):
+        assert ours.dtype == theirs.dtype == jnp.dtype(dtype)
+        np.testing.assert_array_equal(ours, theirs)
+    inputs = jax.random.normal(jax.random.key(2), (5, 4), dtype)
+    expected = model.apply({"params": saved.params}, inputs)
+    np.testing.assert_array_equal(loaded.predict_fn(loaded.params, inputs), expected)
+
+
+def test_a_model_that_others_wrote_is_read(tmp_path):
+    model = load_model(write(tmp_path / "a.safetensors"))
+    assert model.predict_fn(model.params, jnp.ones((2, 4))).shape == (2, 3)
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps({"params": [1.0]}))
+    return path
+
+
+def truncated(path):
+    save_model(path, trained()[0])
+    path.write_bytes(path.read_bytes()[:-1])
+    return path
+
+
+def touched(path):
+    path.touch()
+    return path
+
+
+def nested(path):
+    return write(path, architecture="[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path, "no such model file; train one with `vanishjax train`"),
+        (lambda path: (path.mkdir(), path)[1], "no such model file"),
+        (touched, "header too small"),
+        (truncated, "a model that `vanishjax train` saved: "),
+        (pickled, "header too large"),
+        (nested, "recursion"),
+        (lambda path: write(path, format=None), "its format is None, not 'vanishjax-mlp-1'"),
+        (lambda path: write(path, format="other"), "its format is 'other'"),
+        (lambda path: write(path, description="{"), "Expecting property name"),
+        (lambda path: write(path, architecture="3"), "not iterable"),
+        (lambda path: write(path, architecture="{}"), "no 'in_features'"),
+        (write_architecture(in_features=0), "zero|expected float32"),
+        (write_architecture(in_features="x"), "Error interpreting"),
+        (write_architecture(hidden=[]), "at least one layer"),
+        (write_architecture(activation="no"), "unknown activation 'no'"),
+        (write_architecture(dtype="int8"), "int8"),
+        (write_architecture(kernel_init="x"), "not callable"),
+        (write_architecture(more=1), "'more'"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_line(tmp_path, make, message):
+    path = make(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "misfit"),
+    [
+        (
+            {"hidden_0/kernel": np.zeros((5, 8), np.float32), "output/bias": None},
+            "hidden_0/kernel: expected float32[4, 8], found float32[5, 8]",
+        ),
+        ({"output/bias": None}, "output/bias: expected float32[3], found nothing"),
+        (
+            {"output/alpha": np.zeros((), np.float32)},
+            "output/alpha: expected nothing, found float32[]",
+        ),
+        (
+            {"output/bias": np.zeros(3, np.int32)},
+            "output/bias: expected float32[3], found int32[3]",
+        ),
+    ],
+)
+def test_the_first_array_that_does_not_fit_is_named(tmp_path, changes, misfit):
+    arrays = {name: array for name, array in {**ARRAYS, **changes}.items() if array is not None}
+    path = write(tmp_path / "a.safetensors", arrays)
+    with pytest.raises(ValueError, match="expected") as caught:
+        load_model(path)
+    assert str(caught.value) == f"{path}: {misfit}"
+
+
+class Explodes:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_reading_a_strangers_file_runs_nothing_of_theirs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(pickle.dumps(Explodes()))
+    with pytest.raises(ValueError, match="not a model"):
+        load_model(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_save_leaves_the_older_file(tmp_path, monkeypatch, error):
+    path = tmp_path / "a.safetensors"
+    save_model(path, trained()[0])
+    before = path.read_bytes()
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(type(error)):
+        save_model(path, trained(hidden=[16])[0])
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_write_atomically_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "a.bin"
+    write_atomically(path, b"a long first version")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_write_atomically_needs_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "no" / "a.bin", b"")
