@@ -12,6 +12,7 @@ import optax
 
 from vanishjax import transforms
 from vanishjax.layers import Layers, find_layers
+from vanishjax.validation import check_non_negative
 
 LearningRate: TypeAlias = optax.ScalarOrSchedule
 Mask: TypeAlias = Any | Callable[[optax.Params], Any] | None
@@ -131,6 +132,7 @@ def adamw(
     References:
       Loshchilov and Hutter, Decoupled weight decay regularization, 2019, algorithm 2.
     """
+    check_non_negative("weight_decay", weight_decay)
     return optax.chain(
         transforms.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
         optax.add_decayed_weights(weight_decay, mask),
@@ -267,6 +269,7 @@ def lion(
     References:
       Chen et al., Symbolic discovery of optimization algorithms, 2023.
     """
+    check_non_negative("weight_decay", weight_decay)
     return optax.chain(
         transforms.scale_by_lion(b1, b2, mu_dtype),
         optax.add_decayed_weights(weight_decay, mask),
@@ -312,6 +315,7 @@ def adam_atan2(
     References:
       Everett et al., Scaling exponents across parameterizations and optimizers, 2024.
     """
+    check_non_negative("weight_decay", weight_decay)
     return optax.chain(
         transforms.scale_by_adam_atan2(b1, b2, mu_dtype, nu_dtype, scale=scale, nesterov=nesterov),
         optax.add_decayed_weights(weight_decay, mask),
@@ -356,6 +360,7 @@ def lars(
     References:
       You et al., Large batch training of convolutional networks, 2017.
     """
+    check_non_negative("weight_decay", weight_decay)
     trace = transforms.nesterov if nesterov else transforms.momentum
     ratio = transforms.scale_by_trust_ratio(
         trust_coefficient=trust_coefficient, eps=eps, layers=layers
@@ -400,12 +405,14 @@ def lamb(
     Example:
       >>> import jax.numpy as jnp
       >>> tx, params = lamb(1.0), jnp.array([3.0, 4.0])
-      >>> print(tx.update(jnp.full(2, 1e-30), tx.init(params), params)[0].round(3))
-      [-3.536 -3.536]
+      >>> update, _ = tx.update(jnp.full(2, 1e-30), tx.init(params), params)
+      >>> bool(jnp.allclose(update, -5 / 2**0.5))
+      True
 
     References:
       You et al., Large batch optimization for deep learning: training BERT in 76 minutes, 2020.
     """
+    check_non_negative("weight_decay", weight_decay)
     return optax.chain(
         transforms.scale_by_adam(b1, b2, eps, eps_root, eps_relative=eps_relative, layers=layers),
         optax.add_decayed_weights(weight_decay, mask),
@@ -474,6 +481,8 @@ def muon(
     References:
       Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
     """
+    check_non_negative("weight_decay", weight_decay)
+    check_non_negative("adam_weight_decay", adam_weight_decay)
 
     def label(params: optax.Params) -> Any:
         found = find_layers(params) if layers is None else layers
