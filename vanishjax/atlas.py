@@ -18,24 +18,30 @@ import numpy as np
 import optax
 
 from vanishjax import losses, numerics, optimizers
+from vanishjax.layers import Layers, find_layers
 from vanishjax.models import MLP, Activation, Residual
 from vanishjax.training import TrainState, local_step
 
 Arrays = tuple[Any, Any]
-Factory = Callable[[Any], optax.GradientTransformation]
+Factory = Callable[..., optax.GradientTransformation]
 
 
 class Contender(NamedTuple):
-    """An optimizer to compare: made from a learning rate, with the rates to choose from."""
+    """An optimizer to compare: made from a learning rate, with the rates to choose from.
+
+    One that `sees_layers` is made with `layers=` as well, since a scanned network is a stack.
+    """
 
     make: Factory
     learning_rates: tuple[float, ...]
+    sees_layers: bool = False
 
 
 _SGD_RATES = (0.03, 0.1, 0.3, 1.0)
 _MOMENTUM_RATES = (0.003, 0.01, 0.03, 0.1)
 _ADAM_RATES = (0.001, 0.003, 0.01, 0.03)
 _SIGN_RATES = (0.0003, 0.001, 0.003, 0.01)
+_LARS_RATES = (1.0, 3.0, 10.0, 30.0)
 
 CONTENDERS: Mapping[str, Contender] = MappingProxyType(
     {
@@ -48,6 +54,10 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
         "nadamw": Contender(optimizers.nadamw, _ADAM_RATES),
         "rmsprop": Contender(optimizers.rmsprop, _ADAM_RATES),
         "lion": Contender(optimizers.lion, _SIGN_RATES),
+        "adam_atan2": Contender(optimizers.adam_atan2, _ADAM_RATES),
+        "lars": Contender(optimizers.lars, _LARS_RATES, sees_layers=True),
+        "lamb": Contender(optimizers.lamb, _ADAM_RATES, sees_layers=True),
+        "muon": Contender(optimizers.muon, _ADAM_RATES, sees_layers=True),
     }
 )
 """What can be compared, by name."""
@@ -109,6 +119,7 @@ class Start(NamedTuple):
     params: Any
     first_layer_gradient: jax.Array
     last_layer_gradient: jax.Array
+    layers: Layers
 
 
 def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
@@ -159,7 +170,9 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
         return jnp.where(finite, losses.accuracy(outputs, data[1]), jnp.nan)
 
     every_accuracy = jax.jit(jax.vmap(jax.vmap(accuracy, (0, None)), (0, None)))
-    return Start(predict_fn, every_accuracy, *jax.tree.map(lambda *a: jnp.stack(a), *drawn))
+    layers = find_layers(drawn[0][0], _loss(predict_fn), batch)
+    drawn = jax.tree.map(lambda *a: jnp.stack(a), *drawn)
+    return Start(predict_fn, every_accuracy, *drawn, layers)
 
 
 def train_cell(
@@ -193,7 +206,7 @@ def train_cell(
     orders = np.stack([_example_order(seed, grid, len(train[0])) for seed in grid.seeds])
 
     def run(rate: jax.Array, params: Any, order: jax.Array) -> Any:
-        tx = contender.make(rate)
+        tx = contender.make(rate, **({"layers": start.layers} if contender.sees_layers else {}))
         step = local_step(_loss(start.predict_fn), tx)
         # Nothing in these steps is random: the key is never used.
         state = TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), jnp.zeros([]))

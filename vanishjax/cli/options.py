@@ -24,7 +24,19 @@ ACTIVATIONS = (
     "softsign",
     "tanh",
 )
-OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "nadamw", "rmsprop", "lion")
+OPTIMIZERS = (
+    "sgd",
+    "adam",
+    "adamw",
+    "nadam",
+    "nadamw",
+    "rmsprop",
+    "lion",
+    "adam_atan2",
+    "lars",
+    "lamb",
+    "muon",
+)
 CONTENDERS = (
     "sgd",
     "momentum",
@@ -35,6 +47,10 @@ CONTENDERS = (
     "nadamw",
     "rmsprop",
     "lion",
+    "adam_atan2",
+    "lars",
+    "lamb",
+    "muon",
 )
 
 # A slip of the finger beyond it would fill the memory before any check of ours could speak.

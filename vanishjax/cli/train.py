@@ -28,6 +28,7 @@ from vanishjax.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from vanishjax.layers import Layers
     from vanishjax.training.data import Dataset
 
 NAME = "train"
@@ -44,7 +45,13 @@ LEARNING_RATES = {
     "nadamw": 0.001,
     "rmsprop": 0.001,
     "lion": 0.0001,
+    "adam_atan2": 0.001,
+    "lars": 1.0,
+    "lamb": 0.001,
+    "muon": 0.02,
 }
+# What these do to a layer depends on where it ends: they are told.
+SEE_LAYERS = ("lars", "lamb", "muon")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -84,14 +91,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=number(above=0.0),
         metavar="RATE",
-        help="(default: 0.001; sgd 0.01, lion 0.0001)",
+        help="(default: 0.001; sgd 0.01, lion 0.0001, lars 1, muon 0.02)",
     )
     group.add_argument(
-        "--momentum", type=number(0.0, 1.0), metavar="DECAY", help="for sgd and rmsprop"
+        "--momentum", type=number(0.0, 1.0), metavar="DECAY", help="for sgd, rmsprop and lars"
     )
     group.add_argument("--nesterov", action="store_true", help="momentum that looks one step ahead")
     group.add_argument(
-        "--weight-decay", type=number(0.0), metavar="RATE", help="for adamw, nadamw and lion"
+        "--weight-decay",
+        type=number(0.0),
+        metavar="RATE",
+        help="for adamw, nadamw, lion, adam_atan2, lars, lamb and muon",
     )
     group.add_argument(
         "--clip-norm", type=number(above=0.0), metavar="NORM", help="largest global gradient norm"
@@ -142,6 +152,7 @@ def _train(
 
     from vanishjax import losses
     from vanishjax.cli.output import environment, write_json
+    from vanishjax.layers import find_layers
     from vanishjax.model_file import TrainedModel, save_model
     from vanishjax.models import mlp_problem
     from vanishjax.report import plots, text
@@ -156,11 +167,15 @@ def _train(
         activation=options.activation,
         residual=options.residual,
         loss=options.loss,
-        tx=_make_optimizer(options),
         key=jax.random.key(options.seed),
         dtype=options.dtype,
         param_dtype=options.dtype,
     )
+    train, validation, test = (
+        (part.inputs, part.labels) for part in (dataset.train, dataset.validation, dataset.test)
+    )
+    first_batch = jax.tree.map(lambda a: a[: options.batch_size], train)
+    tx = _make_optimizer(options, find_layers(problem.params, problem.loss_fn, first_batch))
     score_name = "mean_absolute_error" if dataset.classes is None else "accuracy"
     score_fn, loss_of_outputs = getattr(losses, score_name), getattr(losses, options.loss)
 
@@ -189,13 +204,10 @@ def _train(
         f" {len(dataset.test):,} test examples; {parameters:,} parameters; {options.optimizer}",
         soft_wrap=True,
     )
-    train, validation, test = (
-        (part.inputs, part.labels) for part in (dataset.train, dataset.validation, dataset.test)
-    )
     state, history = fit(
         loss_fn,
-        problem.tx,
-        TrainState.create(problem.params, problem.tx, jax.random.key(options.seed)),
+        tx,
+        TrainState.create(problem.params, tx, jax.random.key(options.seed)),
         train,
         epochs=epochs,
         batch_size=options.batch_size,
@@ -274,8 +286,8 @@ def _hidden(options: argparse.Namespace) -> tuple[int, ...]:
 
 def _check_optimizer_options(options: argparse.Namespace) -> None:
     allowed = {
-        "momentum": ("sgd", "rmsprop"),
-        "weight_decay": ("adamw", "nadamw", "lion"),
+        "momentum": ("sgd", "rmsprop", "lars"),
+        "weight_decay": ("adamw", "nadamw", "lion", "adam_atan2", "lars", "lamb", "muon"),
     }
     for option, names in allowed.items():
         if getattr(options, option) is not None and options.optimizer not in names:
@@ -289,7 +301,7 @@ def _check_optimizer_options(options: argparse.Namespace) -> None:
         raise ValueError("--nesterov needs --momentum, such as --momentum 0.9")
 
 
-def _make_optimizer(options: argparse.Namespace) -> Any:
+def _make_optimizer(options: argparse.Namespace, layers: Layers) -> Any:
     import optax
 
     from vanishjax import optimizers, transforms
@@ -299,6 +311,8 @@ def _make_optimizer(options: argparse.Namespace) -> Any:
         arguments |= {"momentum": options.momentum, "nesterov": options.nesterov}
     if options.weight_decay is not None:
         arguments["weight_decay"] = options.weight_decay
+    if options.optimizer in SEE_LAYERS:
+        arguments["layers"] = layers
     rate = options.learning_rate or LEARNING_RATES[options.optimizer]
     optimizer = getattr(optimizers, options.optimizer)(rate, **arguments)
     if options.clip_norm is None:
