@@ -1,11 +1,13 @@
 from . import activations as activations
 from . import atlas as atlas
+from . import initializers as initializers
 from . import layers as layers
 from . import losses as losses
 from . import models as models
 from . import numerics as numerics
 from . import optimizers as optimizers
 from . import report as report
+from . import theory as theory
 from . import training as training
 from . import transforms as transforms
 from .layers import LayerOrderWarning as LayerOrderWarning

@@ -287,10 +287,13 @@ def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
     leaves = [upcast(x) for x in jax.tree.leaves(tree)]
     if not leaves:
         return jnp.ones(()), jnp.zeros(())
+    # One type for all: what is small enough to be flushed depends on the type of the squares.
+    dtype = jnp.result_type(*leaves)
+    leaves = [x.astype(dtype) for x in leaves]
 
     def squares(inverse: jax.Array | None) -> jax.Array:
         scaled = leaves if inverse is None else [x * inverse for x in leaves]
-        return sum((jnp.sum(x * x) for x in scaled), start=jnp.zeros(()))
+        return sum((jnp.sum(x * x) for x in scaled), start=jnp.zeros((), dtype))
 
     def largest() -> jax.Array:
         return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))

@@ -19,8 +19,13 @@ def layers_of(layers: Layers | None, tree: Any) -> Layers:
 def check_layers(layers: Layers | None, params: Any) -> None:
     """Raises ValueError, naming the path, unless the layers are those of the parameters."""
     find_layers(params)
-    if layers is not None:
-        layers.expand(jnp.zeros(len(layers)), params)
+    if layers is None:
+        return
+    for leaf in layers.leaves:
+        for axis in leaf.axes:
+            if not 0 <= axis < len(leaf.shape):
+                raise ValueError(f"{leaf.path}: stack axis {axis} isn't one of shape {leaf.shape}")
+    layers.expand(jnp.zeros(len(layers)), params)
 
 
 def per_layer(

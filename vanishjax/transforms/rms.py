@@ -95,7 +95,8 @@ def scale_by_stddev(
     .. math:: u = g / \sqrt{r^2 - m^2 + \epsilon}
 
     with m the running mean and r as in `scale_by_rms`. The difference is taken as
-    (r - m)(r + m), which does not overflow.
+    (r - m)(r + m), which does not overflow; the denominator is at least 3e-4 r, since the
+    difference is known no better, and a constant gradient would be divided by its rounding.
 
     Args:
       decay: Decay of both moments, in [0, 1).
@@ -138,7 +139,9 @@ def scale_by_stddev(
             m, r = jnp.abs(m) / correction, r / jnp.sqrt(correction)
             # r >= m but for rounding, and the product of the roots is within r's own range.
             deviation = jnp.sqrt(jnp.maximum(r - m, 0.0)) * jnp.sqrt(r + m)
-            return _rescale(g, deviation, eps, eps_in_sqrt)
+            # The difference can't be told from zero below this: it would divide by rounding.
+            least = jnp.finfo(r.dtype).eps ** 0.5 * r
+            return _rescale(g, deviation, eps, eps_in_sqrt, least)
 
         steps = jax.tree.map(scale, updates, mu, nu_root)
         return numerics.cast_like(steps, updates), ScaleByStddevState(count, mu, nu_root)
@@ -162,9 +165,12 @@ def _next_root(updates: optax.Updates, roots: optax.Updates, decay: Any) -> opta
     return jax.tree.map(lambda g, r: numerics.root_moment(r, g, decay), updates, roots)
 
 
-def _rescale(g: jax.Array, root: jax.Array, eps: Any, eps_in_sqrt: bool) -> jax.Array:
+def _rescale(
+    g: jax.Array, root: jax.Array, eps: Any, eps_in_sqrt: bool, least: Any = 0.0
+) -> jax.Array:
     if eps_in_sqrt:
         denominator = numerics.add_in_root(root, eps, numerics.LIFT)
     else:
         denominator = root + numerics.LIFT * eps
+    denominator = jnp.maximum(denominator, least)
     return numerics.divide(numerics.LIFT * numerics.upcast(g), denominator)

@@ -135,9 +135,9 @@ def dynamic_loss_scale(
     Scales are powers of two, so that scaling rounds nothing.
 
     Args:
-      inner: What gets the unscaled gradient, in float32 at least, and whose state stays as it was
-        when a step is skipped. Without one, the unscaled gradient itself is the update, in the
-        gradient's own type, where a 16-bit type may lose what the scale had saved.
+      inner: What gets the unscaled gradient and the parameters, in float32 at least, and whose
+        state stays as it was when a step is skipped. Without one, the unscaled gradient itself is
+        the update, in its own type, where a 16-bit type may lose what the scale had saved.
       initial_scale: First scale.
       growth_interval: Good steps before the scale grows.
       factor: By which it grows and shrinks.
@@ -171,7 +171,7 @@ def dynamic_loss_scale(
             jnp.array(initial_scale, jnp.float32),
             jnp.zeros([], jnp.int32),
             jnp.zeros([], jnp.int32),
-            guarded.init(params),
+            guarded.init(jax.tree.map(numerics.upcast, params)),
         )
 
     def update_fn(
@@ -187,7 +187,9 @@ def dynamic_loss_scale(
         def proceed() -> tuple[optax.Updates, optax.OptState]:
             inverse = 1 / state.scale
             unscaled = jax.tree.map(lambda g: numerics.upcast(g) * inverse, updates)
-            steps, inner_state = guarded.update(unscaled, state.inner_state, params, **extra)
+            # Parameters too, lest a state of their type alternates with one of the gradient's.
+            wide = jax.tree.map(numerics.upcast, params)
+            steps, inner_state = guarded.update(unscaled, state.inner_state, wide, **extra)
             return numerics.cast_like(steps, updates), inner_state
 
         def skip() -> tuple[optax.Updates, optax.OptState]:

@@ -1,0 +1,33 @@
+"""Several steps of a transform in one compiled scan, and how trajectories are compared."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="move")
+def run(tx: Any, grads: Any, params: Any, move: bool = False) -> tuple[Any, Any]:
+    """Updates `[steps, ...]` for gradients `[steps, ...]`, and the last state.
+
+    The parameters stay what they are, unless they are to `move` by the updates.
+    """
+
+    def body(carry: Any, g: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        return (optax.apply_updates(params, updates) if move else params, state), updates
+
+    (_, state), updates = jax.lax.scan(body, (params, tx.init(params)), grads)
+    return updates, state
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-6) -> None:
+    """Leaf by leaf, relative to the largest entry of its trajectory: sums cancel."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.shape(a) == np.shape(b)
+        bound = tolerance * np.abs(b).max(initial=0)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=bound)
