@@ -171,8 +171,8 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
 
     every_accuracy = jax.jit(jax.vmap(jax.vmap(accuracy, (0, None)), (0, None)))
     layers = find_layers(drawn[0][0], _loss(predict_fn), batch)
-    drawn = jax.tree.map(lambda *a: jnp.stack(a), *drawn)
-    return Start(predict_fn, every_accuracy, *drawn, layers)
+    params, first, last = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+    return Start(predict_fn, every_accuracy, params, first, last, layers)
 
 
 def train_cell(
