@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, and one cache of compiled programs; before JAX starts."""
+"""Eight virtual CPU devices and one cache of compiled programs for all tests, before JAX starts."""
 
 import atexit
 import os

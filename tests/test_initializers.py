@@ -339,6 +339,18 @@ def test_centring_of_several_features():
     np.testing.assert_array_equal(centered["b"]["bias"], np.full([2, 3], -2.0))
     np.testing.assert_array_equal(centered["c"]["bias"], np.full(7, -3.0))
 
+    def loss_fn(params, x):
+        def layer(h, params):
+            heads = jnp.einsum("i,ihd->hd", h, params["kernel"]) + params["bias"]
+            return jax.nn.sigmoid(heads.ravel()), None
+
+        return jnp.sum(jax.lax.scan(layer, x, params)[0])
+
+    params = {"kernel": jnp.ones([5, 6, 2, 3]), "bias": jnp.zeros([5, 2, 3])}
+    centered = center_biases(params, layers=find_layers(params, loss_fn, jnp.ones(6)))
+    expected = np.repeat([0.0, -3.0, -3.0, -3.0, -3.0], 6).reshape(5, 2, 3)
+    np.testing.assert_array_equal(centered["bias"], expected)
+
 
 @pytest.mark.parametrize("length", [3, 4], ids=["odd-one-out", "as-long-as-wide"])
 def test_a_stack_that_nobody_told_is_refused(length):

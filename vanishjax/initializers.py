@@ -197,12 +197,11 @@ def center_biases(
 
 def _summed_axes(kernel: Leaf, bias: Leaf) -> tuple[int, ...]:
     """The kernel's input axes: what is left without its stack and the bias's own axes."""
-    features = len(bias.inner_axes)
-    axes = kernel.inner_axes
-    own = [kernel.shape[axis] for axis in axes[len(axes) - features :]]
-    inputs = axes[: len(axes) - features]
-    stacked_alike = features > 1 and kernel.shape[0] == bias.shape[0]
-    if own != [bias.shape[axis] for axis in bias.inner_axes] or stacked_alike or not inputs:
+    axes, features = kernel.inner_axes, len(bias.inner_axes)
+    inputs, outputs = axes[: len(axes) - features], axes[len(axes) - features :]
+    fits = [kernel.shape[i] for i in outputs] == [bias.shape[i] for i in bias.inner_axes]
+    may_be_stack = features > 1 and not bias.axes and kernel.shape[0] == bias.shape[0]
+    if not fits or may_be_stack or not inputs:
         raise ValueError(
             f"{bias.path} of shape {bias.shape} doesn't tell its layers in {kernel.path} of shape "
             f"{kernel.shape}: pass layers=find_layers(params, loss_fn, batch), which knows stacks"

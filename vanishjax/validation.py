@@ -32,10 +32,16 @@ def check_floating(params: Any) -> None:
             )
 
 
-def check_decay(name: str, value: Any) -> None:
-    """Raises ValueError unless a concrete decay rate lies in [0, 1); traced values pass."""
-    if isinstance(value, numbers.Real) and not 0 <= float(value) < 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+def check_decay(name: str, value: Any, *, one_allowed: bool = False) -> None:
+    """Raises ValueError unless a concrete decay rate lies in [0, 1); traced values pass.
+
+    A plain sum may decay not at all (`one_allowed`); a mean that never decays learns nothing.
+    """
+    if not isinstance(value, numbers.Real):
+        return
+    rate = float(value)
+    if not (0 <= rate < 1 or (one_allowed and rate == 1)):
+        raise ValueError(f"{name} must lie in [0, 1{']' if one_allowed else ')'}, got {value}")
 
 
 def check_non_negative(name: str, value: Any) -> None:

@@ -23,7 +23,7 @@ def momentum(
     .. math:: t \leftarrow d\, t + g, \qquad u = t
 
     Args:
-      decay: d, in [0, 1).
+      decay: d, in [0, 1].
       accumulator_dtype: Type of the sum; None keeps float32 at least, so that 16-bit gradients
         neither overflow nor vanish in it.
 
@@ -32,7 +32,7 @@ def momentum(
       beyond a 16-bit type's range becomes the largest of that type.
 
     Raises:
-      ValueError: decay outside [0, 1), or (at `init`) a leaf that is not floating point.
+      ValueError: decay outside [0, 1], or (at `init`) a leaf that is not floating point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,7 +57,7 @@ def nesterov(
     .. math:: t \leftarrow d\, t + g, \qquad u = g + d\, t
 
     Args:
-      decay: d, in [0, 1).
+      decay: d, in [0, 1].
       accumulator_dtype: As in `momentum`.
 
     Returns:
@@ -82,7 +82,7 @@ def nesterov(
 
 
 def _trace(decay: Any, dtype: Any, *, look_ahead: bool) -> optax.GradientTransformation:
-    check_decay("decay", decay)
+    check_decay("decay", decay, one_allowed=True)
 
     def init_fn(params: optax.Params) -> MomentumState:
         check_floating(params)
