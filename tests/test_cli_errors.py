@@ -161,7 +161,10 @@ def test_a_download_shows_one_line_a_file(here, monkeypatch, capsys):
         ("train --learning-rate inf", "expected a number above 0, got 'inf'"),
         ("compare --learning-rates .1,0", "expected a number above 0, got '0'"),
         ("train --optimizer sgd --momentum 1", "at least 0 and below 1, got '1'"),
-        ("train --momentum .9", "--momentum goes with --optimizer sgd or rmsprop or lars, not adam"),
+        (
+            "train --momentum .9",
+            "--momentum goes with --optimizer sgd or rmsprop or lars, not adam",
+        ),
         ("train --nesterov", "--nesterov with adam is --optimizer nadam"),
         ("train --optimizer sgd --nesterov", "--nesterov needs --momentum"),
         ("train --weight-decay .1", "--weight-decay goes with --optimizer adamw"),
