@@ -135,6 +135,58 @@ def test_clip_by_global_norm_is_that_of_magnitude_one(dtype):
             assert_same(clipped(magnitude), clipped(1.0), dtype)
 
 
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-3, 1e25])
+def test_what_is_added_to_a_norm_counts_as_it_is(magnitude):
+    # The norm is held as a power of two times a rest; eps and min_norm must come to the same units.
+    g, w = magnitude * np.array([3.0, -4.0]), np.array([0.6, 0.8])
+    for least, eps in ((0.0, 5 * magnitude), (15 * magnitude, 0.0), (0.0, 0.25), (0.5, 0.0)):
+        tx = vj.scale_by_trust_ratio(least, eps=eps)
+        updates, _ = run(tx, np.float32(g)[None], np.float32(w))
+        exact = g * max(1, least) / (max(5 * magnitude, least) + eps)
+        np.testing.assert_allclose(updates[0], exact, rtol=1e-6)
+
+
+SMALL_TYPES = [jnp.bfloat16, jnp.float16]
+ONCE_ROUNDED = {
+    "momentum": vj.momentum(0.9),
+    "nesterov": vj.nesterov(0.9),
+    "scale_by_adam": vj.scale_by_adam(),
+    "scale_by_adam-nesterov": vj.scale_by_adam(nesterov=True),
+    "scale_by_adam_atan2": vj.scale_by_adam_atan2(),
+    "scale_by_rms": vj.scale_by_rms(),
+    "scale_by_stddev": vj.scale_by_stddev(),
+    "scale_by_lion": vj.scale_by_lion(),
+    "scale_by_muon": vj.scale_by_muon(),
+    "scale_by_trust_ratio": vj.scale_by_trust_ratio(),
+    "normalize_by_layer": vj.normalize_by_layer(),
+    "centralize": vj.centralize(),
+    "clip_by_layer_norm": vj.clip_by_layer_norm(0.5),
+    "clip_by_global_norm": vj.clip_by_global_norm(0.5),
+    "adaptive_clip": vj.adaptive_clip(0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", SMALL_TYPES, ids=lambda t: t.__name__)
+@pytest.mark.parametrize("name", ONCE_ROUNDED)
+def test_small_types_get_the_wide_update_rounded_once(name, dtype):
+    # State and sums of 16 bits would stop decaying and drift off over these steps.
+    rng = np.random.default_rng(0)
+    grads = jnp.asarray(rng.standard_normal((40, 5, 4)) + 1, dtype)
+    params = jnp.asarray(rng.standard_normal((5, 4)), dtype)
+    ours, _ = run(ONCE_ROUNDED[name], grads, params)
+    wide, _ = run(ONCE_ROUNDED[name], grads.astype(jnp.float32), params.astype(jnp.float32))
+    assert ours.dtype == dtype
+    ours = np.asarray(ours, np.float64)
+    np.testing.assert_allclose(ours, wide, rtol=float(jnp.finfo(dtype).eps), atol=1e-7)
+
+
+def test_a_sum_beyond_float16_comes_back():
+    grads = jnp.array([[6e4], [6e4], [-6e4]], jnp.float16)
+    updates, _ = run(vj.momentum(0.9), grads, jnp.zeros(1, jnp.float16))
+    exact = [6e4, 65504.0, 0.9 * 1.9 * 6e4 - 6e4]  # the second, 1.14e5, is no float16
+    np.testing.assert_allclose(np.asarray(updates[:, 0], np.float64), exact, rtol=1e-3)
+
+
 @settings(deadline=None, max_examples=8)
 @given(exponent=st.integers(-110, 110), seed=st.integers(0, 99))
 @pytest.mark.parametrize("name", SCALE_FREE)
