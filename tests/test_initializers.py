@@ -360,3 +360,9 @@ def test_a_stack_that_nobody_told_is_refused(length):
     }
     with pytest.raises(ValueError, match=r"b/bias .* pass layers=find_layers\(params, loss_fn"):
         center_biases(params, "sigmoid")
+
+
+def test_a_bias_of_another_width_is_refused():
+    params = {"kernel": jnp.ones([4, 6]), "bias": jnp.zeros(1)}
+    with pytest.raises(ValueError, match=r"bias of shape \(1,\) doesn't tell its layers"):
+        center_biases(params, "sigmoid")

@@ -396,3 +396,23 @@ def test_before_the_conditional_stands_one_reduction(fn):
     reductions = [e for e in equations if e.primitive.name.startswith("reduce")]
     assert [e.primitive.name for e in reductions if e.invars[0].aval.size > 1] == ["reduce_sum"]
     assert sum(e.primitive.name == "cond" for e in equations) == 1
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda: vj.clip_by_layer_norm(1.0),
+        lambda: vj.clip_by_global_norm(1.0),
+        lambda: vj.adaptive_clip(0.1),
+        vj.normalize_by_layer,
+        vj.scale_by_trust_ratio,
+        vj.orthogonalize,
+    ],
+)
+def test_a_norm_beyond_the_largest_number(factory):
+    """Every entry is a float32, their norm is not: 100 x 3e38."""
+    params, unit = {"w": jnp.ones([100, 100])}, {"w": jnp.asarray(pattern(100, 100), jnp.float32)}
+    tx = factory()
+    large, _ = tx.update({"w": 3e38 * unit["w"]}, tx.init(params), params)
+    small, _ = tx.update(unit, tx.init(params), params)
+    np.testing.assert_allclose(large["w"], small["w"], rtol=1e-5)

@@ -166,7 +166,7 @@ def moments(activation: str | Activation, q: float) -> Moments:
     # Stein's lemma: d E[f^2] / dq = E[f f' x] / q, where the nodes stand for the limit if q = 0.
     variance = float(weights @ x**2)
     return Moments(
-        square=float(weights @ values**2) if q > 0 else float(weights @ values) ** 2,
+        square=float(weights @ values**2),
         square_slope=float(weights @ (values * slopes * x)) / variance,
         slope_square=float(weights @ slopes**2),
     )
