@@ -69,17 +69,26 @@ def find_layers(
       >>> find_layers(params, loss_fn, jnp.ones((8, 4))).names
       ('hidden[0]', 'hidden[1]', 'a_head')
     """
+    leaves = parameter_leaves(params)
+    if loss_fn is None or not leaves:
+        return _order_by_path(leaves)
+    return layers_met(leaves, _jaxpr.parameter_uses(_jaxpr.trace_loss(loss_fn, params, batch)))
+
+
+def parameter_leaves(params: Any) -> list[Leaf]:
+    """The parameter arrays of a tree, with the stack axes that Flax's metadata name."""
     check_floating(params)
-    entries = jax.tree_util.tree_flatten_with_path(params)[0]
     stacked = _named_stacks(params)
     leaves = []
-    for path, value in entries:
+    for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
         name, shape = path_name(path), np.shape(value)
         axes = stacked.get(bare(name), ())
         leaves.append(Leaf(name, shape, axes if max(axes, default=-1) < len(shape) else ()))
-    if loss_fn is None or not leaves:
-        return _order_by_path(leaves)
-    trace = _jaxpr.parameter_uses(loss_fn, params, batch)
+    return leaves
+
+
+def layers_met(leaves: list[Leaf], trace: _jaxpr.Trace) -> Layers:
+    """The layers in the order in which a traced loss uses them: see `find_layers`."""
     if not trace.depends_on_data:
         _warn("the loss depends on no data", leaves)
         return _order_by_path(leaves)
@@ -243,5 +252,5 @@ def _warn(doubt: str, leaves: list[Leaf]) -> None:
     warnings.warn(
         f"depth order unknown for {names}: {doubt}; placed in the order of paths instead",
         LayerOrderWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -1,7 +1,7 @@
 """The abstract values that a walk through a jaxpr carries, and pure functions of them.
 
-`vanishjax._jaxpr` walks; here is what becomes of the values: how several make one, which axes of a
-parameter the dimensions of a value run along, and how a loop's first iterations tell the rest.
+`vanishjax._jaxpr.uses` walks; here is what becomes of the values: how several make one, which axes
+of a parameter the dimensions of a value run along, and how a loop's first iterations tell the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Use:
     Attributes:
       leaf: Index of the parameter among the flattened parameters.
       position: Of the equation in the walk; a loop's iterations share it.
-      primitive: The equation's primitive.
+      equation: The equation.
       axes: The parameter's axes that scans run along, outermost scan first.
       depths: Parameters met on the longest path from the data, this one included: an array over
         `axes`, infinite where that index doesn't take part.
@@ -48,7 +48,7 @@ class Use:
 
     leaf: int
     position: int
-    primitive: str
+    equation: Any
     axes: tuple[int, ...]
     depths: np.ndarray[Any, np.dtype[np.float64]]
     part: tuple[int, ...] | None = None

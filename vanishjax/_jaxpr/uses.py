@@ -1,7 +1,5 @@
 """Where data meets the parameters of a loss, read off its jaxpr.
 
-The only file that walks jaxprs, and so the only one that knows how versions of JAX differ in them.
-
 The walk carries an abstract value along every variable: does it depend on the data, how many
 parameters lie on the longest path from the data to it (its depth), and which parameters went into
 it that no data has met yet (casts, weight normalisation, slices, regularisers). A parameter is
@@ -16,15 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn, Literal
 
-from vanishjax._jaxpr_values import (
+from vanishjax._jaxpr.program import Program
+from vanishjax._jaxpr.reach import DEAD, GRADIENT, Levels, Reach
+from vanishjax._jaxpr.values import (
     DATA,
     ELEMENTWISE,
     MIXED,
@@ -42,11 +40,7 @@ from vanishjax._jaxpr_values import (
     unroll,
     whole_parameter,
 )
-
-__all__ = ["Trace", "Use", "parameter_uses"]
-
-_DEAD, _VALUE, _GRADIENT = range(3)  # how a variable reaches the loss
-_Levels = tuple[int, ...]
+from vanishjax._jaxpr.versions import called, has_jaxpr, is_key, open_jaxpr, scan_split, shape_of
 
 _SUMS = frozenset({"add", "sub", "add_any"})
 _SLICES = frozenset({"slice", "dynamic_slice", "gather", "split"})
@@ -67,143 +61,54 @@ class Trace(NamedTuple):
     depends_on_data: bool
 
 
-def parameter_uses(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any = None) -> Trace:
-    """Finds where and how deep `loss_fn(params, batch)` uses each parameter.
+def parameter_uses(program: Program) -> Trace:
+    """Finds where and how deep a loss uses each parameter.
 
-    A use is a meeting with the data, which are the arrays of `batch` or, if it has none, the
-    arrays that `loss_fn` closes over. A term that the loss adds up from parameters alone (a
+    A use is a meeting with the data, which are the arrays of the batch or, if it has none, the
+    arrays that the loss closes over. A term that the loss adds up from parameters alone (a
     regulariser) is no use.
 
     Args:
-      loss_fn: `(params, batch) -> loss` or `-> (loss, aux)` with a scalar loss; it's traced, never
-        run.
-      params: Parameters: arrays or `jax.ShapeDtypeStruct`s.
-      batch: Any pytree; what isn't an array or a `jax.ShapeDtypeStruct` is handed over as it is.
+      program: The loss.
 
     Returns:
       The uses, and what was learnt about the loss.
 
-    Raises:
-      ValueError: The loss isn't a scalar.
-
     Example:
       >>> import jax.numpy as jnp
+      >>> from vanishjax._jaxpr.program import trace_loss
       >>> def loss_fn(params, x):
       ...     return jnp.mean(jnp.tanh(x @ params["out"] * params["gain"]) @ params["in"])
       >>> params = {"gain": jnp.ones(4), "in": jnp.ones((4, 1)), "out": jnp.ones((3, 4))}
-      >>> trace = parameter_uses(loss_fn, params, jnp.ones((2, 3)))
-      >>> [(use.leaf, use.primitive, float(use.depths)) for use in trace.uses]
+      >>> trace = parameter_uses(trace_loss(loss_fn, params, jnp.ones((2, 3))))
+      >>> [(use.leaf, use.equation.primitive.name, float(use.depths)) for use in trace.uses]
       [(2, 'dot_general', 1.0), (0, 'mul', 2.0), (1, 'dot_general', 3.0)]
     """
-    leaves, structure = jax.tree_util.tree_flatten(params)
-    inputs, batch_structure = jax.tree_util.tree_flatten(batch)
-    is_array = [hasattr(x, "shape") and hasattr(x, "dtype") for x in inputs]
-
-    def flat_loss(leaves: list[Any], arrays: list[Any]) -> Any:
-        rest = iter(arrays)
-        filled = [next(rest) if array else x for x, array in zip(inputs, is_array, strict=True)]
-        return loss_fn(
-            jax.tree_util.tree_unflatten(structure, leaves),
-            jax.tree_util.tree_unflatten(batch_structure, filled),
-        )
-
-    arrays = list(itertools.compress(inputs, is_array))
-    closed, out = jax.make_jaxpr(flat_loss, return_shape=True)(leaves, arrays)
-    loss = out[0] if isinstance(out, tuple) and out else out
-    if getattr(loss, "shape", None) != ():
-        raise ValueError(
-            f"loss_fn must return a scalar or (scalar, aux), got {jax.tree.map(_shape, out)}"
-        )
-
-    jaxpr = _open(closed)
+    jaxpr, (_, ranks, arrays) = program.closed.jaxpr, program
     walk = _Walk(constants_are_data=not arrays)
-    wanted = (_GRADIENT,) + (_DEAD,) * (len(jaxpr.outvars) - 1)
-    values = [whole_parameter(i, np.ndim(x)) for i, x in enumerate(leaves)] + [DATA] * len(arrays)
+    wanted = (GRADIENT,) + (DEAD,) * (len(jaxpr.outvars) - 1)
+    values = [whole_parameter(i, rank) for i, rank in enumerate(ranks)] + [DATA] * arrays
     results = walk(jaxpr, values, wanted)
     _, reached = walk.reach(jaxpr, wanted)
     return Trace(
         tuple(walk.uses),
-        tuple(level == _GRADIENT for level in reached[: len(leaves)]),
+        tuple(level == GRADIENT for level in reached[: len(ranks)]),
         results[0].data,
     )
-
-
-class _Reach:
-    """Backwards through a jaxpr: which variables reach the loss, and which with a gradient."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, _Levels], tuple[list[_Levels], _Levels]] = {}
-
-    def __call__(self, jaxpr: Jaxpr, wanted: _Levels) -> tuple[list[_Levels], _Levels]:
-        """For levels `wanted` of the outputs: each equation's outputs', and the inputs'."""
-        key = id(jaxpr), wanted
-        if key not in self._known:
-            found: dict[Var, int] = {}
-
-            def mark(atoms: Iterable[Any], levels: Iterable[int]) -> None:
-                for atom, level in zip(atoms, levels, strict=True):
-                    if not isinstance(atom, Literal):
-                        found[atom] = max(level, found.get(atom, _DEAD))
-
-            mark(jaxpr.outvars, wanted)
-            outputs = []
-            for eqn in reversed(jaxpr.eqns):
-                outputs.append(tuple(min(found.get(v, _DEAD), _best(v)) for v in eqn.outvars))
-                if any(outputs[-1]):
-                    mark(eqn.invars, self._operands(eqn, outputs[-1]))
-            reached = tuple(found.get(v, _DEAD) for v in jaxpr.invars)
-            self._known[key] = outputs[::-1], reached
-        return self._known[key]
-
-    def _operands(self, eqn: JaxprEqn, outputs: _Levels) -> _Levels:
-        name, called = eqn.primitive.name, _called(eqn)
-        if name == "stop_gradient":
-            return (_VALUE,)
-        if name == "scan":
-            return self(_open(eqn.params["jaxpr"]), self.carried(eqn, outputs))[1]
-        if name == "while":
-            n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-            body = self(_open(eqn.params["body_jaxpr"]), self.carried(eqn, outputs))[1]
-            condition = (_VALUE,) * len(_open(eqn.params["cond_jaxpr"]).invars)
-            carry = tuple(map(max, body[n_body:], condition[n_cond:]))
-            return condition[:n_cond] + body[:n_body] + carry
-        if name == "cond":
-            branches = [self(_open(branch), outputs)[1] for branch in eqn.params["branches"]]
-            return (_VALUE, *map(max, zip(*branches, strict=True)))
-        if called is not None:
-            return self(called, outputs)[1]
-        return (max(outputs),) * len(eqn.invars)
-
-    def carried(self, eqn: JaxprEqn, outputs: _Levels) -> _Levels:
-        """Levels of a loop body's outputs once what the next iteration wants is added."""
-        if eqn.primitive.name == "scan":
-            body, (first, count) = _open(eqn.params["jaxpr"]), _scan_split(eqn)
-        else:
-            body, first, count = (
-                _open(eqn.params["body_jaxpr"]),
-                eqn.params["body_nconsts"],
-                len(outputs),
-            )
-        while True:
-            reached = self(body, outputs)[1][first : first + count]
-            grown = tuple(map(max, outputs[:count], reached)) + outputs[count:]
-            if grown == outputs:
-                return outputs
-            outputs = grown
 
 
 class _Walk:
     """Forwards through a jaxpr: abstract values, and the uses they give rise to."""
 
     def __init__(self, *, constants_are_data: bool) -> None:
-        self.reach = _Reach()
+        self.reach = Reach()
         self.uses: list[Use] = []
         self._constants_are_data = constants_are_data
         self._position = 0
         self._serial = itertools.count()
         self._settled: set[Use] = set()
 
-    def __call__(self, jaxpr: Jaxpr, values: Sequence[Value], wanted: _Levels) -> list[Value]:
+    def __call__(self, jaxpr: Any, values: Sequence[Value], wanted: Levels) -> list[Value]:
         env = {v: self._constant(v) for v in jaxpr.constvars}
         env.update(zip(jaxpr.invars, values, strict=True))
 
@@ -218,23 +123,23 @@ class _Walk:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _constant(self, atom: Any) -> Value:
-        is_array = getattr(atom.aval, "ndim", 0) > 0 or _is_key(atom.aval)
+        is_array = getattr(atom.aval, "ndim", 0) > 0 or is_key(atom.aval)
         return DATA if self._constants_are_data and is_array else NOTHING
 
-    def _equation(self, eqn: JaxprEqn, operands: list[Value], outputs: _Levels) -> Sequence[Value]:
-        name, called = eqn.primitive.name, _called(eqn)
+    def _equation(self, eqn: JaxprEqn, operands: list[Value], outputs: Levels) -> Sequence[Value]:
+        name, inner = eqn.primitive.name, called(eqn)
         if name == "scan":
             return self._scan(eqn, operands, self.reach.carried(eqn, outputs))
         if name == "while":
             return self._while(eqn, operands, self.reach.carried(eqn, outputs))
         if name == "cond":
             branches = [
-                self(_open(branch), operands[1:], outputs) for branch in eqn.params["branches"]
+                self(open_jaxpr(branch), operands[1:], outputs) for branch in eqn.params["branches"]
             ]
             chosen = [join(values) for values in zip(*branches, strict=True)]
             return [self._meet(eqn, join([operands[0], value])) for value in chosen]
-        if called is not None:
-            return self(called, operands, outputs)
+        if inner is not None:
+            return self(open_jaxpr(inner), operands, outputs)
         if name == "optimization_barrier":
             return operands
         return self._ordinary(eqn, operands)
@@ -257,7 +162,7 @@ class _Walk:
 
     def _carry(self, eqn: JaxprEqn, operand: int, value: Value, out: int) -> Value:
         """What an operand made from parameters alone contributes to an equation's output."""
-        old, new = _shape(eqn.invars[operand].aval), _shape(eqn.outvars[out].aval)
+        old, new = shape_of(eqn.invars[operand].aval), shape_of(eqn.outvars[out].aval)
         name = eqn.primitive.name
         if not value.pieces or (name in ELEMENTWISE and len(old) == len(new)):
             return value
@@ -281,11 +186,11 @@ class _Walk:
         if not (value.data and value.pieces):
             return value
         name, depth = eqn.primitive.name, value.depth + 1
-        opaque = len(value.pieces) > 1 and (name in _OPAQUE or _has_jaxpr(eqn))
+        opaque = len(value.pieces) > 1 and (name in _OPAQUE or has_jaxpr(eqn))
         pending = set(value.pending)
         for leaf, (dims, loops, part) in value.pieces.items():
             depths = np.array(float(depth))
-            use = Use(leaf, self._position, name, (), depths, part, opaque, loops)
+            use = Use(leaf, self._position, eqn, (), depths, part, opaque, loops)
             if is_sum and all(dim == WHOLE for dim in dims):
                 pending.add(use)
             else:
@@ -299,9 +204,9 @@ class _Walk:
 
     # Loops.
 
-    def _scan(self, eqn: JaxprEqn, operands: list[Value], wanted: _Levels) -> list[Value]:
-        first, count = _scan_split(eqn)
-        body, length = _open(eqn.params["jaxpr"]), eqn.params["length"]
+    def _scan(self, eqn: JaxprEqn, operands: list[Value], wanted: Levels) -> list[Value]:
+        first, count = scan_split(eqn)
+        body, length = open_jaxpr(eqn.params["jaxpr"]), eqn.params["length"]
         loop = next(self._serial)
         constants, sequences = operands[:first], operands[first + count :]
         histories = [operands[first : first + count]]
@@ -328,7 +233,7 @@ class _Walk:
             for value in stacked
         ]
 
-    def _while(self, eqn: JaxprEqn, operands: list[Value], wanted: _Levels) -> list[Value]:
+    def _while(self, eqn: JaxprEqn, operands: list[Value], wanted: Levels) -> list[Value]:
         # How often it runs is unknown and its condition has no gradient: the body alone counts.
         n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         constants, carry = operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
@@ -336,7 +241,7 @@ class _Walk:
         start = self._position
         while not is_steady(histories, []) and len(histories) <= len(carry) + 3:
             self._position = start
-            body = _open(eqn.params["body_jaxpr"])
+            body = open_jaxpr(eqn.params["body_jaxpr"])
             histories.append(self(body, [*constants, *histories[-1]], wanted))
         return histories[-1]
 
@@ -366,64 +271,3 @@ class _Walk:
         pending = (dataclasses.replace(use, loops=()) for use in value.pending if use.loops)
         others = (use for use in value.pending if not use.loops)
         return value._replace(pieces=pieces, pending=frozenset([*pending, *others]))
-
-
-# What differs between versions of JAX.
-
-
-def _open(jaxpr: Any) -> Jaxpr:
-    """A jaxpr without its constants: from JAX 0.12 on equations hold it open already."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
-
-
-def _scan_split(eqn: JaxprEqn) -> tuple[int, int]:
-    """Number of constants and of carried values of a scan.
-
-    Read off the ranks, as the parameter that says so was renamed: a sequence has one dimension more
-    outside than inside.
-    """
-    body = _open(eqn.params["jaxpr"])
-
-    def carried(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
-
-    count = carried(eqn.outvars, body.outvars)
-    return carried(eqn.invars, body.invars) - count, count
-
-
-def _called(eqn: JaxprEqn) -> Jaxpr | None:
-    """The jaxpr that an equation applies to its operands one to one, if there is one."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = _open(eqn.params.get(key))
-        if (
-            isinstance(inner, Jaxpr)
-            and len(inner.invars) == len(eqn.invars)
-            and len(inner.outvars) == len(eqn.outvars)
-            and (
-                eqn.primitive.name == "shard_map"
-                or all(
-                    _shape(a.aval) == _shape(b.aval)
-                    for a, b in zip(inner.invars, eqn.invars, strict=True)
-                )
-            )
-        ):
-            return inner
-    return None
-
-
-def _has_jaxpr(eqn: JaxprEqn) -> bool:
-    return any(isinstance(value, Jaxpr | ClosedJaxpr) for value in eqn.params.values())
-
-
-def _shape(x: Any) -> Any:
-    return getattr(x, "shape", x)
-
-
-def _is_key(aval: Any) -> bool:
-    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
-
-
-def _best(variable: Any) -> int:
-    """The most a variable can carry back: no gradient flows through integers or booleans."""
-    dtype = getattr(variable.aval, "dtype", None)
-    return _GRADIENT if dtype is None or jnp.issubdtype(dtype, jnp.inexact) else _VALUE

@@ -1,0 +1,27 @@
+"""Losses as jaxprs: the only room that walks them, and that knows how JAX's versions differ."""
+
+from vanishjax._jaxpr.activation import Activation
+from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
+from vanishjax._jaxpr.program import Program, flatten, is_array, trace_loss
+from vanishjax._jaxpr.taps import dummies_for, tapped_loss
+from vanishjax._jaxpr.uses import Trace, parameter_uses
+from vanishjax._jaxpr.values import Use
+
+__all__ = [
+    "Activation",
+    "Anatomy",
+    "Event",
+    "Looping",
+    "Passing",
+    "Program",
+    "Site",
+    "Trace",
+    "Use",
+    "dissect",
+    "dummies_for",
+    "flatten",
+    "is_array",
+    "parameter_uses",
+    "tapped_loss",
+    "trace_loss",
+]

@@ -1,0 +1,187 @@
+"""Scalar functions inside a jaxpr: the activations that a network applies elementwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal, Var
+
+from vanishjax._jaxpr.reach import GRADIENT, Levels
+from vanishjax._jaxpr.values import ELEMENTWISE
+from vanishjax._jaxpr.versions import bind, called, open_jaxpr, shape_of
+
+_MORE_ELEMENTWISE = """
+    acos acosh asin asinh atan atan2 atanh eq erf_inv erfc ge gt is_finite le lgamma lt ne"""
+_SCALAR = ELEMENTWISE | frozenset(_MORE_ELEMENTWISE.split())
+_AFFINE_NAMES = "add add_any convert_element_type copy mul neg reduce_precision sub"
+_AFFINE = frozenset(_AFFINE_NAMES.split())
+_FROM_CONSTANTS = frozenset({"broadcast_in_dim", "convert_element_type"})
+
+# Where slopes are looked at to tell what kind of function it is: dense around zero, far enough out
+# that whatever saturates has done so.
+_REACH = 40.0
+_POINTS = 1024
+_FLAT = 0.02  # a slope that is smaller, relative to the largest, counts as none (softsign: .002)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A nonlinear function of one variable that is applied elementwise.
+
+    Attributes:
+      before: Its argument.
+      after: Its result.
+      equations: What lies between, in order.
+      steepest: The largest slope it has anywhere.
+      bounded: Whether it is flat on both sides.
+    """
+
+    before: Var
+    after: Var
+    equations: tuple[JaxprEqn, ...]
+    steepest: float = math.inf
+    bounded: bool = False
+
+    def __call__(self, x: Any) -> Any:
+        """Its value at an array of the shape of `before`."""
+        environment: dict[Var, Any] = {self.before: x}
+        for eqn in self.equations:
+            operands = [a.val if isinstance(a, Literal) else environment[a] for a in eqn.invars]
+            environment.update(zip(eqn.outvars, bind(eqn, operands), strict=True))
+        return environment[self.after]
+
+    def slope(self, x: Any) -> Any:
+        """Its derivative at an array of the shape of `before`."""
+        return jax.jvp(self, (x,), (jnp.ones_like(x),))[1]
+
+
+def find_activations(
+    jaxpr: Any, outputs: Sequence[Levels], known: dict[Any, tuple[float, bool]]
+) -> dict[Var, Activation]:
+    """The activations of one jaxpr, by the variable that they're applied to.
+
+    Args:
+      jaxpr: A flat jaxpr; loops inside aren't looked into.
+      outputs: For each equation how its outputs reach the loss.
+      known: Slopes of functions seen so far, by their text; added to.
+
+    Returns:
+      For each variable the last nonlinear function of it alone that the loss depends on.
+    """
+    # Every variable is a function of an origin, at worst of itself; None: of nothing at all.
+    origins: dict[Var, tuple[Var | None, bool]] = {}
+    steps: dict[Var, list[JaxprEqn]] = {}  # by origin
+    ends: dict[Var, Var] = {}
+    constant: list[JaxprEqn] = []
+
+    def origin(atom: Any) -> tuple[Any, bool]:
+        if isinstance(atom, Literal):
+            return (None, False) if np.ndim(atom.val) == 0 else (atom, False)
+        return origins.get(atom, (atom, False))
+
+    for eqn, levels in zip(jaxpr.eqns, outputs, strict=True):
+        if not any(levels) or len(eqn.outvars) != 1:
+            continue
+        (out,), name = eqn.outvars, eqn.primitive.name
+        found = [origin(atom) for atom in eqn.invars]
+        variables = {id(one): one for one, _ in found if one is not None}
+        if not variables and name in _FROM_CONSTANTS | _SCALAR:
+            origins[out] = None, False
+            constant.append(eqn)
+        elif len(variables) == 1 and _is_scalar(eqn):
+            (source,) = variables.values()
+            if not isinstance(source, Var) or shape_of(source.aval) != shape_of(out.aval):
+                continue
+            met = sum(one is not None for one, _ in found)
+            bent = any(bend for _, bend in found) or not _is_affine(name, found, met)
+            origins[out] = source, bent
+            steps.setdefault(source, []).append(eqn)
+            if bent and levels[0] == GRADIENT:
+                ends[source] = out
+    return {
+        before: _measure(Activation(before, after, _needed(steps[before], constant, after)), known)
+        for before, after in ends.items()
+    }
+
+
+def _is_scalar(eqn: JaxprEqn) -> bool:
+    """Whether an equation works elementwise, for all that is inside it."""
+    inner = open_jaxpr(called(eqn))
+    if inner is None:
+        return eqn.primitive.name in _SCALAR
+    return all(
+        _is_scalar(one)
+        or (one.primitive.name == "broadcast_in_dim" and shape_of(one.invars[0].aval) == ())
+        for one in inner.eqns
+    )
+
+
+def _is_affine(name: str, found: Sequence[tuple[Any, bool]], met: int) -> bool:
+    if name == "div":
+        return met == 1 and found[0][0] is not None
+    return name in _AFFINE and (met == 1 or name != "mul")
+
+
+def _needed(steps: list[JaxprEqn], constant: list[JaxprEqn], after: Var) -> tuple[JaxprEqn, ...]:
+    """The equations that `after` depends on."""
+    wanted, kept = {after}, []
+    for eqn in reversed(steps):
+        if eqn.outvars[0] in wanted:
+            kept.append(eqn)
+            wanted.update(atom for atom in eqn.invars if isinstance(atom, Var))
+    for eqn in reversed(constant):
+        if eqn.outvars[0] in wanted:
+            kept.append(eqn)
+            wanted.update(atom for atom in eqn.invars if isinstance(atom, Var))
+    return tuple(reversed(kept))
+
+
+def _measure(activation: Activation, known: dict[Any, tuple[float, bool]]) -> Activation:
+    """Tells the steepest slope, and whether both sides are flat."""
+    text = _text(activation)
+    if text not in known:
+        known[text] = _slopes(activation.slope, activation.before.aval)
+    steepest, bounded = known[text]
+    return dataclasses.replace(activation, steepest=steepest, bounded=bounded)
+
+
+def _slopes(slope: Callable[[Any], Any], aval: Any) -> tuple[float, bool]:
+    size = max(1, math.prod(aval.shape))
+    count = max(size, _POINTS)
+    reach = np.arcsinh(_REACH)
+    points = np.sinh(np.linspace(-reach, reach, math.ceil(count / size) * size))
+    with jax.ensure_compile_time_eval():
+        slopes = np.concatenate(
+            [
+                np.abs(np.asarray(slope(jnp.asarray(part, aval.dtype)), np.float64)).ravel()
+                for part in points.reshape(-1, *aval.shape)
+            ]
+        )
+    steepest = float(np.max(slopes, initial=0.0, where=np.isfinite(slopes)))
+    far = np.where(np.isfinite(slopes), slopes, np.inf)[np.abs(points) > _REACH / 2]
+    return steepest, bool(np.all(far <= _FLAT * steepest))
+
+
+def _text(activation: Activation) -> Any:
+    names: dict[Any, int] = {activation.before: 0}
+
+    def name(atom: Any) -> Any:
+        if isinstance(atom, Literal):
+            return str(atom.val)
+        return names.setdefault(atom, len(names))
+
+    return tuple(
+        (
+            eqn.primitive.name,
+            tuple(map(name, eqn.invars)),
+            tuple(map(name, eqn.outvars)),
+            str({k: v for k, v in eqn.params.items() if not callable(v)}),
+        )
+        for eqn in activation.equations
+    )

@@ -1,0 +1,325 @@
+"""The places in a traced loss where a probe measures: sites and bottlenecks.
+
+A *site* is an equation in which a kernel meets the data: a matrix product, a convolution, a lookup.
+A *bottleneck* is a variable through which every gradient passes on its way to all sites before it.
+There the cotangent can be rescaled without changing the ratio of any two gradients further up. In a
+chain of layers every output is one, in a residual network every block's sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from jax.extend.core import JaxprEqn, Var
+
+from vanishjax._jaxpr.activation import Activation, find_activations
+from vanishjax._jaxpr.flow import Flow, Frame, among, flow_through, loop_body
+from vanishjax._jaxpr.program import Program
+from vanishjax._jaxpr.reach import GRADIENT, Reach
+from vanishjax._jaxpr.uses import Trace
+from vanishjax._jaxpr.values import Use
+from vanishjax._jaxpr.versions import scan_split, shape_of
+
+_PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
+_LOOKUPS = frozenset({"gather"})
+_SAME_NAMES = "convert_element_type copy name reduce_precision sharding_constraint"
+_SAME = frozenset(_SAME_NAMES.split())
+_WITH_CONSTANT = frozenset({"add", "add_any", "sub", "mul", "div"})
+_NORMALISED = frozenset({"mul", "add", "div"})  # what a normalisation ends with
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where a kernel meets the data.
+
+    Attributes:
+      leaf: Index of the parameter.
+      axes: The parameter's axes that the loops around the site run along, outermost first.
+      tap: Number of the tap on its output.
+      activation: The nonlinear function of its output; None if none comes before other sites.
+      samples: Axes of what is measured that tell inputs apart, the first one counts the batch.
+      units: Its other axes.
+    """
+
+    leaf: int
+    axes: tuple[int, ...]
+    tap: int
+    activation: Activation | None
+    samples: tuple[int, ...]
+    units: tuple[int, ...]
+
+
+class Passing(NamedTuple):
+    """An event: a tap is passed, on a site's output or else on a bottleneck between sites.
+
+    Attributes:
+      tap: Its number.
+      size: Of the tapped array.
+      normalizes: Whether the tap stands at a bottleneck, and so may rescale the cotangent.
+      leaf: The kernel of the site; -1 if the tap is at none.
+      axes: `Site.axes`.
+    """
+
+    tap: int
+    size: int
+    normalizes: bool
+    leaf: int = -1
+    axes: tuple[int, ...] = ()
+
+
+class Looping(NamedTuple):
+    """An event: a loop."""
+
+    length: int
+    reverse: bool
+    events: tuple[Any, ...]
+
+
+Event: TypeAlias = Passing | Looping
+
+
+@dataclasses.dataclass(frozen=True)
+class Anatomy:
+    """All that a probe needs to know of a program.
+
+    Attributes:
+      sites: By the variable that is measured: the activation's argument or the kernel's output.
+      taps: For each tapped variable the tap's number and whether it normalizes.
+      loops: For each scan with taps inside, by identity, the numbers of its taps.
+      lengths: For each tap the lengths of the loops around it.
+      events: What the data passes, in order.
+      hidden: Indices of kernels that also meet the data where nothing can be measured.
+    """
+
+    sites: dict[Var, Site]
+    taps: dict[Var, tuple[int, bool]]
+    loops: dict[int, tuple[int, ...]]
+    lengths: tuple[tuple[int, ...], ...]
+    events: tuple[Event, ...]
+    hidden: tuple[int, ...]
+
+
+def dissect(program: Program, trace: Trace) -> Anatomy:
+    """Finds the sites and bottlenecks of a loss.
+
+    Args:
+      program: The loss, flattened: see `program.flatten`.
+      trace: The uses of its parameters.
+
+    Returns:
+      Where to measure.
+    """
+    kernels: dict[int, Use] = {}
+    for use in trace.uses:
+        name, other = use.equation.primitive.name, kernels.get(id(use.equation))
+        lookup = name in _LOOKUPS and program.ranks[use.leaf] - len(use.axes) == 2
+        larger = other is None or program.ranks[other.leaf] < program.ranks[use.leaf]
+        if larger and (name in _PRODUCTS or lookup):
+            kernels[id(use.equation)] = use
+    surgeon = _Surgeon(kernels)
+    inputs = (False,) * len(program.ranks) + (True,) * program.arrays
+    nothing = (False,) * len(inputs)
+    frame = Frame(program.closed.jaxpr, (GRADIENT,), inputs, nothing, not program.arrays)
+    events = surgeon.explore(frame, (), beside=False)
+    return Anatomy(
+        surgeon.sites,
+        surgeon.taps,
+        surgeon.loops,
+        tuple(surgeon.lengths),
+        tuple(events),
+        tuple(sorted({use.leaf for key, use in kernels.items() if key not in surgeon.met})),
+    )
+
+
+class _Surgeon:
+    """Goes through a program, numbering taps and noting sites."""
+
+    def __init__(self, kernels: dict[int, Use]) -> None:
+        self.sites: dict[Var, Site] = {}
+        self.taps: dict[Var, tuple[int, bool]] = {}
+        self.loops: dict[int, tuple[int, ...]] = {}
+        self.lengths: list[tuple[int, ...]] = []
+        self.met: set[int] = set()
+        self._kernels = kernels
+        self._reach = Reach()
+        self._slopes: dict[Any, tuple[float, bool]] = {}
+
+    def explore(self, frame: Frame, loops: tuple[int, ...], *, beside: bool) -> list[Event]:
+        """Lists what the data passes in a frame.
+
+        Args:
+          frame: The frame.
+          loops: Lengths of the loops around it.
+          beside: Whether gradient also gets past it, so that it has no bottlenecks.
+
+        Returns:
+          The events, in order.
+        """
+        flow = flow_through(frame, self._kernels, self._reach)
+        lifetimes, readers = flow.lifetimes(), flow.readers()
+        activations = find_activations(frame.jaxpr, flow.outputs, self._slopes)
+        live = {v for v in frame.jaxpr.invars if v in lifetimes}
+        outputs: dict[Var, tuple[Use, _Output]] = {}  # of the sites met, where they are tapped
+        events: list[Event] = []
+        bottleneck: tuple[int, Var] | None = None  # the last one, and its place among the events
+        branched = False  # whether a site since then was none
+
+        def tap_bottleneck() -> None:
+            if bottleneck is not None and bottleneck[1] not in self.taps:
+                place, variable = bottleneck
+                events.insert(place, self._tap(variable, loops, normalizes=True))
+
+        for index, (eqn, levels) in enumerate(zip(frame.jaxpr.eqns, flow.outputs, strict=True)):
+            live = {v for v in live if lifetimes[v] > index}
+            if eqn.primitive.name == "scan" and any(levels):
+                inner = self._loop(index, flow, loops, beside=beside or bool(live))
+                if inner is not None:
+                    if not _first(inner).normalizes:
+                        tap_bottleneck()
+                    events.append(inner)
+                    bottleneck, branched = None, not _last(inner).normalizes
+            if id(eqn) in self._kernels and any(levels):
+                self.met.add(id(eqn))
+                output = _output(index, flow, readers, activations)
+                outputs[output.variable] = self._kernels[id(eqn)], output
+            live |= {v for v in eqn.outvars if v in lifetimes}
+            for variable in eqn.outvars:
+                narrow = live == {variable} and not beside
+                if variable in outputs:
+                    use, output = outputs[variable]
+                    if not narrow:
+                        tap_bottleneck()
+                    event = self._tap(variable, loops, normalizes=narrow)
+                    events.append(event._replace(leaf=use.leaf, axes=use.axes))
+                    self.sites[output.measured] = Site(
+                        use.leaf,
+                        use.axes,
+                        event.tap,
+                        activations.get(output.measured),
+                        output.samples,
+                        output.units,
+                    )
+                    bottleneck, branched = None if narrow else bottleneck, not narrow
+                elif narrow:
+                    bottleneck = len(events), variable
+                    if branched:
+                        tap_bottleneck()
+                        branched = False
+        return events
+
+    def _loop(
+        self, index: int, flow: Flow, loops: tuple[int, ...], *, beside: bool
+    ) -> Looping | None:
+        eqn, levels = flow.frame.jaxpr.eqns[index], flow.outputs[index]
+        first, count = scan_split(eqn)
+        # What every iteration reads, and what every iteration hands out, lives beside the carry.
+        read = zip(among(eqn, flow.descends), flow.operands[index], strict=True)
+        handed = zip(eqn.outvars[count:], levels[count:], strict=True)
+        beside = (
+            beside
+            or any(
+                one and level == GRADIENT
+                for place, (one, level) in enumerate(read)
+                if not first <= place < first + count
+            )
+            or any(v in flow.descends and level == GRADIENT for v, level in handed)
+        )
+        body = loop_body(eqn, levels, flow, self._kernels, self._reach)
+        length, before = eqn.params["length"], len(self.lengths)
+        events = self.explore(body, (*loops, length), beside=beside)
+        if not events:
+            return None
+        self.loops[id(eqn)] = tuple(range(before, len(self.lengths)))
+        return Looping(length, eqn.params["reverse"], tuple(events))
+
+    def _tap(self, variable: Var, loops: tuple[int, ...], *, normalizes: bool) -> Passing:
+        number = len(self.lengths)
+        self.lengths.append(loops)
+        self.taps[variable] = number, normalizes
+        return Passing(number, math.prod(shape_of(variable.aval)), normalizes)
+
+
+def _first(event: Event) -> Passing:
+    return event if isinstance(event, Passing) else _first(event.events[0])
+
+
+def _last(event: Event) -> Passing:
+    return event if isinstance(event, Passing) else _last(event.events[-1])
+
+
+class _Output(NamedTuple):
+    """What a kernel makes of the data."""
+
+    variable: Var  # after its bias
+    measured: Var  # the argument of its activation
+    samples: tuple[int, ...]
+    units: tuple[int, ...]
+
+
+def _output(
+    index: int,
+    flow: Flow,
+    readers: dict[Var, list[int]],
+    activations: dict[Var, Activation],
+) -> _Output:
+    """Follows a kernel's output through its bias to its activation."""
+    eqns = flow.frame.jaxpr.eqns
+    variable = eqns[index].outvars[0]
+    passed = {variable: _sample_axes(eqns[index], flow.data)}
+    while (step := _affine_step(variable, readers.get(variable, []), flow)) is not None:
+        samples = passed[variable]
+        if step.primitive.name == "transpose":
+            samples = tuple(sorted(step.params["permutation"].index(axis) for axis in samples))
+        variable = step.outvars[0]
+        passed[variable] = samples
+    measured = next((v for v in passed if v in activations), None)
+    if measured is None:
+        measured = _normalized(eqns, index, variable, activations) or variable
+    samples = passed.get(measured, passed[variable])
+    units = tuple(axis for axis in range(len(shape_of(measured.aval))) if axis not in samples)
+    return _Output(variable, measured, samples, units)
+
+
+def _affine_step(variable: Var, readers: list[int], flow: Flow) -> JaxprEqn | None:
+    """The equation that adds a bias to the variable, scales, casts or transposes it."""
+    if len(readers) != 1 or readers[0] < 0:
+        return None
+    eqn = flow.frame.jaxpr.eqns[readers[0]]
+    name, data = eqn.primitive.name, among(eqn, flow.data)
+    shape, new = shape_of(variable.aval), shape_of(eqn.outvars[0].aval)
+    if name == "transpose" or (name in _SAME and new == shape):
+        return eqn
+    fits = name in _WITH_CONSTANT and sum(data) == 1 and new == shape
+    return eqn if fits and (name != "div" or data[0]) else None
+
+
+def _normalized(
+    eqns: Sequence[JaxprEqn], index: int, variable: Var, activations: dict[Var, Activation]
+) -> Var | None:
+    """The argument of the next activation, if only a normalisation lies between."""
+    for eqn in eqns[index + 1 :]:
+        if eqn.primitive.name in _PRODUCTS | _LOOKUPS or eqn.primitive.name == "scan":
+            return None
+        for out in eqn.outvars:
+            fits = out in activations and shape_of(out.aval) == shape_of(variable.aval)
+            if fits and eqn.primitive.name in _NORMALISED:
+                return out
+    return None
+
+
+def _sample_axes(eqn: JaxprEqn, data: set[Var]) -> tuple[int, ...]:
+    """Axes of a kernel's output that run along the data rather than along the kernel."""
+    rank = len(shape_of(eqn.outvars[0].aval))
+    if eqn.primitive.name == "conv_general_dilated":
+        batch, feature, *_ = eqn.params["dimension_numbers"].out_spec
+        return (batch, *(axis for axis in range(rank) if axis not in (batch, feature)))
+    if eqn.primitive.name in _LOOKUPS:
+        return tuple(range(rank - 1))
+    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+    left = len(shape_of(eqn.invars[0].aval)) - len(contracted) - len(batch)
+    of_left = tuple(range(len(batch), len(batch) + left))
+    of_right = tuple(range(len(batch) + left, rank))
+    return of_left if among(eqn, data)[0] else of_right

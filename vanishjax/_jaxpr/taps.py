@@ -1,0 +1,105 @@
+"""Evaluates a loss with taps on it, which measure the cotangents that come back.
+
+At a bottleneck a tap hands the cotangent on with root mean square 1, so that it never underflows,
+and gives the logarithm of what it was as the cotangent of a dummy input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn, Var
+
+from vanishjax import numerics
+from vanishjax._jaxpr.anatomy import Anatomy, Site
+from vanishjax._jaxpr.program import Evaluator, Program
+
+Measure = Callable[[Site, jax.Array], Any]
+
+
+def tapped_loss(
+    program: Program,
+    anatomy: Anatomy,
+    measure: Measure,
+    arguments: Sequence[Any],
+    dummies: Sequence[jax.Array],
+) -> tuple[jax.Array, dict[int, Any]]:
+    """The loss, with taps.
+
+    Args:
+      program: The loss, flattened.
+      anatomy: Where the taps are.
+      measure: `measure(site, x)` of the activation's argument; anything, for each site.
+      arguments: The parameters' leaves, then the batch's arrays.
+      dummies: For each tap float32 zeros of its loops' lengths: see `dummies_for`. The gradient
+        with respect to them is log(rms) of the cotangent there, given that the bottlenecks further
+        down have normalised theirs.
+
+    Returns:
+      The loss, and by the sites' taps what `measure` returned, loops' lengths leading.
+    """
+    tapped = _Tapped(anatomy, measure, dict(enumerate(dummies)))
+    (loss,) = tapped(program.closed.jaxpr, program.closed.consts, arguments)
+    return loss, tapped.measured
+
+
+def dummies_for(anatomy: Anatomy) -> list[jax.Array]:
+    """Zeros to differentiate with respect to."""
+    return [jnp.zeros(lengths, jnp.float32) for lengths in anatomy.lengths]
+
+
+class _Tapped(Evaluator):
+    def __init__(self, anatomy: Anatomy, measure: Measure, dummies: Mapping[int, Any]) -> None:
+        self.measured: dict[int, Any] = {}
+        self._anatomy, self._measure, self._dummies = anatomy, measure, dummies
+
+    def value(self, variable: Var, x: Any, environment: Mapping[Var, Any]) -> Any:
+        del environment
+        site = self._anatomy.sites.get(variable)
+        if site is not None:
+            self.measured[site.tap] = self._measure(site, jax.lax.stop_gradient(x))
+        if variable in self._anatomy.taps:
+            number, normalizes = self._anatomy.taps[variable]
+            return (_NORMALIZING if normalizes else _READING)(x, self._dummies[number])
+        return x
+
+    def scan(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        numbers = self._anatomy.loops.get(id(eqn))
+        if numbers is None:
+            return super().scan(eqn, operands)
+
+        def step(arguments: Sequence[Any], dummies: Any) -> tuple[list[Any], Any]:
+            inner = _Tapped(self._anatomy, self._measure, dummies)
+            return inner.body(eqn, arguments), inner.measured
+
+        dummies = {number: self._dummies[number] for number in numbers}
+        results, measured = self.loop(eqn, operands, dummies, step)
+        self.measured.update(measured)
+        return results
+
+
+def _split_log_rms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An array divided by its root mean square, and the logarithm of that."""
+    scale, rest = numerics.split_norm(x)
+    rest = rest / max(1, x.size) ** 0.5
+    log_rms = (jnp.log(scale) + jnp.log(rest)).astype(jnp.float32).reshape(())
+    unit = numerics.upcast(x) / scale / jnp.where(rest == 0, 1, rest)
+    return unit.astype(x.dtype), log_rms
+
+
+def _tap(*, normalizes: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The identity of its first argument, with a cotangent for the second: log(rms)."""
+
+    def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        normalized, log_rms = _split_log_rms(cotangent)
+        return normalized if normalizes else cotangent, log_rms
+
+    tap = jax.custom_vjp(lambda x, _: x)
+    tap.defvjp(lambda x, _: (x, None), backward)
+    return tap
+
+
+_READING, _NORMALIZING = _tap(normalizes=False), _tap(normalizes=True)

@@ -1,0 +1,77 @@
+"""Equations and the jaxprs inside them: all that differs between versions of JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+def open_jaxpr(jaxpr: Any) -> Any:
+    """A jaxpr without its constants: from JAX 0.12 on equations hold it open already."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def constants(jaxpr: Any) -> Sequence[Any]:
+    """The constants that a jaxpr inside an equation was closed over with."""
+    return getattr(jaxpr, "consts", ())
+
+
+def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
+    """Number of constants and of carried values of a scan.
+
+    Read off the ranks, as the parameter that says so was renamed: a sequence has one dimension more
+    outside than inside.
+    """
+    body = open_jaxpr(eqn.params["jaxpr"])
+
+    def carried(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
+
+    count = carried(eqn.outvars, body.outvars)
+    return carried(eqn.invars, body.invars) - count, count
+
+
+def called(eqn: JaxprEqn) -> Any:
+    """The jaxpr that an equation applies to its operands one to one, if there is one."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = open_jaxpr(eqn.params.get(key))
+        if (
+            isinstance(inner, Jaxpr)
+            and len(inner.invars) == len(eqn.invars)
+            and len(inner.outvars) == len(eqn.outvars)
+            and (
+                eqn.primitive.name == "shard_map"
+                or all(
+                    shape_of(a.aval) == shape_of(b.aval)
+                    for a, b in zip(inner.invars, eqn.invars, strict=True)
+                )
+            )
+        ):
+            return eqn.params[key]
+    return None
+
+
+def has_jaxpr(eqn: JaxprEqn) -> bool:
+    """Whether an equation holds a jaxpr in some parameter."""
+    return any(isinstance(value, Jaxpr | ClosedJaxpr) for value in eqn.params.values())
+
+
+def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Applies an equation's primitive to other operands, its custom derivatives kept."""
+    with eqn.ctx.manager:
+        results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def shape_of(x: Any) -> Any:
+    """A value's shape; what has none is returned as it is."""
+    return getattr(x, "shape", x)
+
+
+def is_key(aval: Any) -> bool:
+    """Whether a variable holds random keys."""
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,102 @@
+"""What the activations of one layer tell: their size, their spread, and how many units are gone."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vanishjax import numerics
+from vanishjax._jaxpr import Activation
+
+# More samples than this say no more about the rank, and cost a matrix product each.
+_MOST_SAMPLES = 512
+
+# A slope below this share of the activation's steepest counts as saturated: a sigmoid at |x| > 4.4,
+# a tanh at |x| > 2.2, where a gradient loses 95 % in a single layer.
+SATURATED_SLOPE = 0.05
+
+
+class Statistics(NamedTuple):
+    """Of one layer on one batch: scalars, float32.
+
+    Attributes:
+      preactivation_rms: Root mean square of what the activation is applied to.
+      activation_rms: Of what comes out of it.
+      centered_energy: Share of the activations' energy that tells inputs apart,
+        tr Cov(h) / E|h|^2; NaN for a batch of one.
+      effective_rank: (sum of eigenvalues)^2 / sum of their squares, of Cov(h); NaN for a batch of
+        one, 0 where all inputs are mapped to one point.
+      dead_fraction: Share of units with slope 0 at every input; 0 without an activation.
+      saturated_fraction: Share of slopes below `SATURATED_SLOPE` of the steepest, if the activation
+        is bounded; else 0.
+      slope_rms: Root mean square of the activation's slope; 1 without one.
+    """
+
+    preactivation_rms: jax.Array
+    activation_rms: jax.Array
+    centered_energy: jax.Array
+    effective_rank: jax.Array
+    dead_fraction: jax.Array
+    saturated_fraction: jax.Array
+    slope_rms: jax.Array
+
+
+def statistics(
+    x: jax.Array,
+    activation: Activation | None,
+    samples: tuple[int, ...],
+    units: tuple[int, ...],
+) -> Statistics:
+    """Measures one layer.
+
+    Args:
+      x: What the activation is applied to, or the layer's output if it has none.
+      activation: The activation.
+      samples: Axes of x that tell inputs apart: the batch's first, then positions.
+      units: Its other axes.
+
+    Returns:
+      The statistics.
+    """
+    size = [math.prod(x.shape[axis] for axis in axes) for axes in (samples[1:], units)]
+    shape = (x.shape[samples[0]] if samples else 1, *size)  # [batch, positions, units]
+
+    def arrange(values: jax.Array) -> jax.Array:
+        return numerics.upcast(values).transpose(*samples, *units).reshape(shape)
+
+    slope = jnp.ones(shape) if activation is None else jnp.abs(arrange(activation.slope(x)))
+    h = arrange(x if activation is None else activation(x))
+    energy, rank = _spread(h)
+    bounded = activation is not None and activation.bounded
+    least = SATURATED_SLOPE * activation.steepest if activation is not None and bounded else 0.0
+    values = (
+        numerics.rms(x),
+        numerics.rms(h),
+        energy,
+        rank,
+        jnp.mean(jnp.all(slope == 0, axis=(0, 1))),
+        jnp.mean(slope < least),
+        numerics.rms(slope),
+    )
+    return Statistics(*(jnp.asarray(value, jnp.float32) for value in values))
+
+
+def _spread(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Centered energy and effective rank of activations `[batch, positions, units]`."""
+    if h.shape[0] < 2:
+        return jnp.full((), jnp.nan), jnp.full((), jnp.nan)
+    h = _rescale(h)
+    centered = h - jnp.mean(h, axis=0)
+    energy = numerics.divide(jnp.sum(centered**2), jnp.sum(h**2))
+    rows = _rescale(centered).reshape(-1, h.shape[-1])
+    rows = rows[:: max(1, rows.shape[0] // _MOST_SAMPLES)]
+    gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+    return energy, numerics.divide(jnp.trace(gram) ** 2, jnp.sum(gram**2))
+
+
+def _rescale(x: jax.Array) -> jax.Array:
+    """Divides by a power of two near the largest entry, so that squares stay in range."""
+    return x * numerics.power_of_two(jnp.max(jnp.abs(x), initial=0.0))[1]
