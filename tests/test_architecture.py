@@ -19,11 +19,21 @@ PACKAGE = Path(vj.__file__).parent
 
 # From the ground up. A room may import itself, its own floor's and the lower floors'.
 FLOORS = (
-    {"activations", "files", "layers", "losses", "numerics", "problem", "theory", "validation"},
+    {
+        "activations",
+        "files",
+        "layers",
+        "losses",
+        "numerics",
+        "problem",
+        "report",
+        "theory",
+        "validation",
+    },
     {"initializers", "transforms"},
     {"health", "models", "optimizers"},
     {"training"},
-    {"atlas", "model_file", "report"},
+    {"atlas", "model_file"},
     {"cli"},
     {"__init__", "__main__"},
 )

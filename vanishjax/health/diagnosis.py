@@ -1,0 +1,105 @@
+"""A verdict on a network before its first step: which layer starves, why, and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from vanishjax import report
+from vanishjax.health.finding import Finding
+from vanishjax.health.probe import Probe, probe
+from vanishjax.health.response import effectiveness, step_response
+from vanishjax.health.rules import Examination, apply_rules
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What ails a network, if anything.
+
+    Attributes:
+      findings: The gravest first.
+      probe: The measurements.
+      effectiveness: For each layer of parameters (`probe.parameters.layers`) the share of its step
+        that the optimizer takes; None if none was given.
+    """
+
+    findings: tuple[Finding, ...]
+    probe: Probe
+    effectiveness: np.ndarray[Any, Any] | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found that keeps it from training."""
+        return not any(finding.severity == "critical" for finding in self.findings)
+
+    def __str__(self) -> str:
+        return report.diagnosis_text(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict, the findings and the measurements as JSON types."""
+        share = None if self.effectiveness is None else self.effectiveness.tolist()
+        return {
+            "healthy": self.healthy,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "probe": self.probe.to_dict(),
+            "effectiveness": share,
+        }
+
+    def plot(self, path: str | Path) -> Path:
+        """Draws the log-chi waterfall and the three-axis card.
+
+        Args:
+          path: Where to write the PNG.
+
+        Returns:
+          The path.
+        """
+        return report.plot_diagnosis(self.to_dict(), Path(path))
+
+
+def diagnose(
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    batch: Any,
+    tx: optax.GradientTransformation | None = None,
+) -> Diagnosis:
+    """Says whether a network will train, and if not, which layers starve, why, and what helps.
+
+    One `probe`, and rules on what it measured. The verdict doesn't depend on the scale of the loss,
+    unless the optimizer or a 16-bit type does.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`.
+      params: Its parameters, as they are now: at initialisation or at any later step.
+      batch: A few hundred examples tell more than a few.
+      tx: The optimizer. Its steps are measured at all sizes of gradient to see what its eps eats,
+        and one whose steps shrink with the gradient (SGD) is held to a stricter limit.
+
+    Returns:
+      The verdict: `str()` is a report, `plot(path)` a picture.
+
+    Raises:
+      ValueError: See `probe`.
+
+    Example:
+      >>> import vanishjax as vj
+      >>> problem = vj.mlp_problem(8, (64,) * 24, 4, activation="sigmoid")
+      >>> batch = jax.random.normal(jax.random.key(0), (64, 8)), np.arange(64) % 4
+      >>> verdict = diagnose(problem.loss_fn, problem.params, batch, problem.tx)
+      >>> verdict.healthy, [finding.rule for finding in verdict.findings]
+      (False, ['mean_collapse', 'vanishing_gradient', 'blind_optimizer'])
+    """
+    measured = probe(loss_fn, params, batch)
+    if tx is None:
+        return Diagnosis(apply_rules(Examination(measured)), measured)
+    parameters = measured.parameters
+    response = jax.jit(lambda params: step_response(tx, params, parameters.layers))(params)
+    share = np.asarray(effectiveness(response, parameters.rms), np.float64)
+    seen = Examination(measured, share, np.asarray(response.degree))
+    return Diagnosis(apply_rules(seen), measured, share)

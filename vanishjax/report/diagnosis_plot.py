@@ -1,0 +1,141 @@
+"""A diagnosis as a figure: the log-chi waterfall, and the three ways to die on three axes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vanishjax.report.plots import OKABE_ITO, png_figure
+
+__all__ = ["plot_diagnosis"]
+
+# What a gradient meets on its way down, relative to 1 at the output.
+_LINES = {
+    "Adam's eps, 1e-8": -8.0,
+    "sqrt of the least float32: its square is 0": -18.96,
+    "least float32: it is 0 itself": -37.93,
+}
+
+
+def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Draws what becomes of the gradient layer by layer, and how far each kind of death is.
+
+    Args:
+      verdict: What `Diagnosis.to_dict` gives.
+      path: The PNG file to write.
+
+    Returns:
+      The path.
+    """
+    probe = verdict["probe"]
+    findings = [one for one in verdict["findings"] if one["severity"] == "critical"]
+    title = (
+        "Healthy"
+        if verdict["healthy"]
+        else "Won't train: " + " and ".join(one["rule"].replace("_", " ") for one in findings[:2])
+    )
+    layers, batch, loss = len(probe["names"]), probe["batch_size"], _number(probe["loss"])
+    caption = f"{layers} layers, batch of {batch}, loss {loss}"
+    with png_figure(path, 10, 4.6, title=title, caption=caption) as figure:
+        waterfall, card = figure.subplots(1, 2, width_ratios=[3, 2])
+        _waterfall(waterfall, probe)
+        _card(card, probe, findings)
+    return Path(path)
+
+
+def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
+    logs = [0.0 if x is None else x / 2 / math.log(10) for x in reversed(probe["log_chi"])]
+    depths = range(1, len(logs) + 1)
+    heights = list(itertools.accumulate(logs))[::-1]
+    axes.plot(
+        depths,
+        heights,
+        color=OKABE_ITO["blue"],
+        linewidth=2,
+        marker="o" if len(logs) <= 40 else None,
+        markersize=4,
+    )
+    lowest = min([0.0, *heights])
+    axes.set_ylim(min(lowest * 1.1, -2.0), max([1.0, *heights]) * 1.1)
+    for label, height in _LINES.items():
+        if height > axes.get_ylim()[0]:
+            axes.axhline(height, color=OKABE_ITO["vermilion"], linewidth=1, linestyle="--")
+            axes.annotate(
+                label,
+                (0.98, height),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=OKABE_ITO["vermilion"],
+            )
+    axes.set_title("What is left of the gradient", loc="left")
+    axes.set_xlabel("layer, from input to output")
+    axes.set_ylabel("decades, relative to the output")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y")
+
+
+def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> None:
+    """Three scales from healthy (left) to dead (right), a mark on each."""
+    features = slice(0, max(1, len(probe["names"]) - 1))
+    energy = _last(probe["centered_energy"][features])
+    rank = _last(probe["effective_rank"][features])
+    total = probe["sum_log_chi"]
+    scales = [
+        (
+            "magnitude",
+            f"sum ln chi {_number(total)}",
+            None if total is None else abs(total) / 60,
+        ),
+        (
+            "mean",
+            f"centered energy {_number(energy)}",
+            None if energy is None else -math.log10(max(energy, 1e-16)) / 16,
+        ),
+        (
+            "rank",
+            f"effective rank {_number(rank)}",
+            None if rank is None else 1 / max(rank, 1.0) ** 2,
+        ),
+    ]
+    for row, (name, text, place) in enumerate(scales):
+        y = 2 - row
+        axes.plot([0, 0.5], [y, y], color=OKABE_ITO["green"], linewidth=6, solid_capstyle="butt")
+        axes.plot(
+            [0.5, 1], [y, y], color=OKABE_ITO["vermilion"], linewidth=6, solid_capstyle="butt"
+        )
+        axes.text(0, y + 0.2, name, fontweight="bold")
+        axes.text(1, y + 0.2, text, ha="right", fontsize=9)
+        if place is not None:
+            axes.plot(
+                [min(place, 1.0)],
+                [y],
+                marker="D",
+                markersize=9,
+                color="white",
+                markeredgecolor="black",
+            )
+    remedy = findings[0]["remedies"][0] if findings and findings[0]["remedies"] else ""
+    text = f"First remedy: {remedy}" if remedy else "Nothing to mend."
+    axes.text(0, -0.35, textwrap.fill(text, 46), fontsize=9, va="top")
+    axes.text(0, 2.55, "alive", fontsize=8, color=OKABE_ITO["green"])
+    axes.text(1, 2.55, "dead", fontsize=8, ha="right", color=OKABE_ITO["vermilion"])
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(-1.0, 2.8)
+    axes.set_title("Three ways to die", loc="left")
+    axes.axis("off")
+
+
+def _last(values: Sequence[float | None]) -> float | None:
+    return values[-1] if values else None
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"

@@ -1,0 +1,188 @@
+"""A diagnosis as text that a person reads from the top: verdict, causes, remedies, layers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["diagnosis_text", "layer_ranges"]
+
+_MARKS = {"critical": "✗", "warning": "!", "note": "·"}
+_WIDTH = 96
+_SHOWN_LAYERS = 12
+_BAR = 10
+_DEADLY = 13.0  # decades of energy, 30 nats: an empty bar
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def diagnosis_text(verdict: Mapping[str, Any]) -> str:
+    """Writes a diagnosis out.
+
+    Args:
+      verdict: What `Diagnosis.to_dict` gives: `healthy`, `findings`, `probe`.
+
+    Returns:
+      The verdict in a line, every finding with its evidence and remedies, and a table of layers
+      with what reaches each of the gradient's energy, in decades.
+
+    Example:
+      >>> finding = {"rule": "dead_units", "severity": "critical", "layers": ["w[0]", "w[1]"],
+      ...            "evidence": {"dead_fraction": 1.0}, "cause": "All units are off.",
+      ...            "remedies": ["leaky_relu"]}
+      >>> probe = {"names": [], "loss": 2.3, "sum_log_chi": 0.0}
+      >>> print(diagnosis_text({"healthy": False, "findings": [finding], "probe": probe}))
+      Won't train: dead units.
+      <BLANKLINE>
+      ✗ dead units: w[0..1]
+          All units are off.
+          dead fraction 1
+          1. leaky_relu
+    """
+    findings, probe = verdict["findings"], verdict["probe"]
+    blocks = [_headline(verdict), *map(_finding, findings)]
+    if probe["names"]:
+        blocks.append(_layers(probe))
+    if probe.get("unmeasured"):
+        hidden = ", ".join(probe["unmeasured"])
+        blocks.append(f"Not measured, because inside a function with its own derivative: {hidden}.")
+    return "\n\n".join(blocks)
+
+
+def layer_ranges(names: Sequence[str]) -> str:
+    """Names of layers, those of consecutive indices drawn together.
+
+    Example:
+      >>> layer_ranges(["in", "w[0]", "w[1]", "w[2]", "w[7]"])
+      'in, w[0..2], w[7]'
+    """
+    groups: list[list[str]] = []
+    for name in names:
+        before = groups[-1][-1] if groups else ""
+        if _follows(before, name):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return ", ".join(
+        group[0]
+        if len(group) == 1
+        else re.sub(r"(\d+)(\D*)$", rf"\1..{_index(group[-1])[1]}\2", group[0])
+        for group in groups
+    )
+
+
+def _index(name: str) -> tuple[str, int]:
+    """A name without its last number, and that number."""
+    match = re.search(r"(\d+)(\D*)$", name)
+    return (name[: match.start()] + "#" + match[2], int(match[1])) if match else (name, -2)
+
+
+def _follows(before: str, name: str) -> bool:
+    (stem, index), (next_stem, next_index) = _index(before), _index(name)
+    return stem == next_stem and next_index == index + 1 and index >= 0
+
+
+def _headline(verdict: Mapping[str, Any]) -> str:
+    critical = [one["rule"] for one in verdict["findings"] if one["severity"] == "critical"]
+    if critical:
+        rules = " and ".join(rule.replace("_", " ") for rule in critical[:2])
+        return f"Won't train: {rules}."
+    rest = "" if not verdict["findings"] else ", with something to know"
+    total = verdict["probe"].get("sum_log_chi") or 0.0
+    return f"Healthy{rest}: the first layer's gradient has exp({total:.1f}) of the output's energy."
+
+
+def _finding(finding: Mapping[str, Any]) -> str:
+    names = layer_ranges(finding["layers"])
+    head = f"{_MARKS[finding['severity']]} {finding['rule'].replace('_', ' ')}: {names}"
+    evidence = " · ".join(
+        f"{name.replace('_', ' ')} {_number(value)}" for name, value in finding["evidence"].items()
+    )
+    lines = [
+        textwrap.fill(head, _WIDTH, subsequent_indent="    "),
+        textwrap.fill(finding["cause"], _WIDTH, initial_indent="    ", subsequent_indent="    "),
+        textwrap.fill(evidence, _WIDTH, initial_indent="    ", subsequent_indent="    "),
+    ]
+    for number, remedy in enumerate(finding["remedies"], 1):
+        lines.append(
+            textwrap.fill(
+                f"{number}. {remedy}", _WIDTH, initial_indent="    ", subsequent_indent="       "
+            )
+        )
+    return "\n".join(line for line in lines if line.strip())
+
+
+def _layers(probe: Mapping[str, Any]) -> str:
+    """A table of layers, the middle of a deep network left out."""
+    names, chi = probe["names"], probe["log_chi"]
+    decades = _decades(chi)
+    shown = _shown(len(names))
+    width = max(5, *(len(names[i]) for i in shown if i is not None))
+    lines = [
+        f"{'layer':{width}}  ln chi  reaches it, of the energy    gradient  input rms  "
+        "centered   rank  dead  sat."
+    ]
+    longest = max(_DEADLY, *(abs(x) for x in decades if x is not None))
+    for i in shown:
+        if i is None:
+            lines.append(f"{'...':{width}}")
+            continue
+        row = [
+            f"{names[i]:{width}}",
+            f"{_fixed(chi[i], 1):>6}",
+            f"{_bar(decades[i], longest)} {_power(decades[i]):>9}      ",
+            f"{_number(probe['gradient_rms'][i]):>8}",
+            f"{_number(probe['preactivation_rms'][i]):>9}",
+            f"{_number(probe['centered_energy'][i]):>8}",
+            f"{_fixed(probe['effective_rank'][i], 1):>5}",
+            f"{_percent(probe['dead_fraction'][i]):>4}",
+            f"{_percent(probe['saturated_fraction'][i]):>4}",
+        ]
+        lines.append("  ".join(row))
+    return "\n".join(lines)
+
+
+def _shown(count: int) -> list[int | None]:
+    if count <= _SHOWN_LAYERS:
+        return list(range(count))
+    half = _SHOWN_LAYERS // 2
+    return [*range(half), None, *range(count - half, count)]
+
+
+def _decades(log_chi: Sequence[float | None]) -> list[float | None]:
+    """Decades of energy between the output and each layer; None where that isn't known."""
+    steps = (math.nan if x is None else x / math.log(10) for x in reversed(log_chi))
+    totals = list(itertools.accumulate(steps))[::-1]
+    return [None if math.isnan(x) else x for x in totals]
+
+
+def _bar(decades: float | None, longest: float) -> str:
+    """A bar that is full where nothing is lost."""
+    if decades is None:
+        return " " * _BAR
+    eighths = round(_BAR * 8 * (1 - min(abs(decades) / longest, 1.0)))
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR)
+
+
+def _power(decades: float | None) -> str:
+    return "unknown" if decades is None else f"10^{decades:.1f}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value == 0 or 0.001 <= abs(value) < 10000:
+        return f"{value:.3g}"
+    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
