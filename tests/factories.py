@@ -7,7 +7,7 @@ import optax
 import vanishjax as vj
 
 # What a factory without a default for it gets.
-REQUIRED = {"learning_rate": 0.01}
+REQUIRED = {"learning_rate": 0.01, "tx": optax.sgd(0.01)}
 _TRANSFORMS = (optax.GradientTransformation, optax.GradientTransformationExtraArgs)
 
 

@@ -142,11 +142,15 @@ def lamb(grads, w, rate, decay):
         w = w + u
 
 
-def muon(grads, w, rate, decay, adam_decay):
+def muon(grads, w, rate, decay, adam_decay, eps=1e-8, root=0.0):
     if w.ndim >= 2:
         directions = (by_shape(u) for u in muon_momentum(grads, w, True))
     else:
-        directions, decay = adam_relative(grads, w, 1e-8, 0.0, nesterov=True), adam_decay
+        directions, decay = adam_relative(grads, w, eps, root, nesterov=True), adam_decay
+    yield from decayed(directions, w, rate, decay)
+
+
+def decayed(directions, w, rate, decay):
     for direction in directions:
         u = -rate * (direction + decay * w)
         yield u
@@ -206,6 +210,14 @@ LOOPS = {
         vj.muon(0.1, weight_decay=0.1, adam_weight_decay=0.2),
         lambda g, w: muon(g, w, 0.1, 0.1, 0.2),
     ),
+    "muon-eps": (
+        vj.muon(0.1, eps=0.3, adam_eps_root=0.2),
+        lambda g, w: muon(g, w, 0.1, 0.0, 0.0, 0.3, 0.2),
+    ),
+    "adam_atan2": (
+        vj.adam_atan2(0.1, weight_decay=0.1, scale=1.27),
+        lambda g, w: decayed(atan2(g, w, 1.27), w, 0.1, 0.1),
+    ),
 }
 
 
@@ -245,7 +257,7 @@ def test_single_precision_is_as_good_as_its_arithmetic(name):
 # Optax, where it is right: single layers of ordinary gradients.
 
 SCHEDULE = optax.linear_schedule(0.1, 0.01, 8)
-MASK = {path: path != "bias" for path in SHAPES}
+MASK = {path: path not in ("bias", "tall") for path in SHAPES}
 
 
 def convolutions(params):

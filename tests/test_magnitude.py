@@ -180,6 +180,15 @@ def test_small_types_get_the_wide_update_rounded_once(name, dtype):
     np.testing.assert_allclose(ours, wide, rtol=float(jnp.finfo(dtype).eps), atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", SMALL_TYPES, ids=lambda t: t.__name__)
+def test_a_cast_keeps_infinities_and_nan_and_saturates_the_rest(dtype):
+    largest = float(jnp.finfo(dtype).max)
+    x = jnp.array([np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 1.5])
+    found = np.asarray(numerics.saturating_cast(x, dtype), np.float64)
+    exact = np.clip([3.4e38, -3.4e38], -largest, largest)
+    np.testing.assert_allclose(found, [np.inf, -np.inf, np.nan, *exact, 1.5], rtol=4e-3)
+
+
 def test_a_sum_beyond_float16_comes_back():
     grads = jnp.array([[6e4], [6e4], [-6e4]], jnp.float16)
     updates, _ = run(vj.momentum(0.9), grads, jnp.zeros(1, jnp.float16))
@@ -270,9 +279,10 @@ def test_norm_at_the_ends_and_at_the_seam(magnitude):
 def test_many_small_entries_count_beside_one_that_is_larger():
     # Each of their squares is flushed to zero, their sum is 300 times the large one's.
     x = np.full(30_000, 1e-19, np.float32)
-    x[7] = 1.2e-18
-    close(numerics.norm(x), exact_norm(x), rtol=1e-5)
-    close(numerics.global_norm([x[:9], x[9:]]), exact_norm(x), rtol=1e-5)
+    for largest in (1.2e-18, 3.5e-16):  # the second's square alone exceeds tiny / eps
+        x[7] = largest
+        close(numerics.norm(x), exact_norm(x), rtol=1e-5)
+        close(numerics.global_norm([x[:9], x[9:]]), exact_norm(x), rtol=1e-5)
     with jax.enable_x64(True):
         close(numerics.global_norm([x[:9], x[9:]]), exact_norm(x), rtol=1e-5)
         close(numerics.global_norm([x, np.ones(1)]), 1.0)
@@ -416,3 +426,25 @@ def test_a_norm_beyond_the_largest_number(factory):
     large, _ = tx.update({"w": 3e38 * unit["w"]}, tx.init(params), params)
     small, _ = tx.update(unit, tx.init(params), params)
     np.testing.assert_allclose(large["w"], small["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_constants_give_what_arguments_give(name):
+    """XLA reorders the products of what it knows: 1e-30^2 times 1e30^2 is 0 times infinity."""
+    params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+    tx = FACTORIES[name]()
+
+    def run(gradient):
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(gradient, state, params)
+            return (params, state), updates
+
+        return jax.lax.scan(step, (params, tx.init(params)), None, length=3)[1]
+
+    for magnitude in (0.0, 1e-36, 1e-20, 1e20, 1e36):
+        gradient = jax.tree.map(lambda x, m=magnitude: jnp.full_like(x, m), params)
+        known, given = jax.jit(lambda g=gradient: run(g))(), jax.jit(run)(gradient)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-36), known, given
+        )

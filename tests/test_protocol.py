@@ -60,6 +60,31 @@ def test_types_shapes_and_structure_stay(name, dtype):
     assert avals(after) == avals(state)
 
 
+# Argument -> the field of the state whose type it is.
+STATE_TYPES = {"mu_dtype": "mu", "nu_dtype": "nu_root", "accumulator_dtype": "trace"}
+TYPED = [
+    (name, argument)
+    for name in FACTORIES
+    for argument in STATE_TYPES
+    if argument in inspect.signature(getattr(vj, name)).parameters
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), TYPED)
+def test_state_has_the_type_asked_for_and_keeps_it(name, argument):
+    factory = getattr(vj, name)
+    needed = REQUIRED | {"momentum": 0.9}  # sgd has no trace without it
+    given = {k: v for k, v in needed.items() if k in inspect.signature(factory).parameters}
+    tx, params = factory(**given, **{argument: jnp.bfloat16}), tree()
+    for state in (tx.init(params), run(tx, params)[1]):
+        types = {field: set() for field in STATE_TYPES.values()}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            for field in types.keys() & {getattr(key, "name", None) for key in path}:
+                types[field].add(leaf.dtype)
+        assert types.pop(STATE_TYPES[argument]) == {jnp.dtype(jnp.bfloat16)}
+        assert set().union(*types.values()) <= {jnp.dtype(jnp.float32)}
+
+
 @every_factory
 def test_zero_gradients_give_finite_updates(name):
     tx, params = FACTORIES[name](), tree()

@@ -149,6 +149,18 @@ def test_alone_in_a_chain_the_bad_gradients_become_zero():
     assert vj.read_skipped(state, LAYERS) == NAMES
 
 
+def test_an_inner_transform_that_looks_at_all_layers_sees_no_bad_one():
+    inner = optax.chain(vj.clip_by_global_norm(0.1), vj.sgd(0.1, 0.9))
+    grads = spoil(gradients(), 1)
+    updates, _ = run(vj.skip_nonfinite(LAYERS, inner), grads, PARAMS)
+    zeroed = jax.tree.map(np.array, gradients())
+    for g, bad in zip(jax.tree.leaves(zeroed), jax.tree.leaves(is_bad()), strict=True):
+        g[1] = np.where(bad, 0.0, g[1])
+    expected, _ = run(inner, zeroed, PARAMS)
+    for ours, theirs, bad in zip(*map(jax.tree.leaves, (updates, expected, is_bad())), strict=True):
+        assert_close(np.asarray(ours)[:, ~bad], np.asarray(theirs)[:, ~bad])
+
+
 def test_counts_add_up_and_the_last_step_is_told_apart():
     grads = gradients()
     for step in (0, 2, 4):
@@ -313,6 +325,19 @@ def test_inner_gets_single_precision_whatever_the_parameters(inner, dtype):
     assert {x.dtype for x in jax.tree.leaves(state.inner_state)} <= {
         jnp.dtype(t) for t in (jnp.float32, jnp.int32)
     }
+
+
+def test_inner_gets_the_parameters_in_single_precision():
+    seen = []
+
+    def update(updates, state, params):
+        seen.extend(jax.tree.leaves((updates, params)))
+        return updates, state
+
+    tx = scaled(optax.GradientTransformation(lambda params: optax.EmptyState(), update))
+    params = {"a": jnp.ones(2, jnp.float16), "b": jnp.ones(3, jnp.bfloat16)}
+    tx.update(params, tx.init(params), params)
+    assert [x.dtype for x in seen] == [jnp.float32] * 4
 
 
 def train(tx, steps=200):

@@ -63,6 +63,10 @@ PAIRS = {
         ),
     ),
     "lion": (vj.lion(0.1), optax.lion(0.1)),
+    "lion-mask": (
+        vj.lion(0.1, weight_decay=0.1, mask=MASK),
+        optax.lion(0.1, weight_decay=0.1, mask=MASK),
+    ),
     "clip": (vj.clip_by_global_norm(2.0), optax.clip_by_global_norm(2.0)),
     "clip-above": (vj.clip_by_global_norm(1e6), optax.clip_by_global_norm(1e6)),
     "sign": (vj.scale_by_sign(), optax.scale_by_sign()),
@@ -201,6 +205,18 @@ def test_scaled_gradients_give_the_same_update(name, exponent, seed):
     moved = trajectory(SCALE_FREE[name], scaled, grads[0])
     for a, b in zip(moved, base, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factory", [vj.adamw, vj.nadamw, vj.lion, vj.adam_atan2])
+def test_the_mask_says_what_decays(factory):
+    params = {"decays": jnp.ones(2), "stays": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    mask = {"decays": True, "stays": False}
+    for chosen in (mask, lambda _: mask):
+        tx = factory(0.5, weight_decay=0.5, mask=chosen)
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        np.testing.assert_array_equal(updates["decays"], -0.25)
+        np.testing.assert_array_equal(updates["stays"], 0.0)
 
 
 def test_what_optax_loses_is_kept():

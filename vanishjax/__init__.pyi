@@ -1,5 +1,6 @@
 from . import activations as activations
 from . import atlas as atlas
+from . import health as health
 from . import initializers as initializers
 from . import layers as layers
 from . import losses as losses
@@ -10,6 +11,16 @@ from . import report as report
 from . import theory as theory
 from . import training as training
 from . import transforms as transforms
+from .health import Diagnosis as Diagnosis
+from .health import Finding as Finding
+from .health import Health as Health
+from .health import Probe as Probe
+from .health import assess as assess
+from .health import diagnose as diagnose
+from .health import monitor as monitor
+from .health import probe as probe
+from .health import read_health as read_health
+from .health import step_response as step_response
 from .layers import LayerOrderWarning as LayerOrderWarning
 from .layers import Layers as Layers
 from .layers import find_layers as find_layers

@@ -42,8 +42,8 @@ def saturating_cast(x: jax.Array, dtype: Any) -> jax.Array:
     dtype = jnp.dtype(dtype)
     if dtype == x.dtype:
         return x
-    if jnp.finfo(dtype).maxexp < jnp.finfo(x.dtype).maxexp:
-        largest = float(jnp.finfo(dtype).max)
+    largest = float(jnp.finfo(dtype).max)
+    if largest < float(jnp.finfo(x.dtype).max):
         x = jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest))
     return x.astype(dtype)
 
@@ -93,10 +93,19 @@ def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return scale, inverse
 
 
+def _scaled_square(x: jax.Array, inverse: jax.Array) -> jax.Array:
+    """`(x inverse)^2`, multiplied in this order.
+
+    Of a constant x XLA would make x^2 inverse^2, 0 times infinity as like as not. The maximum,
+    which changes no number, keeps it from that and costs nothing.
+    """
+    scaled = jnp.maximum(jnp.abs(x) * inverse, 0.0)
+    return scaled * scaled
+
+
 def _weighted_hypot(a: jax.Array, b: jax.Array, wa: Any, wb: Any) -> jax.Array:
     scale, inverse = power_of_two(jnp.maximum(jnp.abs(a), jnp.abs(b)))
-    a, b = a * inverse, b * inverse
-    return scale * jnp.sqrt(wa * (a * a) + wb * (b * b))
+    return scale * jnp.sqrt(wa * _scaled_square(a, inverse) + wb * _scaled_square(b, inverse))
 
 
 def hypot(a: jax.typing.ArrayLike, b: jax.typing.ArrayLike) -> jax.Array:
@@ -234,8 +243,8 @@ def split_norm(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, j
         size *= x.shape[axis]
 
     def squares(inverse: jax.Array | None) -> jax.Array:
-        scaled = x if inverse is None else x * inverse
-        return jnp.sum(scaled * scaled, axis=axes, keepdims=True)
+        each = x * x if inverse is None else _scaled_square(x, inverse)
+        return jnp.sum(each, axis=axes, keepdims=True)
 
     def largest() -> jax.Array:
         return jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
@@ -292,8 +301,8 @@ def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
     leaves = [x.astype(dtype) for x in leaves]
 
     def squares(inverse: jax.Array | None) -> jax.Array:
-        scaled = leaves if inverse is None else [x * inverse for x in leaves]
-        return sum((jnp.sum(x * x) for x in scaled), start=jnp.zeros((), dtype))
+        each = (x * x if inverse is None else _scaled_square(x, inverse) for x in leaves)
+        return sum(map(jnp.sum, each), start=jnp.zeros((), dtype))
 
     def largest() -> jax.Array:
         return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))

@@ -1,7 +1,25 @@
 """What ails a network: seen before the first step, and while it trains."""
 
+from vanishjax.health.course import assess
 from vanishjax.health.diagnosis import Diagnosis, diagnose
 from vanishjax.health.finding import Finding
+from vanishjax.health.monitor import Health, MonitorState, monitor, read_health
 from vanishjax.health.probe import ParameterGradients, Probe, probe
+from vanishjax.health.response import Response, effectiveness, step_response
 
-__all__ = ["Diagnosis", "Finding", "ParameterGradients", "Probe", "diagnose", "probe"]
+__all__ = [
+    "Diagnosis",
+    "Finding",
+    "Health",
+    "MonitorState",
+    "ParameterGradients",
+    "Probe",
+    "Response",
+    "assess",
+    "diagnose",
+    "effectiveness",
+    "monitor",
+    "probe",
+    "read_health",
+    "step_response",
+]

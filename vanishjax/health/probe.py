@@ -389,6 +389,10 @@ def _names(
     return tuple(names), np.array(places, int)
 
 
+# Of a gradient this many times the least normal number of its type next to nothing was flushed.
+_UNDERFLOW_FREE = 2.0**10
+
+
 def _parameters(
     values: _Values, plan: _Plan, places: np.ndarray[Any, Any], taken: Vector
 ) -> ParameterGradients:
@@ -399,8 +403,10 @@ def _parameters(
     uses = np.bincount(places, minlength=len(rms))
     tapped = np.asarray(values.log_tapped_rms, np.float64)
     for place, log_scale in zip(places, taken, strict=True):
-        if uses[place] == 1 and not np.isnan(tapped[place] + log_scale):
-            log_rms[place] = tapped[place] + log_scale
+        least = _UNDERFLOW_FREE * float(jnp.finfo(plan.dtypes[place]).tiny)
+        followed = tapped[place] + log_scale
+        if uses[place] == 1 and not rms[place] > least and not np.isnan(followed):
+            log_rms[place] = followed
     return ParameterGradients(
         plan.layers,
         rms,

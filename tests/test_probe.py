@@ -1,0 +1,387 @@
+"""The probe: against brute force, against theory, on every kind of model, and on bad input."""
+
+import inspect
+import json
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vanishjax as vj
+from tests import zoo
+from vanishjax import _jaxpr, theory
+from vanishjax.activations import ACTIVATIONS
+from vanishjax.health import probe
+
+KEY = jax.random.key(0)
+
+
+def data(batch=64, features=8, classes=4, seed=1):
+    x = jax.random.normal(jax.random.key(seed), (batch, features))
+    return x, jnp.arange(batch) % classes
+
+
+def chain(widths, activation=jnp.tanh, seed=0, dtype=jnp.float32):
+    """A plain network, as a loss of parameters and of perturbations of each pre-activation."""
+    keys = jax.random.split(jax.random.key(seed), len(widths))
+    params = [
+        {"w": (jax.random.normal(k, (a, b)) / a**0.5).astype(dtype), "b": jnp.full(b, 0.1, dtype)}
+        for k, a, b in zip(keys, widths, widths[1:], strict=False)
+    ]
+
+    def forward(params, x, shifts=None):
+        outputs = []
+        for i, layer in enumerate(params):
+            z = x @ layer["w"] + layer["b"]
+            z = z if shifts is None else z + shifts[i]
+            outputs.append(z)
+            x = z if i == len(params) - 1 else activation(z)
+        return outputs
+
+    def loss_fn(params, batch, shifts=None):
+        return vj.losses.cross_entropy(forward(params, batch[0], shifts)[-1], batch[1])
+
+    return params, loss_fn, forward
+
+
+def test_equals_brute_force_on_a_small_network():
+    params, loss_fn, forward = chain((8, 16, 12, 20, 4))
+    batch = data()
+    found = probe(loss_fn, params, batch)
+    outputs = forward(params, batch[0])
+    shifts = [jnp.zeros_like(z) for z in outputs]
+    cotangents = jax.grad(loss_fn, argnums=2)(params, batch, shifts)
+    norms = np.array([float(jnp.linalg.norm(c)) for c in cotangents])
+    gradients = jax.grad(loss_fn)(params, batch)
+
+    assert found.names == ("0/w", "1/w", "2/w", "3/w")
+    assert found.is_chain.all()
+    np.testing.assert_allclose(found.loss, loss_fn(params, batch), rtol=1e-6)
+    np.testing.assert_allclose(found.log_chi[:-1], 2 * np.log(norms[:-1] / norms[1:]), atol=1e-5)
+    assert found.log_chi[-1] == 0
+    np.testing.assert_allclose(found.sum_log_chi, 2 * np.log(norms[0] / norms[-1]), atol=1e-5)
+    rms = [float(jnp.sqrt(jnp.mean(c**2))) for c in cotangents]
+    np.testing.assert_allclose(found.backward_rms, rms, rtol=1e-5)
+    rms = [float(jnp.sqrt(jnp.mean(g["w"] ** 2))) for g in gradients]
+    np.testing.assert_allclose(found.gradient_rms, rms, rtol=1e-5)
+    np.testing.assert_allclose(found.log_gradient_rms, np.log(rms), atol=1e-5)
+    rms = [float(jnp.sqrt(jnp.mean(z**2))) for z in outputs]
+    np.testing.assert_allclose(found.preactivation_rms, rms, rtol=1e-6)
+    assert found.widths.tolist() == [16, 12, 20, 4]
+    assert found.batch_size == 64
+
+
+def test_features_equal_numpy():
+    params, loss_fn, forward = chain((8, 16, 12, 4))
+    batch = data()
+    found = probe(loss_fn, params, batch)
+    for i, z in enumerate(forward(params, batch[0])):
+        h = np.asarray(z if i == 2 else np.tanh(z), np.float64)
+        centered = h - h.mean(0)
+        values = np.linalg.eigvalsh(centered.T @ centered)
+        np.testing.assert_allclose(
+            found.centered_energy[i], (centered**2).sum() / (h**2).sum(), rtol=1e-4
+        )
+        rank = values.sum() ** 2 / (values**2).sum()
+        np.testing.assert_allclose(found.effective_rank[i], rank, rtol=1e-4)
+
+
+def test_dead_and_saturated_units_are_counted():
+    params, loss_fn, _ = chain((8, 10, 4), jax.nn.relu)
+    params[0]["b"] = jnp.where(jnp.arange(10) < 3, -100.0, 0.1)
+    assert probe(loss_fn, params, data()).dead_fraction.tolist() == pytest.approx([0.3, 0.0])
+
+    params, loss_fn, forward = chain((8, 10, 4), jax.nn.sigmoid)
+    params[0]["w"] *= 10
+    found = probe(loss_fn, params, data())
+    s = np.asarray(jax.nn.sigmoid(forward(params, data()[0])[0]), np.float64)
+    assert found.saturated_fraction[0] == pytest.approx(np.mean(s * (1 - s) < 0.0125), abs=1e-3)
+    assert found.saturated_fraction[0] > 0.5
+    assert found.saturated_fraction[1] == found.dead_fraction[1] == 0  # no activation
+
+
+@pytest.mark.parametrize(
+    ("activation", "scale"),
+    [("sigmoid", 1.0), ("relu", 1.0), ("selu", 1.0), ("tanh", 1 / 3), ("tanh", 1.76)],
+)
+def test_sum_log_chi_is_theorys_at_depth_200(activation, scale):
+    problem = vj.mlp_problem(
+        64,
+        (128,) * 200,
+        10,
+        activation=activation,
+        kernel_init=nn.initializers.variance_scaling(scale, "fan_in", "normal"),
+    )
+    found = probe(problem.loss_fn, problem.params, data(128, 64, 10))
+    expected = theory.sum_log_chi(activation, scale, 0.0, 200)
+    assert found.sum_log_chi == pytest.approx(expected, rel=0.1)
+    assert found.log_chi.sum() == pytest.approx(found.sum_log_chi, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activation", "scale"), [("sigmoid", 1.0), ("relu", 1.0), ("tanh", 1 / 3)]
+)
+def test_sum_log_chi_is_theorys_at_width_512(activation, scale):
+    problem = vj.mlp_problem(
+        64,
+        (512,) * 200,
+        10,
+        activation=activation,
+        kernel_init=nn.initializers.variance_scaling(scale, "fan_in", "normal"),
+    )
+    found = probe(problem.loss_fn, problem.params, data(64, 64, 10))
+    assert found.sum_log_chi == pytest.approx(
+        theory.sum_log_chi(activation, scale, 0.0, 200), rel=0.03
+    )
+
+
+def test_depth_1000_where_every_gradient_is_zero():
+    problem = vj.mlp_problem(8, (32,) * 1000, 4, activation="sigmoid")
+    found = probe(problem.loss_fn, problem.params, data())
+    assert (found.gradient_rms[:900] == 0).all()
+    assert np.isfinite(found.log_gradient_rms).all()
+    assert found.sum_log_chi == pytest.approx(theory.sum_log_chi("sigmoid", 1, 0, 1000), rel=0.1)
+    assert found.log_gradient_rms[0] < -1300
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_the_losss_scale_changes_nothing_but_the_gradients(factor):
+    params, loss_fn, _ = chain((8, 16, 16, 4))
+    one = probe(loss_fn, params, data())
+    other = probe(lambda p, b: factor * loss_fn(p, b), params, data())
+    np.testing.assert_allclose(other.log_chi, one.log_chi, atol=1e-4)
+    np.testing.assert_allclose(other.gradient_rms, factor * one.gradient_rms, rtol=1e-4)
+    np.testing.assert_array_equal(other.effective_rank, one.effective_rank)
+
+
+def test_unrolled_scanned_linen_and_nnx_are_one():
+    batch = data()
+    arguments = {"activation": "tanh", "key": KEY}
+    scanned = vj.mlp_problem(8, (16,) * 5, 4, scan=True, **arguments)
+    model = vj.MLP((16,) * 5, 4, activation="tanh")
+    params = vj.models.unstack_params(scanned.params)
+
+    def unrolled(params, batch):
+        return vj.losses.cross_entropy(model.apply({"params": params}, batch[0]), batch[1])
+
+    one, other = probe(scanned.loss_fn, scanned.params, batch), probe(unrolled, params, batch)
+    assert one.names[2] == "hidden_stack/kernel[1]"
+    assert other.names[2] == "hidden_2/kernel"
+    for field in ("log_chi", "gradient_rms", "preactivation_rms", "effective_rank", "is_chain"):
+        np.testing.assert_allclose(getattr(one, field), getattr(other, field), rtol=1e-4, atol=1e-5)
+
+
+def test_a_residual_network_is_tapped_at_its_sums():
+    problem = vj.mlp_problem(8, (16,) * 6, 4, activation="tanh", residual="scaled")
+    batch = data()
+    found = probe(problem.loss_fn, problem.params, batch)
+    params = vj.models.unstack_params(problem.params)
+
+    def stream(params, shifts):
+        """The network by hand, with a perturbation of every tapped value."""
+        z = batch[0] @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"] + shifts[0]
+        h = jnp.tanh(z) + shifts[1]
+        for i in range(1, 6):
+            layer = params[f"hidden_{i}"]
+            h = h + 5**-0.5 * jnp.tanh(h @ layer["kernel"] + layer["bias"]) + shifts[i + 1]
+        logits = h @ params["output"]["kernel"] + params["output"]["bias"] + shifts[7]
+        return vj.losses.cross_entropy(logits, batch[1])
+
+    shifts = [jnp.zeros([64, 16])] * 7 + [jnp.zeros([64, 4])]
+    np.testing.assert_allclose(stream(params, shifts), found.loss, rtol=1e-6)
+    norms = [float(jnp.linalg.norm(c)) for c in jax.grad(stream, 1)(params, shifts)]
+    # The first layer and the output are a chain; each branch counts as the block it belongs to.
+    ends = np.log([norms[0], *norms[1:6], norms[7]])
+    assert found.is_chain.tolist() == [True] + [False] * 5 + [True]
+    np.testing.assert_allclose(found.log_chi[:-1], 2 * (ends[:-1] - ends[1:]), atol=1e-4)
+
+
+MODELS = [
+    name
+    for name, make in vars(zoo).items()
+    if getattr(make, "__annotations__", {}).get("return") in ("Model", zoo.Model)
+    and not inspect.signature(make).parameters
+    and name != "while_loop"
+]
+
+
+@pytest.mark.filterwarnings("ignore::vanishjax.LayerOrderWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_any_model_is_probed(name):
+    model = getattr(zoo, name)()
+    found = probe(model.loss_fn, model.params, model.batch)
+
+    def loss_fn(params):
+        return jnp.asarray(jax.tree.leaves(model.loss_fn(params, model.batch))[0])
+
+    # Compiled like the probe's: 16-bit sums depend on it.
+    loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(model.params)
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
+    layers = found.parameters.layers
+    norms = np.asarray(layers.norms(gradients))
+    sizes = np.asarray(layers.reduce(lambda x, axes: jnp.sum(jnp.ones_like(x), axes), gradients))
+    # A bias before a normalisation has no gradient but rounding.
+    rounding = 1e-6 * norms.max()
+    np.testing.assert_allclose(found.parameters.rms, norms / sizes**0.5, rtol=1e-4, atol=rounding)
+    # The logarithms that the taps carry agree with plain gradients where those are normal.
+    plain = found.gradient_rms > rounding
+    np.testing.assert_allclose(
+        found.log_gradient_rms[plain], np.log(found.gradient_rms[plain]), atol=1e-3
+    )
+    kernels = {one.rpartition("@")[0] or one for one in found.names}
+    assert kernels <= {*layers.names, *(leaf.path for leaf in layers.leaves)}
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_a_kernel_used_in_every_time_step_is_named_by_number():
+    model = zoo.scan_over_time()
+    names = probe(model.loss_fn, model.params, model.batch).names
+    assert names[:4] == ("z@0", "h@0", "z@1", "h@1")
+
+
+def test_what_is_hidden_is_said():
+    model = zoo.custom_rules()
+    assert probe(model.loss_fn, model.params, model.batch).unmeasured == ("a", "c")
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_16_bit_networks(dtype):
+    params, loss_fn, _ = chain((8, 32, 32, 4), dtype=dtype)
+    wide, wide_loss, _ = chain((8, 32, 32, 4))
+    batch = data()
+    found = probe(lambda p, b: loss_fn(p, (b[0].astype(dtype), b[1])), params, batch)
+    np.testing.assert_allclose(found.log_chi, probe(wide_loss, wide, batch).log_chi, atol=0.1)
+    assert set(found.dtypes) == {jnp.dtype(dtype).name}
+
+
+def test_float16_gradients_that_underflow_have_a_logarithm():
+    params, loss_fn, _ = chain((8, 32, 32, 4), dtype=jnp.float16)
+
+    def small(params, batch):
+        return loss_fn(params, (batch[0].astype(jnp.float16), batch[1])) * 1e-9
+
+    found = probe(small, params, data())
+    assert (found.gradient_rms == 0).any()
+    assert found.sum_log_chi == pytest.approx(
+        probe(lambda p, b: 1e9 * small(p, b), params, data()).sum_log_chi, abs=0.5
+    )
+
+
+def test_compiled_once_for_a_loss():
+    params, loss_fn, _ = chain((8, 16, 4))
+    count = 0
+
+    def counted(params, batch):
+        nonlocal count
+        count += 1
+        return loss_fn(params, batch)
+
+    probe(counted, params, data())
+    traced = count
+    probe(counted, params, data(seed=2))
+    assert count == traced
+
+
+def test_a_batch_may_hold_settings():
+    params, loss_fn, _ = chain((8, 16, 4))
+    x, y = data()
+
+    def loss(params, batch):
+        assert batch["mode"] == "train"
+        return loss_fn(params, (batch["x"], batch["y"])) * (2 if batch["double"] else 1)
+
+    batch = {"x": x, "y": y, "mode": "train", "double": True}
+    assert probe(loss, params, batch).loss == pytest.approx(2 * float(loss_fn(params, (x, y))))
+
+
+# Activations.
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "identity"])
+def test_activations_are_recognised(name):
+    f = ACTIVATIONS[name]
+    found = []
+
+    def observe(site, x):
+        found.append((site, x))
+        return jnp.zeros(())
+
+    def loss_fn(w, x):
+        return jnp.mean(f(x @ w) ** 2)
+
+    w, x = jax.random.normal(KEY, (4, 5)), jax.random.normal(KEY, (7, 4))
+    program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, w, x))
+    anatomy = _jaxpr.dissect(program, _jaxpr.parameter_uses(program))
+    _jaxpr.tapped_loss(program, anatomy, observe, [w, x], _jaxpr.dummies_for(anatomy))
+    ((site, z),) = found
+    slopes = jax.vmap(jax.vmap(jax.grad(f)))(z)
+    np.testing.assert_allclose(z, x @ w, rtol=1e-6)
+    # The loss squares it: x^2 is the last function of it alone, f its beginning.
+    expected = 2 * f(z) * slopes
+    np.testing.assert_allclose(site.activation.slope(z), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "bounded"),
+    [
+        *((name, True) for name in ("sigmoid", "tanh", "erf", "hard_tanh", "softsign")),
+        *((name, False) for name in ("relu", "gelu", "silu", "selu", "softplus", "leaky_relu")),
+    ],
+)
+def test_only_what_is_flat_on_both_sides_saturates(name, bounded):
+    params, loss_fn, _ = chain((8, 16, 4), ACTIVATIONS[name])
+    params[0]["w"] *= 1000
+    found = probe(loss_fn, params, data())
+    assert (found.saturated_fraction[0] > 0.5) == bounded
+
+
+# Bad input.
+
+
+def bad(loss_fn=None, params=None, batch=None):
+    usual, usual_loss, _ = chain((8, 16, 4))
+    return probe(loss_fn or usual_loss, usual if params is None else params, batch or data())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_fn": lambda p, b: b[0] @ p[0]["w"]}, r"must return a scalar .* got \(64, 16\)"),
+        (
+            {"loss_fn": lambda p, b: jnp.argmax(b[0] @ p[0]["w"])},
+            "must return a real number to be differentiated, got int32",
+        ),
+        (
+            {
+                "loss_fn": lambda p, b: jax.lax.while_loop(
+                    lambda x: x < 1, lambda x: x + jnp.sum(p[0]["w"] ** 2), jnp.sum(b[0])
+                )
+            },
+            "can't be differentiated: Reverse-mode",
+        ),
+        ({"batch": (jnp.ones([0, 8]), jnp.ones([0], int))}, r"batch\[0\] is empty: .*\(0, 8\)"),
+        (
+            {"batch": (jnp.ones([4, 8]).at[2, 3].set(jnp.nan), jnp.zeros(4, int))},
+            r"batch\[0\] holds 1 values .* index \(2, 3\)",
+        ),
+        ({"params": [{"w": jnp.ones([8, 4], int)}]}, "0/w"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        bad(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_have_one_entry_a_layer():
+    params, loss_fn, _ = chain((8, 16, 16, 4))
+    found = probe(loss_fn, params, data())
+    for field in ("log_chi", "gradient_rms", "backward_rms", "centered_energy", "slope_rms"):
+        chex.assert_shape(getattr(found, field), (3,))
+        assert getattr(found, field).dtype == np.float64
+    assert len(found) == 3
+    chex.assert_shape(found.parameters.rms, (6,))

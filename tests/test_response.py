@@ -1,0 +1,165 @@
+"""The step response: what eps and underflow take from a step, and what they don't."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+import vanishjax as vj
+from vanishjax.health.response import GRADIENT_RMS, Response, effectiveness, step_response
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "kernel": jnp.asarray(RNG.standard_normal((16, 8)), jnp.float32),
+    "bias": jnp.zeros(8),
+}
+CLIPPED = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+EVERYWHERE = (1e-30, 1e-12, 1e-8, 1e-3, 1.0, 1e3)
+
+
+def left(tx, rms, params=PARAMS, layers=None):
+    """Each layer's effectiveness at one size."""
+    response = step_response(tx, params, layers)
+    return np.asarray(effectiveness(response, jnp.full(response.degree.shape, rms)))
+
+
+@pytest.mark.parametrize(
+    ("factory", "eps"), [(optax.adam, 1e-8), (vj.adam, 1e-8), (vj.adam, 1e-16)]
+)
+def test_adam_loses_what_eps_takes(factory, eps):
+    response = step_response(factory(1e-3, eps=eps), PARAMS)
+    np.testing.assert_array_equal(response.degree, 0.0)
+    for g in (1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-2, 1e3):
+        found = effectiveness(response, jnp.full(2, g))
+        np.testing.assert_allclose(found, g / (g + eps), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("tx", "degree"),
+    [
+        (optax.sgd(0.1), 1),
+        (optax.sgd(0.1, momentum=0.9, nesterov=True), 1),
+        (vj.sgd(0.1, 0.9), 1),
+        (CLIPPED, 1),
+        (optax.chain(vj.clip_by_layer_norm(1.0), optax.sgd(0.1)), 1),
+        (optax.chain(optax.clip(1.0), optax.sgd(0.1)), 1),
+        (optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.1)), 1),
+        (vj.adam(1e-3, eps_relative=True), 0),
+        (vj.adam_atan2(1e-3), 0),
+        (vj.lion(1e-3), 0),
+        (optax.sign_sgd(1e-3), 0),
+        (vj.muon(1e-2), 0),
+        (optax.chain(vj.normalize_by_layer(), optax.sgd(0.1)), 0),
+    ],
+)
+def test_nothing_is_lost_where_no_eps_is(tx, degree):
+    response = step_response(tx, PARAMS)
+    np.testing.assert_array_equal(response.degree, degree)
+    for g in EVERYWHERE:
+        np.testing.assert_allclose(effectiveness(response, jnp.full(2, g)), 1.0, rtol=1e-3)
+
+
+def test_an_update_that_leaves_the_types_range_is_lost():
+    np.testing.assert_array_equal(left(optax.sgd(1e-12), 1e-30), 0.0)
+    np.testing.assert_allclose(left(optax.sgd(1e-12), 1e-20), 1.0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (64,), (8, 8)])
+def test_a_single_layer(shape):
+    params = jnp.ones(shape)
+    np.testing.assert_allclose(left(CLIPPED, 1e-12, params), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(left(optax.adam(1e-3), 1e-12, params), 1e-4, rtol=1e-2)
+
+
+def test_layers_are_told_apart():
+    tx = optax.partition(
+        {"adam": optax.adam(1e-3), "sgd": optax.sgd(0.1)}, {"kernel": "adam", "bias": "sgd"}
+    )
+    names = vj.find_layers(PARAMS).names
+    found = dict(zip(names, left(tx, 1e-12), strict=True))
+    np.testing.assert_allclose(found["kernel"], 1e-4, rtol=1e-2)
+    np.testing.assert_allclose(found["bias"], 1.0, rtol=1e-3)
+
+
+def test_weight_decay_is_no_response():
+    for tx in (optax.adamw(1e-3, weight_decay=0.1), vj.adamw(1e-3, weight_decay=0.1)):
+        np.testing.assert_allclose(left(tx, 1e-12), 1e-4, rtol=0.05)
+
+
+def test_warm_up_from_zero_and_extra_arguments():
+    warm = optax.adam(optax.linear_schedule(0.0, 1e-3, 1000))
+    np.testing.assert_allclose(left(warm, 1e-12), 1e-4, rtol=1e-2)
+    plateau = optax.chain(optax.adam(1e-3), contrib.reduce_on_plateau())
+    np.testing.assert_allclose(left(plateau, 1e-12), 1e-4, rtol=1e-2)
+    with pytest.raises(TypeError):
+        step_response(optax.lbfgs(), PARAMS)
+
+
+@pytest.mark.parametrize("tx", [optax.set_to_zero(), optax.MultiSteps(optax.sgd(0.1), 4)])
+def test_no_answer_is_unknown(tx):
+    if isinstance(tx, optax.MultiSteps):
+        tx = tx.gradient_transformation()
+    assert np.all(np.isnan(left(tx, 1.0)))
+
+
+def test_16_bit_parameters():
+    brief = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    np.testing.assert_allclose(left(optax.adam(1e-3), 1e-12, brief), 1e-4, rtol=0.03)
+    np.testing.assert_allclose(left(vj.adam(1e-3, eps_relative=True), 1e-30, brief), 1.0, rtol=0.02)
+    np.testing.assert_allclose(left(CLIPPED, 1e-12, brief), 1.0, rtol=0.02)
+    half = jax.tree.map(lambda p: p.astype(jnp.float16), PARAMS)
+    np.testing.assert_allclose(left(vj.adam(1e-3, eps=1e-10), 1e-6, half), 1.0, rtol=0.05)
+    # 1e-6 times the rate is below 6e-8, float16's last number; optax's squares are gone as well.
+    np.testing.assert_array_equal(left(optax.sgd(1e-3), 1e-6, half), 0.0)
+    assert np.all(np.isnan(left(optax.adam(1e-3), 1e-3, half)))
+
+
+def test_monotone_zero_and_nan():
+    response = step_response(optax.adam(1e-3), jnp.ones(4))
+    sizes = jnp.asarray(np.logspace(-37, 6, 200), jnp.float32)
+    curve = jax.vmap(lambda g: effectiveness(response, g[None])[0])(sizes)
+    assert np.all(np.diff(curve) >= -1e-6)
+    assert curve[-1] == 1.0
+    assert curve[0] < 1e-25
+    np.testing.assert_array_equal(effectiveness(response, jnp.zeros(1)), 1.0)
+    assert np.isnan(effectiveness(response, jnp.array([jnp.nan]))[0])
+    np.testing.assert_array_equal(effectiveness(response, jnp.array([jnp.inf])), 1.0)
+
+
+def test_stacked_equals_separate():
+    stack = {"w": jnp.ones((3, 8, 4)), "head": jnp.ones((4, 2))}
+
+    def loss_fn(params, x):
+        x, _ = jax.lax.scan(lambda x, w: (x @ w @ jnp.ones((4, 8)), None), x, params["w"])
+        return jnp.sum(x[:, :4] @ params["head"])
+
+    layers = vj.find_layers(stack, loss_fn, jnp.ones((2, 8)))
+    flat = {**{f"w{i}": stack["w"][i] for i in range(3)}, "x": stack["head"]}
+    for tx in (optax.adam(1e-3), CLIPPED):
+        one, other = step_response(tx, stack, layers), step_response(tx, flat)
+        np.testing.assert_allclose(one.effectiveness, other.effectiveness[:, :4], rtol=1e-4)
+
+
+def test_shapes_types_and_tracing():
+    tx = optax.adam(1e-3)
+    response = step_response(tx, PARAMS)
+    sizes = len(GRADIENT_RMS)
+    chex.assert_shape(response, [(sizes,), (sizes, 2), (2,), (sizes, 2)])
+    chex.assert_type(jax.tree.leaves(response), jnp.float32)
+    shapes = jax.eval_shape(lambda p: step_response(tx, p), PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, response)
+    compiled = jax.jit(lambda p: step_response(tx, p))(PARAMS)
+    assert isinstance(compiled, Response)
+    chex.assert_trees_all_close(compiled, response, rtol=1e-4)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="w: expected a real floating-point leaf"):
+        step_response(optax.sgd(0.1), {"w": jnp.arange(3)})
+    with pytest.raises(ValueError, match="without leaves"):
+        step_response(optax.sgd(0.1), {})
+    with pytest.raises(ValueError, match="w: no such parameter"):
+        step_response(optax.sgd(0.1), {"w": jnp.ones(3)}, vj.find_layers(PARAMS))

@@ -1,0 +1,190 @@
+"""How the step that a transform takes depends on the size of the gradient."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vanishjax import numerics
+from vanishjax.layers import Layers
+from vanishjax.transforms.per_layer import check_layers, layers_of
+
+# Float32's normal numbers, six octaves apart up to sizes that no gradient in use has.
+GRADIENT_RMS = tuple(2.0**exponent for exponent in range(-126, 19, 6))
+# Whether steps grow with gradients or not is judged where the whole gradient's norm is 1/256 to
+# 1/32: above what an epsilon eats (1e-8 to 1e-5 an entry), below where clipping sets in (0.1 to 1).
+_HEALTHY_NORM = 2.0**-5
+_SPAN = 8.0
+# A billion parameters would push that below the least gradient that Adam's usual epsilon lets by.
+_LEAST_HEALTHY_RMS = 2.0**-22
+# What counts as nothing: the least normal number, so that its logarithm is finite.
+_NOTHING = float(np.finfo(np.float32).tiny)
+# What counts as all: logarithms of sizes near the ends of the range are this far off.
+_CERTAIN = 2.0**-16
+
+
+class Response(NamedTuple):
+    """The steps that a transform takes for gradients of all sizes.
+
+    Attributes:
+      gradient_rms: `[sizes]`, ascending powers of two: the root mean square of every layer's
+        gradient.
+      update_rms: `[sizes, layers]`, the root mean square of what that gradient moves; what a zero
+        gradient moves (weight decay) is taken off.
+      degree: `[layers]`, 1 if the step of a healthy gradient grows with it (sgd), 0 if it doesn't
+        (Adam, sign, Muon).
+      effectiveness: `[sizes, layers]`, share in [0, 1] that is left of the step: see
+        `effectiveness`.
+    """
+
+    gradient_rms: jax.Array
+    update_rms: jax.Array
+    degree: jax.Array
+    effectiveness: jax.Array
+
+
+def step_response(
+    tx: optax.GradientTransformation, params: optax.Params, layers: Layers | None = None
+) -> Response:
+    r"""Measures the step that a transform takes as a function of the gradient's size.
+
+    The transform is a black box: from a fresh state it gets a fixed pattern of +1 and -1 times each
+    size twice, and the second update is measured, since a warm-up's first may be zero.
+
+    With R(g) the root mean square of the step, w a healthy size (the whole gradient's norm is 1/32)
+    and d the degree, the slope of log R below w rounded to 0 or 1:
+
+    .. math:: e(g) = \min\left(1, \frac{R(g)\, g^{-d}}{R(w)\, w^{-d}}\right)
+
+    for g < w, and 1 above as long as the step is finite and not zero: what clipping holds back is
+    not lost. An epsilon above 1e-4 and clipping below a norm of 1/32 can't be told apart from
+    outside: the one is taken for a small learning rate, the other for an epsilon.
+
+    Args:
+      tx: The transform. Extra arguments: it gets `value`, 1.
+      params: The parameters, of any real floating-point type; gradients are kept in its range.
+      layers: Division of the tree into layers; derived from the parameters if None.
+
+    Returns:
+      The response. Where the transform answers no size of gradient at all (frozen layers,
+      accumulation over more than two steps), or with no finite step, `effectiveness` is NaN:
+      nothing is known.
+
+    Raises:
+      ValueError: A leaf that is not floating point, layers of another tree, or a tree without
+        leaves.
+      TypeError: The transform needs extra arguments that only a training step has.
+
+    Cost: one init and two updates for each of 28 sizes, compiled once in a scan, and the memory of
+    a training step's gradient, state and two updates. Pure: it works under jit and eval_shape.
+
+    Example:
+      >>> response = step_response(optax.adam(1e-3), jnp.ones((4, 4)))
+      >>> print(effectiveness(response, 1e-12).round(6), response.degree)
+      [0.0001] [0.]
+    """
+    check_layers(layers, params)
+    found = layers_of(layers, params)
+    if not len(found):
+        raise ValueError("expected parameters, got a tree without leaves")
+    extended = optax.with_extra_args_support(tx)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    patterns = [
+        jax.random.rademacher(key, jnp.shape(leaf), jnp.result_type(leaf))
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+
+    def steps(size: jax.Array) -> Any:
+        gradient = jax.tree.unflatten(structure, [_scaled(x, size) for x in patterns])
+        state = extended.init(params)
+        for _ in range(2):
+            update, state = extended.update(gradient, state, params, value=jnp.ones([]))
+        return jax.tree.map(numerics.upcast, update)
+
+    def measure(still: Any, size: jax.Array) -> tuple[Any, jax.Array]:
+        step = steps(size)
+        moved = jax.tree.map(jnp.subtract, step, still)
+        # The first size is zero: what moves then is no response to the gradient.
+        still = jax.tree.map(lambda new, old: jnp.where(size == 0, new, old), step, still)
+        return still, found.reduce(numerics.rms, moved).astype(jnp.float32)
+
+    nothing = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(steps, jnp.zeros([]))
+    )
+    entries = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
+    healthy = max(_HEALTHY_NORM / max(entries, 1) ** 0.5, _LEAST_HEALTHY_RMS)
+    sizes = np.array([0.0, healthy / _SPAN, healthy, *GRADIENT_RMS], np.float32)
+    _, update_rms = jax.lax.scan(measure, nothing, jnp.asarray(sizes))
+    return _response(healthy, update_rms[1], update_rms[2], update_rms[3:])
+
+
+def effectiveness(response: Response, gradient_rms: jax.typing.ArrayLike) -> jax.Array:
+    """How much of each layer's step is left at the size that its gradient has.
+
+    1: the layer takes the step that the transform would give a healthy gradient (in proportion to
+    the gradient, where the transform's steps are). 0: all of it is lost to an epsilon, to moments
+    that were flushed to zero, or to an update too small for its type. Between the measured sizes
+    the log odds of the share are a straight line, as they are where g / (g + eps) is left; outside
+    the curve is flat. A gradient of exactly zero has 1: where there is no step, none is lost.
+
+    Args:
+      response: What `step_response` measured.
+      gradient_rms: `[layers]`, the root mean square of each layer's gradient.
+
+    Returns:
+      `[layers]` float32 in [0, 1]; NaN where the gradient or the response is unknown.
+
+    Example:
+      >>> response = step_response(optax.sgd(0.1), jnp.ones(4))
+      >>> print(effectiveness(response, 1e-30))
+      [1.]
+    """
+    rms = jnp.asarray(gradient_rms, jnp.float32)
+    sizes = jnp.log2(response.gradient_rms)
+    last = len(GRADIENT_RMS) - 1
+    place = (jnp.log2(jnp.maximum(rms, _NOTHING)) - sizes[0]) / (sizes[1] - sizes[0])
+    place = jnp.clip(place, 0, last)
+    below = jnp.clip(jnp.nan_to_num(place), 0, last - 1).astype(jnp.int32)
+    column = jnp.arange(response.degree.shape[0])
+    start, end = response.effectiveness[below, column], response.effectiveness[below + 1, column]
+    along = place - below
+    # Beside a size of which nothing is left there is a cliff, not a line.
+    along = jnp.where((start == 0) | (end == 0), jnp.round(along), along)
+    odds = _log_odds(start) + along * (_log_odds(end) - _log_odds(start))
+    left = 1 / (1 + jnp.exp2(-odds))
+    left = jnp.where(odds >= -math.log2(_CERTAIN), 1.0, left)
+    return jnp.where(rms == 0, 1.0, jnp.where(left <= 2 * _NOTHING, 0.0, left))
+
+
+def _log_odds(share: jax.Array) -> jax.Array:
+    """log2 of e / (1 - e), kept finite; NaN stays NaN."""
+    return jnp.log2(jnp.maximum(share, _NOTHING)) - jnp.log2(jnp.maximum(1 - share, _CERTAIN))
+
+
+def _scaled(pattern: jax.Array, size: jax.Array) -> jax.Array:
+    """The pattern times a size, kept among the numbers of its type; zero stays zero."""
+    info = jnp.finfo(pattern.dtype)
+    least = max(float(info.smallest_subnormal), _NOTHING)
+    largest = min(float(info.max), float(np.finfo(np.float32).max))
+    size = jnp.where(size == 0, 0.0, jnp.clip(size, least, largest))
+    return pattern * size.astype(pattern.dtype)
+
+
+def _response(
+    healthy: float, lower: jax.Array, reference: jax.Array, update_rms: jax.Array
+) -> Response:
+    rms = jnp.array(GRADIENT_RMS, jnp.float32)
+    slope = jnp.log2(numerics.divide(reference, lower)) / math.log2(_SPAN)
+    degree = jnp.where(slope > 0.5, 1.0, 0.0)  # not a number: no step, or no finite one
+    finite = jnp.where(jnp.isfinite(update_rms), update_rms, 0.0)
+    # In logarithms, because the quotients of the ends of the range are no float32.
+    share = jnp.log2(finite) - jnp.log2(reference)
+    share -= degree * (jnp.log2(rms) - math.log2(healthy))[:, None]
+    curve = jnp.where(rms[:, None] < healthy, jnp.exp2(jnp.minimum(share, 0.0)), 1.0)
+    curve = jnp.where(finite > 0, curve, 0.0)
+    known = jnp.isfinite(reference) & (reference > 0)
+    return Response(rms, update_rms, degree, jnp.where(known, curve, jnp.nan))
