@@ -158,12 +158,6 @@ def main() -> None:
     }
     seeds, steps = (2, 200) if options.quick else (SEEDS, STEPS)
     results: dict[str, Any] = {}
-    for part, networks in (("held_out", held_out_networks()), ("tuning", tuning_networks())):
-        chosen = networks[:: 4 if options.quick else 1]
-        examined = [examine(one, seeds, steps, trained) for one in chosen]
-        results[part] = confusion(examined) | {"examined": examined}
-        print({key: results[part][key] for key in ("recall", "false_alarms", "cause_right")})
-        print(*results[part]["wrong"], sep="\n")
     settings = {
         "seeds": seeds,
         "steps": steps,
@@ -171,7 +165,13 @@ def main() -> None:
         "examined_batch": EXAMINED,
         "closed": CLOSED,
     }
-    record.write("diagnosis", options.out, settings, results)
+    for part, networks in (("held_out", held_out_networks()), ("tuning", tuning_networks())):
+        chosen = networks[:: 4 if options.quick else 1]
+        examined = [examine(one, seeds, steps, trained) for one in chosen]
+        results[part] = confusion(examined) | {"examined": examined}
+        print({key: results[part][key] for key in ("recall", "false_alarms", "cause_right")})
+        print(*results[part]["wrong"], sep="\n")
+        record.write("diagnosis", options.out, settings, results)
 
 
 if __name__ == "__main__":

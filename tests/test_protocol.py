@@ -208,7 +208,7 @@ def test_inject_hyperparams(name):
     parameters = inspect.signature(factory).parameters.values()
     arguments = {p.name: REQUIRED[p.name] for p in parameters if p.default is p.empty}
     # A number of iterations or an axis is part of the program: optax wants such named as static.
-    static = [p.name for p in parameters if p.annotation is int]
+    static = [p.name for p in parameters if p.annotation in (int, int | None)]
     injected = optax.inject_hyperparams(factory, static_args=static)(**arguments)
     with_injection, _ = run(injected, tree())
     plain, _ = run(FACTORIES[name](), tree())

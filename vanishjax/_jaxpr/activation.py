@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 
-from vanishjax._jaxpr.reach import GRADIENT, Levels
+from vanishjax._jaxpr.reach import GRADIENT, Levels, best
 from vanishjax._jaxpr.values import ELEMENTWISE
 from vanishjax._jaxpr.versions import bind, called, open_jaxpr, shape_of
 
@@ -62,13 +62,17 @@ class Activation:
 
 
 def find_activations(
-    jaxpr: Any, outputs: Sequence[Levels], known: dict[Any, tuple[float, bool]]
+    jaxpr: Any,
+    outputs: Sequence[Levels],
+    wanted: Collection[Var],
+    known: dict[Any, tuple[float, bool]],
 ) -> dict[Var, Activation]:
     """The activations of one jaxpr, by the variable that they're applied to.
 
     Args:
       jaxpr: A flat jaxpr; loops inside aren't looked into.
       outputs: For each equation how its outputs reach the loss.
+      wanted: The variables whose functions are looked for.
       known: Slopes of functions seen so far, by their text; added to.
 
     Returns:
@@ -107,6 +111,7 @@ def find_activations(
     return {
         before: _measure(Activation(before, after, _needed(steps[before], constant, after)), known)
         for before, after in ends.items()
+        if before in wanted and best(before) == GRADIENT
     }
 
 

@@ -160,7 +160,7 @@ class _Surgeon:
         """
         flow = flow_through(frame, self._kernels, self._reach)
         lifetimes, readers = flow.lifetimes(), flow.readers()
-        activations = find_activations(frame.jaxpr, flow.outputs, self._slopes)
+        activations = find_activations(frame.jaxpr, flow.outputs, flow.descends, self._slopes)
         live = {v for v in frame.jaxpr.invars if v in lifetimes}
         outputs: dict[Var, tuple[Use, _Output]] = {}  # of the sites met, where they are tapped
         events: list[Event] = []

@@ -25,7 +25,7 @@ class Health(NamedTuple):
 
     Attributes:
       step: Scalar int32, the number of updates before the one that was observed; -1 before any.
-      loss: Scalar float32, the loss, if it was passed to update as `value`; NaN if not.
+      loss: Scalar float32, the loss, if it was passed to update as `value`; 0 if not.
       first_loss: The loss that was observed first.
       best_loss: The least that was observed.
       gradient_norm: `[layers]`, 2-norm of the gradient that came in.
@@ -134,7 +134,7 @@ def monitor(
     ) -> tuple[optax.Updates, MonitorState]:
         if params is None:
             raise ValueError("monitor needs the parameters: call update(updates, state, params)")
-        loss = jnp.asarray(extra.get("value", jnp.nan), jnp.float32)
+        loss = jnp.asarray(extra.get("value", 0.0), jnp.float32)
         if loss.shape != ():
             raise ValueError(f"value must be a scalar, the loss, got shape {loss.shape}")
         found = layers_of(layers, params)
@@ -142,7 +142,8 @@ def monitor(
         # XLA on a CPU would otherwise compute the update twice, for here and for the parameters; it
         # doesn't know that this is one.
         one = jnp.where(state.count >= 0, 1.0, jnp.nan)
-        steps = jax.tree.map(lambda u: u / one.astype(u.dtype), steps)
+        steps = jax.tree.map(lambda u: jnp.asarray(u) / one.astype(jnp.result_type(u)), steps)
+        updates, params = jax.tree.map(jnp.asarray, (updates, params))
         observe = functools.partial(_observe, found, sample, state, loss)
         if every == 1:
             health = observe(updates, steps, params)
@@ -190,9 +191,9 @@ def _first_health(count: int) -> Health:
 
     return Health(
         step=jnp.full([], -1, jnp.int32),
-        loss=jnp.full([], jnp.nan, jnp.float32),
-        first_loss=jnp.full([], jnp.nan, jnp.float32),
-        best_loss=jnp.full([], jnp.nan, jnp.float32),
+        loss=jnp.zeros([], jnp.float32),
+        first_loss=jnp.zeros([], jnp.float32),
+        best_loss=jnp.zeros([], jnp.float32),
         gradient_norm=nothing(),
         update_norm=nothing(),
         param_norm=nothing(),
@@ -237,8 +238,8 @@ def _observe(
     return Health(
         step=state.count,
         loss=loss,
-        first_loss=jnp.where(jnp.isnan(before.first_loss), loss, before.first_loss),
-        best_loss=jnp.fmin(before.best_loss, loss),
+        first_loss=jnp.where(before.step < 0, loss, before.first_loss),
+        best_loss=jnp.where(before.step < 0, loss, jnp.fmin(before.best_loss, loss)),
         gradient_norm=gradient_norm,
         update_norm=update_norm,
         param_norm=param_norm,

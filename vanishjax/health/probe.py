@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -200,6 +201,7 @@ class _Values(NamedTuple):
 
     loss: jax.Array
     log_rms: list[jax.Array]  # of the cotangents, by tap
+    log_scale: float  # of the loss that they are of
     statistics: dict[int, Statistics]  # by tap
     rms: jax.Array  # of the gradients, by layer of parameters
     log_tapped_rms: jax.Array  # of the gradients with taps
@@ -234,8 +236,13 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
         widths[site.tap] = int(np.prod([x.shape[axis] for axis in site.units], dtype=int))
         return statistics(x, site.activation, site.samples, site.units)
 
+    narrow = any(x.dtype == jnp.float16 for x in leaves)
+    log_scale = _FLOAT16_LOG_SCALE if narrow else 0.0
+
     def tapped(leaves: list[Any], dummies: list[Any]) -> Any:
-        return _jaxpr.tapped_loss(program, anatomy, observe, [*leaves, *arrays], dummies)
+        arguments = [*leaves, *arrays]
+        value, found = _jaxpr.tapped_loss(program, anatomy, observe, arguments, dummies)
+        return value * math.exp(log_scale), (value, found)
 
     def plain(leaves: list[Any]) -> Any:
         value = loss.fn(*loss.arguments(leaves, arrays))
@@ -244,7 +251,7 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
     try:
         gradients = jax.grad(plain)(leaves)
         differentiate = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
-        (value, found), (tapped_gradients, log_rms) = differentiate(
+        (_, (value, found)), (tapped_gradients, log_rms) = differentiate(
             leaves, _jaxpr.dummies_for(anatomy)
         )
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -263,6 +270,7 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
     values = _Values(
         value,
         log_rms,
+        log_scale,
         found,
         layers.reduce(numerics.rms, gradient),
         layers.reduce(log_rms_of, tree(tapped_gradients)),
@@ -315,6 +323,7 @@ def _assemble(values: _Values, plan: _Plan, batch: Any) -> Probe:
     normalizes = np.array([one.event.normalizes for one in passed], bool)
     # What the bottlenecks further down took out.
     taken = np.concatenate([np.cumsum(np.where(normalizes, own, 0.0)[::-1])[::-1], [0.0]])
+    taken -= float(values.log_scale)
     log_rms = own + taken[1:]
     log_norm = log_rms + 0.5 * np.log([max(1, one.event.size) for one in passed])
     stream = _stream(log_norm, normalizes)
@@ -388,6 +397,10 @@ def _names(
             seen[name] += 1
     return tuple(names), np.array(places, int)
 
+
+# What the loss of a float16 network is multiplied by, lest its cotangent underflow before the first
+# tap, where it would be rescaled: 1,024.
+_FLOAT16_LOG_SCALE = 10 * math.log(2.0)
 
 # Of a gradient this many times the least normal number of its type next to nothing was flushed.
 _UNDERFLOW_FREE = 2.0**10

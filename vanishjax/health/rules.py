@@ -113,10 +113,11 @@ def nonfinite(seen: Examination) -> Finding | None:
 def dead_units(seen: Examination) -> Finding | None:
     """Units whose activation is flat at every input: no gradient gets through them."""
     probe = seen.probe
-    dead = probe.dead_fraction > DEAD_UNITS
+    # Units that are off because nothing at all comes in aren't dead: `zero_gradient` says why.
+    dead = (probe.dead_fraction > DEAD_UNITS) & (probe.preactivation_rms > 0)
     if not dead.any():
         return None
-    worst = float(np.max(probe.dead_fraction))
+    worst = float(np.max(probe.dead_fraction[dead]))
     return Finding(
         "dead_units",
         "critical" if worst == 1 else "warning",
@@ -148,9 +149,11 @@ def zero_gradient(seen: Examination) -> Finding | None:
         "unused": float(len(unused)),
         "stopped": float(len(stopped)),
     }
-    severity: Severity = "critical" if zero.all() else "warning"
-    # A gain or a kernel that is 0 but moves sets the rest free after the first step.
+    # A bias alone trains nothing.
     kernels = np.isin(names, probe.names)
+    everything = bool(zero[kernels].all() if kernels.any() else zero.all())
+    severity: Severity = "critical" if everything else "warning"
+    # A gain or a kernel that is 0 but moves sets the rest free after the first step.
     scalars = np.array([_is_scalar(seen, name) for name in names])
     gates = (parameters.parameter_rms == 0) & (parameters.rms > 0) & (kernels | scalars)
     if len(unused) == len(layers):
@@ -159,7 +162,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
     elif len(unused) + len(stopped) == len(layers):
         cause = "A stop_gradient, or an integer or comparison, stands between them and the loss."
         remedies = ("leave it if they are frozen on purpose", "remove the stop_gradient")
-        severity = "critical" if zero.all() else "note"
+        severity = "critical" if everything else "note"
     elif gates.any():
         gate = _pick(names, gates)[0]
         cause = f"{gate} is 0 and blocks them for now; it has a gradient itself and will let go."
@@ -207,7 +210,11 @@ def mean_collapse(seen: Examination) -> Finding | None:
     """All inputs arrive at the same point."""
     probe = seen.probe
     energy = probe.centered_energy[seen.features]
-    if not len(energy) or not np.isfinite(energy[-1]):
+    if (
+        not len(energy)
+        or not np.isfinite(energy[-1])
+        or probe.activation_rms[seen.features][-1] == 0
+    ):
         return None
     types = probe.dtypes[seen.features]
     # What rounding alone makes of identical features.
