@@ -5,7 +5,7 @@ the median seed closes three quarters of the gap between chance and a perfect tr
 `diagnose` sees only the initial parameters, one batch of 256 examples and the optimizer. Thresholds
 were chosen on the tuning networks; the held-out ones are what counts.
 
-    python -m benchmarks.diagnosis [--trained FILE]
+    python -m benchmarks.diagnosis [--part held_out] [--trained FILE]
 """
 
 import collections
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument(
         "--trained", type=Path, help="an earlier diagnosis.json: only diagnose anew"
     )
+    parser.add_argument("--part", choices=("held_out", "tuning"), help="one of the two")
     options = parser.parse_args()
     earlier = json.loads(options.trained.read_text())["results"] if options.trained else {}
     trained = {
@@ -165,7 +166,9 @@ def main() -> None:
         "examined_batch": EXAMINED,
         "closed": CLOSED,
     }
-    for part, networks in (("held_out", held_out_networks()), ("tuning", tuning_networks())):
+    parts = {"held_out": held_out_networks, "tuning": tuning_networks}
+    for part in [options.part] if options.part else parts:
+        networks = parts[part]()
         chosen = networks[:: 4 if options.quick else 1]
         examined = [examine(one, seeds, steps, trained) for one in chosen]
         results[part] = confusion(examined) | {"examined": examined}

@@ -53,7 +53,46 @@ def step_time(results):
     return rows
 
 
-TABLES = {"article": article, "training_speed": training_speed, "step_time": step_time}
+def diagnosis(results):
+    """What training says of the held-out networks, and what the diagnosis says."""
+    found = results["held_out"]
+    said = sorted({name for row in found["table"].values() for name in row} - {"healthy"})
+    columns = ["healthy", *said]
+    rows = [
+        f"| truth, by training | {' | '.join(name.replace('_', ' ') for name in columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for truth in sorted(found["table"], key=lambda name: (name != "healthy", name)):
+        cells = [str(found["table"][truth].get(name, "")) for name in columns]
+        rows.append(f"| {truth.replace('_', ' ')} | {' | '.join(cells)} |")
+    rows.append("")
+    rows.append(
+        f"{found['networks']} networks, 5 seeds each: recall {found['recall']:.1%} of "
+        f"{found['sick_cases']} sick cases, false alarms {found['false_alarms']:.1%} of "
+        f"{found['healthy_cases']} healthy ones, cause right in {found['cause_right']:.1%}."
+    )
+    return rows
+
+
+def monitoring(results):
+    """Training steps with a monitor over those without, and what a probe costs."""
+    rows = ["| | stacked | unrolled |", "|---|---|---|"]
+    for name in ("itself", "every=1", "every=16", "every=1, exact"):
+        cells = [_ratio(results[f"monitor {name}, {form}"], 3) for form in ("stacked", "unrolled")]
+        label = "the bare step again (noise)" if name == "itself" else f"`monitor`, {name}"
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    cells = [_ratio(results[f"probe, {form}"]) for form in ("stacked", "unrolled")]
+    rows.append(f"| `probe`, in training steps | {' | '.join(cells)} |")
+    return rows
+
+
+TABLES = {
+    "article": article,
+    "diagnosis": diagnosis,
+    "monitoring": monitoring,
+    "step_time": step_time,
+    "training_speed": training_speed,
+}
 
 
 def render(name: str) -> str:
@@ -75,9 +114,9 @@ def main() -> None:
     README.write_text(text)
 
 
-def _ratio(found) -> str:
+def _ratio(found, digits=2) -> str:
     low, high = found["quartiles"]
-    return f"{found['median']:.2f} ({low:.2f} - {high:.2f})"
+    return f"{found['median']:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The command line: `vanishjax train`, `compare` and `predict`."""
+"""The command line: `vanishjax compare`, `diagnose`, `train` and `predict`."""
 
 import os
 import sys
 from collections.abc import Sequence
 
-from vanishjax.cli import compare, predict, train
+from vanishjax.cli import compare, diagnose, predict, train
 from vanishjax.cli.options import make_parser, warn
 
-COMMANDS = (compare, train, predict)
+COMMANDS = (compare, diagnose, train, predict)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: What follows the program's name; `sys.argv` if None.
 
     Returns:
-      The exit status: 0 done, 1 the run failed, 2 bad usage or bad input, 130 interrupted.
+      The exit status: 0 done, 1 the run failed (or the network, under `diagnose --strict`), 2 bad
+      usage or bad input, 130 interrupted.
     """
     try:
         status = _run(arguments)

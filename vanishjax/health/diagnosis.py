@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from vanishjax import report
-from vanishjax.health.finding import Finding
+from vanishjax.health.finding import Finding, json_value
 from vanishjax.health.probe import Probe, probe
 from vanishjax.health.response import effectiveness, step_response
 from vanishjax.health.rules import Examination, apply_rules
@@ -27,6 +27,12 @@ class Diagnosis:
       probe: The measurements.
       effectiveness: For each layer of parameters (`probe.parameters.layers`) the share of its step
         that the optimizer takes; None if none was given.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> verdict = diagnose(lambda w, x: jnp.mean((x @ w) ** 2), jnp.ones((3, 2)), jnp.eye(3))
+      >>> verdict.healthy, verdict.findings
+      (True, ())
     """
 
     findings: tuple[Finding, ...]
@@ -43,12 +49,11 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict, the findings and the measurements as JSON types."""
-        share = None if self.effectiveness is None else self.effectiveness.tolist()
         return {
             "healthy": self.healthy,
             "findings": [finding.to_dict() for finding in self.findings],
             "probe": self.probe.to_dict(),
-            "effectiveness": share,
+            "effectiveness": json_value(self.effectiveness),
         }
 
     def plot(self, path: str | Path) -> Path:
@@ -61,6 +66,10 @@ class Diagnosis:
           The path.
         """
         return report.plot_diagnosis(self.to_dict(), Path(path))
+
+
+# Compiled once for a transform: pass the same object again to save that.
+_step_response = jax.jit(step_response, static_argnums=(0, 2))
 
 
 def diagnose(
@@ -99,7 +108,7 @@ def diagnose(
     if tx is None:
         return Diagnosis(apply_rules(Examination(measured)), measured)
     parameters = measured.parameters
-    response = jax.jit(lambda params: step_response(tx, params, parameters.layers))(params)
+    response = _step_response(tx, params, parameters.layers)
     share = np.asarray(effectiveness(response, parameters.rms), np.float64)
     seen = Examination(measured, share, np.asarray(response.degree))
     return Diagnosis(apply_rules(seen), measured, share)

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 Rule = Literal[
     "vanishing_gradient",
     "exploding_gradient",
@@ -54,6 +56,22 @@ class Finding:
         return {
             **dataclasses.asdict(self),
             "layers": list(self.layers),
-            "evidence": dict(self.evidence),
+            "evidence": json_value(dict(self.evidence)),
             "remedies": list(self.remedies),
         }
+
+
+def json_value(value: Any) -> Any:
+    """Arrays, tuples and mappings as JSON types; None where a number isn't finite.
+
+    Example:
+      >>> json_value({"a": np.array([1.0, np.inf]), "b": (2,)})
+      {'a': [1.0, None], 'b': [2]}
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: json_value(one) for key, one in value.items()}
+    return [json_value(one) for one in value] if isinstance(value, list | tuple) else value

@@ -40,6 +40,11 @@ class Health(NamedTuple):
         within a factor of two if the parameters are normally distributed.
       still_steps: `[layers]` int32, for how many observations in a row the layer hasn't moved:
         the update was zero, or less than a tenth of it survived being added.
+
+    Example:
+      >>> health = read_health(monitor(optax.sgd(0.1)).init(jnp.ones(3)))
+      >>> print(health.step, health.update_norm, health.effectiveness)
+      -1 [0.] [1.]
     """
 
     step: jax.Array

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vanishjax import _jaxpr, numerics
+from vanishjax.health.finding import json_value
 from vanishjax.health.statistics import Statistics, statistics
 from vanishjax.layers import Layers
 from vanishjax.layers.order import layers_met, parameter_leaves
@@ -76,6 +77,11 @@ class Probe:
       parameters: The gradients of all parameters.
       unmeasured: Kernels inside functions that can't be looked into, such as a `custom_vjp`.
 
+    Example:
+      >>> found = probe(lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2), jnp.ones((3, 2)), jnp.eye(3))
+      >>> print(len(found), found.widths, found.dead_fraction, found.preactivation_rms)
+      1 [2] [0.] [1.]
+
     References:
       Schoenholz et al., Deep information propagation, 2017, for chi.
     """
@@ -118,9 +124,8 @@ class Probe:
             if field.name != "layers"
         }
         parameters = {"names": self.parameters.layers.names, **own}
-        return {key: _json(value) for key, value in plain.items()} | {
-            "parameters": {key: _json(value) for key, value in parameters.items()}
-        }
+        whole: dict[str, Any] = json_value(plain | {"parameters": parameters})
+        return whole
 
 
 def probe(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Probe:
@@ -430,7 +435,7 @@ def _parameters(
     )
 
 
-# The batch, and JSON.
+# The batch.
 
 
 def _check_batch(batch: Any) -> None:
@@ -438,6 +443,8 @@ def _check_batch(batch: Any) -> None:
         if not _jaxpr.is_array(x):
             continue
         name = "batch" + jax.tree_util.keystr(path)
+        if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool or _is_key(x)):
+            raise ValueError(f"{name} is an array of {x.dtype}: pass numbers")
         if x.size == 0:
             raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}")
         if jnp.issubdtype(x.dtype, jnp.inexact):
@@ -449,14 +456,10 @@ def _check_batch(batch: Any) -> None:
                 )
 
 
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def _batch_size(batch: Any) -> int:
     shapes = [np.shape(x) for x in jax.tree.leaves(batch) if _jaxpr.is_array(x)]
     return shapes[0][0] if shapes and shapes[0] else 0
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    return [_json(one) for one in value] if isinstance(value, list | tuple) else value

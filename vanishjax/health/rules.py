@@ -84,7 +84,9 @@ def nonfinite(seen: Examination) -> Finding | None:
         return None
     evidence = {"loss": probe.loss, "nonfinite_gradients": float(wrong.sum())}
     broken = ~np.isfinite(parameters.parameter_rms)
-    forward = ~np.isfinite(probe.activation_rms)
+    # What the loss itself makes of the output isn't the forward pass's fault.
+    forward = ~np.isfinite(probe.preactivation_rms)
+    forward[seen.features] |= ~np.isfinite(probe.activation_rms[seen.features])
     if broken.any():
         layers = _pick(parameters.layers.names, broken)
         cause = f"The parameters themselves hold infinity or NaN, {layers[0]} first."
@@ -137,12 +139,15 @@ def zero_gradient(seen: Examination) -> Finding | None:
     """Gradients that are exactly zero by construction, not for lack of precision."""
     probe, parameters = seen.probe, seen.probe.parameters
     names = parameters.layers.names
-    zero = (parameters.rms == 0) & ~(np.isfinite(parameters.log_rms))
+    kernels = np.isin(names, probe.names)
+    unused = _of_paths(parameters.layers.unused, names)
+    stopped = _of_paths(parameters.layers.stopped, names)
+    # A bias alone may be zero by accident: at the start of training its examples' gradients cancel.
+    zero = (parameters.rms == 0) & ~np.isfinite(parameters.log_rms)
+    zero &= kernels | np.isin(names, unused + stopped) | (len(probe) == 0)
     if not zero.any():
         return None
     layers = _pick(names, zero)
-    unused = _of_paths(parameters.layers.unused, layers)
-    stopped = _of_paths(parameters.layers.stopped, layers)
     evidence = {
         "layers": float(zero.sum()),
         "of": float(len(names)),
@@ -150,7 +155,6 @@ def zero_gradient(seen: Examination) -> Finding | None:
         "stopped": float(len(stopped)),
     }
     # A bias alone trains nothing.
-    kernels = np.isin(names, probe.names)
     everything = bool(zero[kernels].all() if kernels.any() else zero.all())
     severity: Severity = "critical" if everything else "warning"
     # A gain or a kernel that is 0 but moves sets the rest free after the first step.
@@ -168,6 +172,10 @@ def zero_gradient(seen: Examination) -> Finding | None:
         cause = f"{gate} is 0 and blocks them for now; it has a gradient itself and will let go."
         remedies = ("nothing to do: ReZero and zero-initialised outputs start like this",)
         severity = "note"
+    elif (silent := (probe.preactivation_rms == 0) & (parameters.parameter_rms[kernels].min() > 0)).any():
+        first = _pick(probe.names, silent)[0]
+        cause = f"The signal itself shrinks until it is exactly 0, from {first} on."
+        remedies = (_REINIT, _RESIDUAL)
     elif len(probe) and np.isneginf(probe.log_backward_rms[-1]):
         one = probe.widths[-1] == 1
         cause = "The loss doesn't depend on the network's output: its slope there is exactly 0" + (

@@ -14,7 +14,7 @@ __all__ = ["diagnosis_text", "layer_ranges"]
 _MARKS = {"critical": "✗", "warning": "!", "note": "·"}
 _WIDTH = 96
 _SHOWN_LAYERS = 12
-_BAR = 10
+_BAR = 8
 _DEADLY = 13.0  # decades of energy, 30 nats: an empty bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -56,16 +56,19 @@ def layer_ranges(names: Sequence[str]) -> str:
     """Names of layers, those of consecutive indices drawn together.
 
     Example:
-      >>> layer_ranges(["in", "w[0]", "w[1]", "w[2]", "w[7]"])
-      'in, w[0..2], w[7]'
+      >>> layer_ranges(["in", "w[0]", "b[0]", "w[1]", "b[1]", "w[2]", "w[7]"])
+      'in, w[0..2], b[0..1], w[7]'
     """
     groups: list[list[str]] = []
+    latest: dict[str, list[str]] = {}  # A stack's kernels and biases alternate.
     for name in names:
-        before = groups[-1][-1] if groups else ""
-        if _follows(before, name):
-            groups[-1].append(name)
+        stem, index = _index(name)
+        group = latest.get(stem)
+        if group is not None and index == _index(group[-1])[1] + 1:
+            group.append(name)
         else:
-            groups.append([name])
+            latest[stem] = [name]
+            groups.append(latest[stem])
     return ", ".join(
         group[0]
         if len(group) == 1
@@ -78,11 +81,6 @@ def _index(name: str) -> tuple[str, int]:
     """A name without its last number, and that number."""
     match = re.search(r"(\d+)(\D*)$", name)
     return (name[: match.start()] + "#" + match[2], int(match[1])) if match else (name, -2)
-
-
-def _follows(before: str, name: str) -> bool:
-    (stem, index), (next_stem, next_index) = _index(before), _index(name)
-    return stem == next_stem and next_index == index + 1 and index >= 0
 
 
 def _headline(verdict: Mapping[str, Any]) -> str:
@@ -122,20 +120,20 @@ def _layers(probe: Mapping[str, Any]) -> str:
     shown = _shown(len(names))
     width = max(5, *(len(names[i]) for i in shown if i is not None))
     lines = [
-        f"{'layer':{width}}  ln chi  reaches it, of the energy    gradient  input rms  "
-        "centered   rank  dead  sat."
+        f"{'layer':{width}}  ln chi  energy reaching it  gradient     input  centered   rank  "
+        "dead  sat."
     ]
     longest = max(_DEADLY, *(abs(x) for x in decades if x is not None))
     for i in shown:
         if i is None:
-            lines.append(f"{'...':{width}}")
+            lines.append("...")
             continue
         row = [
             f"{names[i]:{width}}",
             f"{_fixed(chi[i], 1):>6}",
-            f"{_bar(decades[i], longest)} {_power(decades[i]):>9}      ",
+            f"{_bar(decades[i], longest)} {_power(decades[i]):>9}",
             f"{_number(probe['gradient_rms'][i]):>8}",
-            f"{_number(probe['preactivation_rms'][i]):>9}",
+            f"{_number(probe['preactivation_rms'][i]):>8}",
             f"{_number(probe['centered_energy'][i]):>8}",
             f"{_fixed(probe['effective_rank'][i], 1):>5}",
             f"{_percent(probe['dead_fraction'][i]):>4}",
@@ -175,7 +173,9 @@ def _power(decades: float | None) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    if value == 0 or 0.001 <= abs(value) < 10000:
+    if value == round(value) and abs(value) < 10000:
+        return f"{value:.0f}"
+    if 0.001 <= abs(value) < 10000:
         return f"{value:.3g}"
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 

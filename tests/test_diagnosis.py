@@ -1,0 +1,288 @@
+"""Verdicts: every rule on a network that it is for and on one that it isn't, and what they say."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+import vanishjax as vj
+from vanishjax.health import rules
+from vanishjax.health.rules import Examination, apply_rules
+from vanishjax.report import layer_ranges
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (128, 8))
+Y = jnp.arange(128) % 4
+BATCH = (X, Y)
+
+
+def mlp(activation="tanh", depth=3, scale=1.0, width=48, **settings):
+    init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+    settings.setdefault("kernel_init", init)
+    return vj.mlp_problem(8, (width,) * depth, 4, activation=activation, **settings)
+
+
+def verdict(problem, tx=None, batch=BATCH):
+    return vj.diagnose(problem.loss_fn, problem.params, batch, tx)
+
+
+def rule_of(problem, tx=None, **settings):
+    return [one.rule for one in verdict(problem, tx, **settings).findings]
+
+
+def loss_of(problem, change):
+    """The problem with its loss changed."""
+    return vj.Problem(lambda p, b: change(problem.loss_fn(p, b)), problem.params, problem.tx)
+
+
+def exploding():
+    return mlp("relu", 40, scale=16.0)
+
+
+def overflowing():
+    return mlp("relu", 80, scale=64.0)
+
+
+def dead():
+    return mlp("relu", 4, bias_init=nn.initializers.constant(-20.0))
+
+
+def saturated():
+    return mlp("tanh", 3, scale=10000.0)
+
+
+def vanishing():
+    return mlp("relu", 64)
+
+
+def collapsed():
+    return mlp("sigmoid", 16)
+
+
+def narrow_rank():
+    return mlp("relu", 160, scale=2.0, width=32)
+
+
+def all_zero():
+    return mlp("tanh", 3, kernel_init=nn.initializers.zeros)
+
+
+def one_class():
+    problem = mlp("relu", 3, scale=2.0)
+    return vj.Problem(
+        lambda p, b: jnp.mean(
+            (jax.nn.softmax(problem.predict_fn(p, b[0])[:, :1])[:, 0] - b[1]) ** 2
+        ),
+        problem.params,
+        problem.tx,
+    )
+
+
+def float16():
+    problem = mlp("tanh", 3, dtype=jnp.float16, param_dtype=jnp.float16)
+    return loss_of(problem, lambda loss: loss * 1e-6)
+
+
+def tiny_loss():
+    return loss_of(mlp("relu", 3, scale=2.0), lambda loss: loss * 1e-13)
+
+
+HEALTHY = {
+    "relu": lambda: mlp("relu", 8, scale=2.0),
+    "tanh": lambda: mlp("tanh", 16),
+    "sigmoid": lambda: mlp("sigmoid", 2),
+    "rezero": lambda: mlp("relu", 48, residual="rezero", scale=2.0),
+    "residual": lambda: mlp("tanh", 48, residual="scaled"),
+    "critical": lambda: mlp("tanh", 48, kernel_init=vj.initializers.critical_orthogonal("tanh")),
+    "bfloat16": lambda: mlp("tanh", 4, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+}
+SICK = {
+    "exploding_gradient": exploding,
+    "nonfinite": overflowing,
+    "dead_units": dead,
+    "saturated_units": saturated,
+    "vanishing_gradient": vanishing,
+    "mean_collapse": collapsed,
+    "rank_collapse": narrow_rank,
+    "zero_gradient": one_class,
+    "underflow": float16,
+    "blind_optimizer": tiny_loss,
+}
+
+
+@pytest.fixture(scope="module")
+def sick():
+    """Every sick network's verdict, made once."""
+    return {rule: verdict(make(), optax.adam(1e-3)) for rule, make in SICK.items()}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_networks_are_left_alone(name):
+    found = verdict(HEALTHY[name](), vj.adam(1e-3))
+    assert found.healthy
+    assert not [one for one in found.findings if one.severity != "note"]
+    assert "Healthy" in str(found)
+
+
+@pytest.mark.parametrize("rule", SICK)
+def test_every_rule_fires_first_where_it_should(sick, rule):
+    found = sick[rule]
+    assert not found.healthy
+    assert found.findings[0].rule == rule
+    assert found.findings[0].severity == "critical"
+    assert found.findings[0].layers
+    assert found.findings[0].remedies
+    assert set(SICK) == set(rules.RULES)
+
+
+def test_names_the_layers():
+    names = [one.layers for one in verdict(dead()).findings]
+    assert names == [("hidden_0/kernel", *(f"hidden_stack/kernel[{i}]" for i in range(3)))]
+    # Only those further than 30 nats from the output starve: the last 43 of 64 don't.
+    found = verdict(vanishing()).findings[0]
+    assert found.rule == "vanishing_gradient"
+    assert found.layers[0] == "hidden_0/kernel"
+    assert found.layers == vj.probe(*_of(vanishing())).names[: len(found.layers)]
+    assert 15 < len(found.layers) < 27
+
+
+def _of(problem):
+    return problem.loss_fn, problem.params, BATCH
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+@pytest.mark.parametrize("make", [vanishing, collapsed, HEALTHY["relu"], exploding])
+def test_the_losss_scale_changes_no_verdict(make, factor):
+    problem = make()
+    one = verdict(problem)
+    other = verdict(loss_of(problem, lambda loss: factor * loss))
+    assert [(f.rule, f.layers) for f in other.findings] == [
+        (f.rule, f.layers) for f in one.findings
+    ]
+    assert other.healthy == one.healthy
+
+
+@pytest.mark.parametrize("make", [vanishing, collapsed, HEALTHY["relu"]])
+def test_twice_the_batch_changes_no_verdict(make):
+    problem = make()
+    doubled = jnp.concatenate([X, X]), jnp.concatenate([Y, Y])
+    assert rule_of(problem, batch=doubled) == rule_of(problem)
+
+
+def test_momentum_is_held_to_a_stricter_limit():
+    problem = mlp("relu", 24)
+    assert verdict(problem, vj.adam(1e-3)).healthy
+    assert rule_of(problem, vj.sgd(0.1, 0.9)) == ["vanishing_gradient"]
+
+
+def test_only_an_optimizer_with_eps_is_blind():
+    problem = tiny_loss()
+    assert "blind_optimizer" in rule_of(problem, optax.adam(1e-3))
+    assert "blind_optimizer" in rule_of(problem, vj.adam(1e-3))
+    for tx in (vj.adam(1e-3, eps_relative=True), vj.adam_atan2(1e-3), vj.sgd(0.1), vj.lion(1e-4)):
+        assert verdict(problem, tx).healthy
+    found = verdict(problem, optax.adam(1e-3))
+    assert found.effectiveness.shape == (len(found.probe.parameters.layers),)
+
+
+def test_zero_gradients_say_why():
+    assert "single" not in str(verdict(all_zero()))
+    one = vj.mlp_problem(8, (16,) * 3, 1, activation="relu", loss="squared_error")
+    lone = vj.Problem(
+        lambda p, b: jnp.mean((jax.nn.softmax(one.predict_fn(p, b[0]))[:, 0] - b[1]) ** 2),
+        one.params,
+        one.tx,
+    )
+    assert "softmax over a single unit" in str(verdict(lone))
+    (found,) = verdict(all_zero()).findings
+    assert (found.rule, found.severity) == ("zero_gradient", "critical")
+
+    plain = mlp("tanh", 3)
+    params = plain.params | {"spare": {"kernel": jnp.ones((3, 3))}}
+    (found,) = vj.diagnose(plain.loss_fn, params, BATCH).findings
+    assert found.layers == ("spare/kernel",)
+    assert found.severity == "warning"
+    assert "never uses" in found.cause
+
+    def frozen(p, b):
+        return plain.loss_fn(p | {"hidden_0": jax.lax.stop_gradient(p["hidden_0"])}, b)
+
+    (found,) = vj.diagnose(frozen, plain.params, BATCH).findings
+    assert found.severity == "note"
+    assert "stop_gradient" in found.cause
+
+    rezero = verdict(mlp("relu", 4, residual="rezero", scale=2.0))
+    assert rezero.healthy
+    assert [one.severity for one in rezero.findings] == ["note"]
+    assert "alpha" in rezero.findings[0].cause
+
+
+def test_nan_in_the_parameters_and_in_the_loss_are_told_apart():
+    problem = mlp()
+    params = jax.tree.map(jnp.array, problem.params)
+    params["output"]["kernel"] = params["output"]["kernel"].at[0, 0].set(jnp.nan)
+    (found, *_) = vj.diagnose(problem.loss_fn, params, BATCH).findings
+    assert found.layers == ("output/kernel",)
+    assert "parameters themselves" in found.cause
+
+    logs = vj.Problem(
+        lambda p, b: jnp.mean(jnp.log(problem.predict_fn(p, b[0]))), problem.params, problem.tx
+    )
+    assert "logarithm" in verdict(logs).findings[0].cause
+    assert "overflows" in verdict(overflowing()).findings[0].cause
+
+
+def test_a_converged_network_raises_no_alarm():
+    problem = mlp("relu", 3, scale=2.0)
+    tx = vj.adam(3e-3)
+    step = vj.make_train_step(problem.loss_fn, tx)
+    state = vj.TrainState.create(problem.params, tx)
+    for _ in range(1500):
+        state, metrics = step(state, BATCH)
+    assert metrics["loss"] < 1e-3
+    found = vj.diagnose(problem.loss_fn, state.params, BATCH, tx)
+    assert found.healthy, str(found)
+
+
+def test_rules_are_pure_functions_of_what_was_measured(sick):
+    for one in sick.values():
+        again = apply_rules(Examination(one.probe, one.effectiveness))
+        named = {f.rule: f.layers for f in one.findings}
+        assert {f.rule: f.layers for f in again}.items() <= named.items()
+
+
+def test_the_report_reads_from_the_top(sick):
+    text = str(sick["mean_collapse"])
+    lines = text.splitlines()
+    assert lines[0] == "Won't train: mean collapse and vanishing gradient."
+    assert "    1. re-initialise and centre" in text
+    assert "hidden_stack/kernel[0..3]" in text or "hidden_stack/kernel[0.." in text
+    assert max(map(len, lines)) <= 120
+    table = text[text.index("layer   ") :].splitlines()
+    assert table[1].startswith("hidden_0/kernel")
+    assert table[-1].startswith("output/kernel")
+    assert "..." in text  # the middle of a deep network
+
+
+@pytest.mark.parametrize("rule", SICK)
+def test_verdicts_are_json_and_pictures(sick, rule, tmp_path):
+    found = sick[rule].to_dict()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["healthy"] is False
+    assert len(found["probe"]["log_chi"]) == len(found["probe"]["names"])
+    path = sick[rule].plot(tmp_path / f"{rule}.png")
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.shape[1] == 1500
+    assert (pixels < 128).mean() > 0.005
+
+
+def test_ranges_of_layers():
+    assert layer_ranges(["a/0/w", "a/1/w", "b"]) == "a/0..1/w, b"
+    assert layer_ranges([f"Dense_{i}" for i in range(3)] + ["out"]) == "Dense_0..2, out"
+    assert layer_ranges([]) == ""
