@@ -133,21 +133,27 @@ def number(
     return parse
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose, split and order the data."""
+def add_source_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Options that choose the data."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
         default="digits",
         metavar="NAME|PATH",
         help="digits (comes with the package), mnist, fashion_mnist, an .npz file, or a folder "
-        "of IDX files (default: %(default)s)",
+        "of IDX files (default: digits)",
     )
     group.add_argument(
         "--data-dir",
         metavar="DIR",
         help="folder that holds the data set's files, instead of a download",
     )
+    return group
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose, split and order the data."""
+    group = add_source_options(parser)
     group.add_argument(
         "--validation-split",
         type=number(below=1.0, above=0.0),
@@ -188,7 +194,7 @@ def add_network_options(parser: argparse.ArgumentParser, activation: str) -> Non
         type=one_of("activation", ACTIVATIONS),
         default=activation,
         metavar="NAME",
-        help=f"of the hidden layers: {', '.join(ACTIVATIONS)} (default: %(default)s)",
+        help=f"of the hidden layers: {', '.join(ACTIVATIONS)} (default: {activation})",
     )
     group.add_argument(
         "--residual",
@@ -196,6 +202,36 @@ def add_network_options(parser: argparse.ArgumentParser, activation: str) -> Non
         metavar="KIND",
         help="skip connections: scaled (branches times 1/sqrt(layers)) or rezero (default: none)",
     )
+
+
+def add_width_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say how many hidden layers there are and how wide they are."""
+    parser.add_argument(
+        "--hidden",
+        type=list_of(whole(1)),
+        metavar="WIDTHS",
+        help="widths of the hidden layers, such as 64,32 (the default)",
+    )
+    parser.add_argument(
+        "--depth",
+        type=whole(1, MOST_LAYERS),
+        metavar="D",
+        help="number of hidden layers, instead of --hidden",
+    )
+    parser.add_argument(
+        "--width", type=whole(1), metavar="W", help="their width, with --depth (default: 64)"
+    )
+
+
+def hidden_widths(options: argparse.Namespace) -> tuple[int, ...]:
+    """The widths that the options of `add_width_options` say; raises ValueError on a clash."""
+    if options.depth is not None:
+        if options.hidden is not None:
+            raise ValueError("--depth and --hidden both say how many layers there are; give one")
+        return (options.width or 64,) * options.depth
+    if options.width is not None:
+        raise ValueError("--width goes with --depth; --hidden lists the widths itself")
+    return options.hidden or (64, 32)
 
 
 def make_parser(commands: Sequence[Any]) -> Parser:
