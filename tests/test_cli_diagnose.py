@@ -407,7 +407,7 @@ RETURNS = "must return (loss_fn, params, batch), (loss_fn, params, batch, tx) or
             "the same shape, got (8,) and (4,). " + line_of('p["w"].T'),
         ),
         ("one_argument", ": its loss_fn raised TypeError: one_argument.<locals>.<lambda>() takes"),
-        ("words", ": looking at what it returned raised TypeError: "),
+        ("words", ": batch[1] is an array of object: pass numbers"),
         ("raises", " raised KeyError: 'missing' " + line_of('{}["missing"]')),
         ("leaves", " raised SystemExit: 3 " + line_of("SystemExit(3)")),
         ("needs", " raised TypeError: needs() missing 1 required positional argument: 'depth'"),

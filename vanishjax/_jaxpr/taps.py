@@ -83,8 +83,7 @@ class _Tapped(Evaluator):
 
 def _split_log_rms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """An array divided by its root mean square, and the logarithm of that."""
-    scale, rest = numerics.split_norm(x)
-    rest = rest / max(1, x.size) ** 0.5
+    scale, rest = numerics.split_rms(x)
     log_rms = (jnp.log(scale) + jnp.log(rest)).astype(jnp.float32).reshape(())
     unit = numerics.upcast(x) / scale / jnp.where(rest == 0, 1, rest)
     return unit.astype(x.dtype), log_rms

@@ -5,22 +5,27 @@ The article's runs:
   vanishjax train --data mnist --optimizer sgd --momentum 0.9 --nesterov
   vanishjax train --data mnist --optimizer nadam
   vanishjax train --data mnist --loss squared_error     (one linear output, scored by its MAE)
+
+See what every layer's gradient does while it trains:
+  vanishjax train --depth 12 --activation sigmoid --monitor
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vanishjax.cli.options import (
-    MOST_LAYERS,
     OPTIMIZERS,
     add_data_options,
     add_network_options,
     add_output_options,
-    list_of,
+    add_width_options,
+    hidden_widths,
     number,
     one_of,
     warn,
@@ -35,6 +40,7 @@ NAME = "train"
 HELP = "train a network and save it"
 MODEL_FILE, RESULT_FILE, CURVES_FILE = "model.safetensors", "train.json", "curves.png"
 FILES = (MODEL_FILE, RESULT_FILE, CURVES_FILE)
+MONITOR_FILE = "monitor.png"
 
 # Those of Keras, which most readers of the literature start from; Lion wants a tenth of Adam's.
 LEARNING_RATES = {
@@ -57,21 +63,7 @@ SEE_LAYERS = ("lars", "lamb", "muon")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this command's options."""
     add_network_options(parser, activation="relu")
-    parser.add_argument(
-        "--hidden",
-        type=list_of(whole(1)),
-        metavar="WIDTHS",
-        help="widths of the hidden layers, such as 64,32 (the default)",
-    )
-    parser.add_argument(
-        "--depth",
-        type=whole(1, MOST_LAYERS),
-        metavar="D",
-        help="number of hidden layers, instead of --hidden",
-    )
-    parser.add_argument(
-        "--width", type=whole(1), metavar="W", help="their width, with --depth (default: 64)"
-    )
+    add_width_options(parser)
     parser.add_argument(
         "--loss",
         type=one_of("loss", ("cross_entropy", "squared_error")),
@@ -123,35 +115,62 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="of inputs, parameters and computation: float32 or bfloat16 (default: %(default)s)",
     )
+    group = parser.add_argument_group("monitor")
+    group.add_argument(
+        "--monitor",
+        action="store_true",
+        help=f"watch every layer's gradient and step, live on a terminal; writes {MONITOR_FILE}",
+    )
+    group.add_argument(
+        "--monitor-every",
+        type=whole(1),
+        metavar="K",
+        help="steps from one observation to the next; implies --monitor (default: 16)",
+    )
+    group.add_argument(
+        "--tensorboard",
+        metavar="DIR",
+        help="folder for the observations as TensorBoard scalars; implies --monitor; needs "
+        "tensorboardX",
+    )
     add_output_options(parser, f"{MODEL_FILE}, {RESULT_FILE} and {CURVES_FILE}")
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains, scores and saves."""
-    hidden, epochs = _hidden(options), options.epochs or (1 if options.quick else 5)
+    hidden, epochs = hidden_widths(options), options.epochs or (1 if options.quick else 5)
     _check_optimizer_options(options)
+    monitored = options.monitor or bool(options.monitor_every) or options.tensorboard is not None
+    every = (options.monitor_every or 16) if monitored else None
+    if options.tensorboard is not None and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
 
     from vanishjax.cli.inputs import load_data
     from vanishjax.cli.output import results_folder
 
     targets: Literal["real", "classes"] = "real" if options.loss == "squared_error" else "classes"
     dataset = load_data(options, targets, options.dtype)
-    with results_folder(NAME, options.out, FILES, options.overwrite) as folder:
-        return _train(options, hidden, epochs, dataset, folder)
+    files = (*FILES, MONITOR_FILE)
+    with results_folder(NAME, options.out, files, options.overwrite) as folder:
+        return _train(options, hidden, epochs, every, dataset, folder)
 
 
 def _train(
     options: argparse.Namespace,
     hidden: tuple[int, ...],
     epochs: int,
+    every: int | None,
     dataset: Dataset,
     folder: Path,
 ) -> int:
     import jax
+    import jax.numpy as jnp
     from rich.console import Console
 
-    from vanishjax import losses
+    from vanishjax import losses, report
+    from vanishjax.cli.observation import Observer, open_events
     from vanishjax.cli.output import environment, write_json
+    from vanishjax.health import monitor, read_health
     from vanishjax.layers import find_layers
     from vanishjax.model_file import TrainedModel, save_model
     from vanishjax.models import mlp_problem
@@ -175,7 +194,8 @@ def _train(
         (part.inputs, part.labels) for part in (dataset.train, dataset.validation, dataset.test)
     )
     first_batch = jax.tree.map(lambda a: a[: options.batch_size], train)
-    tx = _make_optimizer(options, find_layers(problem.params, problem.loss_fn, first_batch))
+    layers = find_layers(problem.params, problem.loss_fn, first_batch)
+    tx = _make_optimizer(options, layers)
     score_name = "mean_absolute_error" if dataset.classes is None else "accuracy"
     score_fn, loss_of_outputs = getattr(losses, score_name), getattr(losses, options.loss)
 
@@ -196,7 +216,7 @@ def _train(
             progress.steps_per_second,
             progress.remaining_seconds,
         )
-        console.print(line, soft_wrap=True)
+        console.print(line + (observer.line() if observer else ""), soft_wrap=True)
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
     console.print(
@@ -204,17 +224,29 @@ def _train(
         f" {len(dataset.test):,} test examples; {parameters:,} parameters; {options.optimizer}",
         soft_wrap=True,
     )
-    state, history = fit(
-        loss_fn,
-        tx,
-        TrainState.create(problem.params, tx, jax.random.key(options.seed)),
-        train,
-        epochs=epochs,
-        batch_size=options.batch_size,
-        validation=validation,
-        has_aux=True,
-        on_epoch=on_epoch,
-    )
+    observer = None
+    if every is not None:
+        events = None
+        if options.tensorboard is not None:
+            events = open_events(options.tensorboard, options.overwrite)
+        steps = epochs * math.ceil(len(dataset.train) / options.batch_size)
+        sizes = layers.norms(jax.tree.map(jnp.ones_like, problem.params)) ** 2
+        observer = Observer(console, layers, sizes, every, steps, events)
+        tx = monitor(tx, layers, every)
+    with observer or contextlib.nullcontext():
+        state, history = fit(
+            loss_fn,
+            tx,
+            TrainState.create(problem.params, tx, jax.random.key(options.seed)),
+            train,
+            epochs=epochs,
+            batch_size=options.batch_size,
+            validation=validation,
+            has_aux=True,
+            on_epoch=on_epoch,
+            observe=(lambda state: (state.step, read_health(state))) if observer else None,
+            on_observed=observer.take if observer else None,
+        )
     scores = make_evaluate(loss_fn, has_aux=True)(state.params, test)
     architecture = {
         "in_features": dataset.train.inputs.shape[1],
@@ -247,12 +279,28 @@ def _train(
         "test_loss": scores["loss"],
         "test_accuracy": scores.get("accuracy"),
         "test_mean_absolute_error": scores.get("mean_absolute_error"),
+        "monitor": observer.result() if observer else None,
         "environment": environment(),
     }
     save_model(folder / MODEL_FILE, TrainedModel(state.params, architecture, description))
     printed = write_json(folder / RESULT_FILE, result)
     title = f"{options.optimizer} on {dataset.name}, hidden layers {','.join(map(str, hidden))}"
     plots.learning_curves(history.to_dict(), folder / CURVES_FILE, title)
+    files = [*FILES]
+    if observer:
+        files.append(MONITOR_FILE)
+        record = {**result["monitor"], **observer.course()}
+        widths = ",".join(map(str, hidden))
+        if len(hidden) > 3 and len(set(hidden)) == 1:
+            widths = f"{len(hidden)} x {hidden[0]}"
+        caption = (
+            f"{options.optimizer} on {dataset.name}, {options.activation} layers {widths}, "
+            f"observed every {every} step{'s' * (every != 1)}"
+        )
+        report.plot_monitor(record, folder / MONITOR_FILE, caption)
+    else:
+        # One of an older run, that may be replaced: it would lie beside this run's result.
+        (folder / MONITOR_FILE).unlink(missing_ok=True)
     if options.json:
         print(printed, end="")
     else:
@@ -260,7 +308,11 @@ def _train(
             f"test loss {scores['loss']:.4f}  test {score_name.replace('_', ' ')} "
             f"{scores[score_name]:.4f}"
         )
-        print(f"saved {', '.join(FILES)} in {folder}")
+        if observer:
+            print(report.monitor_summary(result["monitor"]))
+        print(f"saved {', '.join(files)} in {folder}")
+        if options.tensorboard is not None:
+            print(f"next: tensorboard --logdir {options.tensorboard}")
         if dataset.image_shape is not None and dataset.classes is not None:
             print(f"next: vanishjax predict IMAGE.png --model {folder}")
     if history.interrupted:
@@ -272,16 +324,6 @@ def _train(
         warn(f"error: the loss became {history.last['loss']}; try a smaller --learning-rate")
         return 1
     return 0
-
-
-def _hidden(options: argparse.Namespace) -> tuple[int, ...]:
-    if options.depth is not None:
-        if options.hidden is not None:
-            raise ValueError("--depth and --hidden both say how many layers there are; give one")
-        return (options.width or 64,) * options.depth
-    if options.width is not None:
-        raise ValueError("--width goes with --depth; --hidden lists the widths itself")
-    return options.hidden or (64, 32)
 
 
 def _check_optimizer_options(options: argparse.Namespace) -> None:

@@ -267,9 +267,12 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
         return jax.tree_util.tree_unflatten(loss.structure, leaves)
 
     def log_rms_of(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        scale, rest = numerics.split_norm(x, axes)
-        count = x.size / max(1, rest.size)
-        return jnp.squeeze(jnp.log(scale) + jnp.log(rest / count**0.5), axes)
+        scale, rest = numerics.split_rms(x, axes)
+        return jnp.squeeze(jnp.log(scale) + jnp.log(rest), axes)
+
+    def rms_of(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        scale, rest = numerics.split_rms(x, axes)
+        return jnp.squeeze(scale * rest, axes)
 
     gradient = tree(gradients)
     values = _Values(
@@ -277,11 +280,11 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
         log_rms,
         log_scale,
         found,
-        layers.reduce(numerics.rms, gradient),
+        layers.reduce(rms_of, gradient),
         layers.reduce(log_rms_of, tree(tapped_gradients)),
         layers.reduce(lambda g, axes: jnp.mean(g == 0, axes), gradient),
         layers.reduce(lambda g, axes: jnp.any(~jnp.isfinite(g), axes), gradient),
-        layers.reduce(numerics.rms, params),
+        layers.reduce(rms_of, params),
     )
     plan = _Plan(
         layers,

@@ -172,8 +172,8 @@ def zero_gradient(seen: Examination) -> Finding | None:
         cause = f"{gate} is 0 and blocks them for now; it has a gradient itself and will let go."
         remedies = ("nothing to do: ReZero and zero-initialised outputs start like this",)
         severity = "note"
-    elif (silent := (probe.preactivation_rms == 0) & (parameters.parameter_rms[kernels].min() > 0)).any():
-        first = _pick(probe.names, silent)[0]
+    elif (probe.preactivation_rms == 0).any() and parameters.parameter_rms[kernels].all():
+        first = _pick(probe.names, probe.preactivation_rms == 0)[0]
         cause = f"The signal itself shrinks until it is exactly 0, from {first} on."
         remedies = (_REINIT, _RESIDUAL)
     elif len(probe) and np.isneginf(probe.log_backward_rms[-1]):

@@ -73,15 +73,20 @@ def statistics(
     bounded = activation is not None and activation.bounded
     least = SATURATED_SLOPE * activation.steepest if activation is not None and bounded else 0.0
     values = (
-        numerics.rms(x),
-        numerics.rms(h),
+        _rms(x),
+        _rms(h),
         energy,
         rank,
         jnp.mean(jnp.all(slope == 0, axis=(0, 1))),
         jnp.mean(slope < least),
-        numerics.rms(slope),
+        _rms(slope),
     )
     return Statistics(*(jnp.asarray(value, jnp.float32) for value in values))
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    scale, rest = numerics.split_rms(x)
+    return (scale * rest).reshape(())
 
 
 def _spread(h: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,7 +2,10 @@
 
 from vanishjax.report.diagnosis_plot import plot_diagnosis
 from vanishjax.report.diagnosis_text import diagnosis_text, layer_ranges
+from vanishjax.report.monitor_plot import plot_monitor
+from vanishjax.report.monitor_text import heat_row, monitor_summary, weakest_layer
 from vanishjax.report.plots import learning_curves, png_figure, trainable_depth
+from vanishjax.report.tensorboard import EventFile
 from vanishjax.report.text import (
     compare_summary,
     compare_table,
@@ -11,14 +14,19 @@ from vanishjax.report.text import (
 )
 
 __all__ = [
+    "EventFile",
     "compare_summary",
     "compare_table",
     "diagnosis_text",
     "epoch_line",
+    "heat_row",
     "layer_ranges",
     "learning_curves",
+    "monitor_summary",
     "plot_diagnosis",
+    "plot_monitor",
     "png_figure",
     "probability_table",
     "trainable_depth",
+    "weakest_layer",
 ]

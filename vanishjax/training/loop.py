@@ -44,6 +44,8 @@ def fit(
     has_aux: bool = False,
     with_key: bool = False,
     on_epoch: Callable[[Progress], None] | None = None,
+    observe: Callable[[TrainState], Any] | None = None,
+    on_observed: Callable[[Any], None] | None = None,
 ) -> tuple[TrainState, History]:
     """Trains on arrays that fit the device.
 
@@ -64,6 +66,10 @@ def fit(
       has_aux: As in `make_train_step`; its metrics are averaged into the history.
       with_key: As in `make_train_step`; evaluation calls loss_fn with `key=None`.
       on_epoch: Called with a `Progress` after every epoch.
+      observe: `observe(state)` -> arrays to hand out; compiled into the loop and taken after every
+        step.
+      on_observed: Called with NumPy arrays `[steps, ...]` of what `observe` gave, some steps at a
+        time, in order, while training goes on; all of an epoch's before its `on_epoch`.
 
     Returns:
       The state after the last step and the learning curves: "epoch", "loss" and loss_fn's metrics
@@ -71,8 +77,8 @@ def fit(
       apart) and "steps_per_second".
 
     Raises:
-      ValueError: Arrays of different length, epochs below 1, or a batch_size below 1 or above the
-        number of examples.
+      ValueError: Arrays of different length, epochs below 1, a batch_size below 1 or above the
+        number of examples, or one of observe and on_observed without the other.
 
     Example:
       >>> loss_fn = lambda w, batch: jnp.mean((w - batch) ** 2)
@@ -89,13 +95,21 @@ def fit(
         raise ValueError(
             f"batch_size must lie between 1 and the {examples} training examples, got {batch_size}"
         )
+    if (observe is None) != (on_observed is None):
+        raise ValueError("observe and on_observed go together: give both or none")
     step = local_step(loss_fn, tx, has_aux=has_aux, with_key=with_key)
     evaluate_fn = make_evaluate(loss_fn, has_aux=has_aux, with_key=with_key)
 
     def run_chunk(state: TrainState, data: Arrays, rows: jax.Array) -> tuple[TrainState, Any]:
-        return jax.lax.scan(
-            lambda state, row: step(state, jax.tree.map(lambda a: a[row], data)), state, rows
-        )
+        def one(state: TrainState, row: jax.Array) -> tuple[TrainState, Any]:
+            state, metrics = step(state, jax.tree.map(lambda a: a[row], data))
+            return state, (metrics, None if observe is None else observe(state))
+
+        return jax.lax.scan(one, state, rows)
+
+    def hand_out(observed: Any) -> None:
+        if on_observed is not None:
+            on_observed(jax.device_get(observed))
 
     train = jax.tree.map(jnp.asarray, train)
     compiled: dict[tuple[int, ...], Any] = {}
@@ -111,14 +125,18 @@ def fit(
             epoch_started = time.perf_counter()
             order = _shuffle(state, examples)
             metrics: list[tuple[int, Any]] = []
+            observed: Any = None
             for rows in _chunks(order, batch_size):
-                state, chunk_metrics = compiled[rows.shape](state, train, rows)
+                before = observed
+                state, (chunk_metrics, observed) = compiled[rows.shape](state, train, rows)
                 metrics.append((rows.size, chunk_metrics))
                 if len(metrics) > 1:
                     # One chunk computes while the next is dispatched, never more.
                     jax.block_until_ready(metrics[-2][1])
+                    hand_out(before)
                 if interrupted.is_set():
                     break
+            hand_out(observed)
             record = {"epoch": epoch, **_average(metrics)}
             seconds = time.perf_counter() - epoch_started
             if validation is not None:
