@@ -13,6 +13,7 @@ import vanishjax as vj
 from vanishjax.health.course import assess
 from vanishjax.health.monitor import Health, MonitorState, monitor, read_health
 from vanishjax.health.response import GRADIENT_RMS
+from vanishjax.layers import Layers, Leaf
 
 DEPTH, WIDTH = 4, 8
 RNG = np.random.default_rng(0)
@@ -155,12 +156,38 @@ def test_norms_at_every_magnitude(scale):
 
 def test_counts_more_zeros_than_float32_has_integers():
     params = jnp.zeros(2**25 + 2, jnp.bfloat16)
-    _, state = jax.eval_shape(lambda p: (0, monitor(optax.sgd(1.0)).init(p)), params)
+    _, state = jax.eval_shape(lambda p: (0, monitor(optax.sgd(1.0), sample=None).init(p)), params)
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
-    update = jax.jit(monitor(optax.sgd(1.0)).update)
+    update = jax.jit(monitor(optax.sgd(1.0), sample=None).update)
     _, state = update(params.at[0].set(1.0), state, params)
     np.testing.assert_allclose(read_health(state).zero_fraction, 1.0, rtol=1e-6)
     np.testing.assert_allclose(read_health(state).gradient_norm, 1.0)
+
+
+def test_large_models_are_sampled():
+    """Within a few percent, from the same rows of all; a small model's norms are exact."""
+    key = jax.random.key(0)
+    params = {"w": jax.random.normal(key, (600, 500)), "s": jax.random.normal(key, (3, 90, 80))}
+    layers = Layers(
+        (Leaf("s", (3, 90, 80), (0,)), Leaf("w", (600, 500))), (0, 1, 2, 3), (1, 2, 3, 4)
+    )
+    tx = optax.sgd(0.5)
+
+    def norms(sample):
+        wrapped = monitor(tx, layers, sample=sample)
+        _, state = jax.jit(wrapped.update)(params, wrapped.init(params), params)
+        return read_health(state)
+
+    exact, sampled = norms(None), norms(2**15)
+    np.testing.assert_allclose(exact.gradient_norm, layers.norms(params), rtol=1e-5)
+    np.testing.assert_allclose(sampled.gradient_norm, exact.gradient_norm, rtol=0.05)
+    rows = np.asarray(params["w"])[::9]  # 2^15 of 321,600 entries
+    estimate = np.linalg.norm(rows) * (600 / len(rows)) ** 0.5
+    np.testing.assert_allclose(sampled.gradient_norm[3], estimate, rtol=1e-5)
+    assert abs(estimate / exact.gradient_norm[3] - 1) > 1e-6
+    # The very same entries are seen of update and parameters.
+    np.testing.assert_allclose(sampled.update_ratio, 0.5, rtol=1e-5)
+    np.testing.assert_array_equal(norms(10**6).gradient_norm, exact.gradient_norm)
 
 
 @pytest.mark.parametrize(

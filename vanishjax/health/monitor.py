@@ -1,5 +1,6 @@
 """What the layers of a network in training do, measured inside the training step."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from vanishjax.transforms.per_layer import check_layers, layers_of
 
 # A layer of whose step less than this share gets into the parameters stands still.
 STILL = 0.1
-# Norms of that many entries, evenly spread, are right within a percent, and cost next to nothing.
-SAMPLE = 2**16
+# Models of more entries are sampled: so many in all, and no fewer of a layer than the second
+# number, which gives its norms within a few percent.
+SAMPLE = 2**17
+_LEAST_OF_A_LAYER = 2**12
 
 
 class Health(NamedTuple):
@@ -87,10 +90,10 @@ def monitor(
       tx: The transform to observe.
       layers: Division of the tree into layers; derived from the parameters if None.
       every: Observes updates 0, every, 2 every, ...; between them nothing is computed.
-      sample: Layers of more entries are estimated from evenly spaced rows that hold about so many:
-        the same rows at every step, and for gradient, update and parameters. None measures all,
-        for norms to the last digit or to see a single infinite entry; it reads the gradient, the
-        update and the parameters once more from memory.
+      sample: Models of more entries are estimated from evenly spaced rows that hold about so many
+        in all, or 4,096 of a layer: the same rows at every step, of gradient, update and
+        parameters. None measures everything, for norms to the last digit or to see a single
+        infinite entry; it reads gradient, update and parameters once more from memory.
 
     Returns:
       The transform; `update` needs the parameters, hands extra arguments on to `tx`, and takes the
@@ -144,18 +147,23 @@ def monitor(
             raise ValueError(f"value must be a scalar, the loss, got shape {loss.shape}")
         found = layers_of(layers, params)
         steps, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        # XLA on a CPU would otherwise compute the update twice, for here and for the parameters; it
-        # doesn't know that this is one.
-        one = jnp.where(state.count >= 0, 1.0, jnp.nan)
-        steps = jax.tree.map(lambda u: jnp.asarray(u) / one.astype(jnp.result_type(u)), steps)
-        updates, params = jax.tree.map(jnp.asarray, (updates, params))
-        observe = functools.partial(_observe, found, sample, state, loss)
+        updates, steps, params = jax.tree.map(jnp.asarray, (updates, steps, params))
+        total = sum(map(jnp.size, jax.tree.leaves(params)))
+        share = 1.0 if sample is None else sample / max(1, total)
+        if share >= 1:
+            # XLA on a CPU would otherwise compute all updates twice, for here and for the
+            # parameters; it doesn't know that this is one.
+            one = jnp.where(state.count >= 0, 1.0, jnp.nan)
+            steps = jax.tree.map(lambda u: u / one.astype(u.dtype), steps)
+        trees = (updates, steps, params)
+        seen = [found.map(functools.partial(_thinned, share=share), tree) for tree in trees]
+        entries = _constants(found, params, _entries)
+        observe = functools.partial(_observe, _thinned_layers(found, share), entries, state, loss)
         if every == 1:
-            health = observe(updates, steps, params)
+            health = observe(*seen)
         else:
-            due = state.count % every == 0
-            health = jax.lax.cond(due, observe, lambda *_: state.health, updates, steps, params)
-        # And it would copy the parameters, lest they be overwritten before their norm is taken; it
+            health = jax.lax.cond(state.count % every == 0, observe, lambda *_: state.health, *seen)
+        # XLA on a CPU would copy the parameters, lest they be overwritten before they are seen; it
         # doesn't know that no norm is negative.
         taken = jnp.all(~(health.param_norm < 0))
         steps = jax.tree.map(lambda u: jnp.where(taken, u, jnp.zeros_like(u)), steps)
@@ -222,7 +230,7 @@ def _unknown_response(count: int) -> Response:
 
 def _observe(
     layers: Layers,
-    sample: int | None,
+    entries: jax.Array,
     state: MonitorState,
     loss: jax.Array,
     gradient: Any,
@@ -230,11 +238,10 @@ def _observe(
     params: Any,
 ) -> Health:
     before = state.health
-    entries = _constants(layers, params, _entries)
-    seen = _constants(layers, params, lambda x, axes: _entries(_thinned(x, axes, sample), axes))
+    seen = _constants(layers, params, _entries)
     eps = _constants(layers, params, lambda x, _: float(jnp.finfo(x.dtype).eps))
-    zeros = layers.reduce(lambda x, axes: _zeros(_thinned(x, axes, sample), axes), gradient)
-    norms = _norms(layers, sample, seen, zeros == seen, gradient, step, params)
+    zeros = layers.reduce(_zeros, gradient)
+    norms = _norms(layers, seen, zeros == seen, gradient, step, params)
     gradient_norm, update_norm, param_norm = norms * jnp.sqrt(entries / seen)
     ratio = numerics.divide(update_norm, param_norm)
     nothing_to_lose = (param_norm == 0) | (update_norm == 0)
@@ -256,18 +263,12 @@ def _observe(
     )
 
 
-def _norms(
-    layers: Layers, sample: int | None, entries: jax.Array, zero_gradient: jax.Array, *trees: Any
-) -> jax.Array:
-    """`[trees, layers]` 2-norms of the sampled entries; a second look is taken at all, or at none.
+def _norms(layers: Layers, entries: jax.Array, zero_gradient: jax.Array, *trees: Any) -> jax.Array:
+    """`[trees, layers]` 2-norms of the gradient and others; a second look at all, or at none.
 
     `Layers.norms` decides for every array by itself: a branch for each of a thousand layers.
     """
-
-    def thin(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        return lambda x, axes: fn(_thinned(x, axes, sample), axes)
-
-    squares = jnp.stack([layers.reduce(thin(_sum_of_squares), tree) for tree in trees])
+    squares = jnp.stack([layers.reduce(_sum_of_squares, tree) for tree in trees])
     info = jnp.finfo(squares.dtype)
     # As in `vanishjax.numerics`: below this, squares flushed to zero could have mattered.
     least = entries * float(info.tiny) / float(info.eps)
@@ -278,21 +279,36 @@ def _norms(
         return jnp.sqrt(squares).astype(jnp.float32)
 
     def with_care(*trees: Any) -> jax.Array:
-        return jnp.stack([layers.reduce(thin(numerics.norm), tree) for tree in trees]).astype(
-            jnp.float32
-        )
+        return jnp.stack([layers.norms(tree) for tree in trees])
 
     return jax.lax.cond(jnp.all(trusted), as_is, with_care, *trees)
 
 
-def _thinned(x: jax.Array, axes: tuple[int, ...], sample: int | None) -> jax.Array:
-    """Evenly spaced rows of every layer that hold about `sample` entries, or all it has."""
-    stride = 1 if sample is None else _entries(x, axes) // sample
+def _rows(shape: tuple[int, ...], axes: tuple[int, ...], share: float) -> tuple[int, int]:
+    """An axis and the stride along it that leave a share of every layer's entries."""
+    entries = math.prod(shape[axis] for axis in axes)
+    stride = int(entries // max(_LEAST_OF_A_LAYER, share * entries))
     if stride < 2:
-        return x
+        return 0, 1
     # Along the longest axis but the last, whose entries lie side by side in memory.
-    axis = max(axes[:-1] or axes, key=lambda axis: x.shape[axis])
-    return jax.lax.slice_in_dim(x, 0, None, min(stride, x.shape[axis]), axis)
+    axis = max(axes[:-1] or axes, key=lambda axis: shape[axis])
+    return axis, min(stride, shape[axis])
+
+
+def _thinned(x: jax.Array, axes: tuple[int, ...], share: float) -> jax.Array:
+    """Evenly spaced rows of every layer."""
+    axis, stride = _rows(x.shape, axes, share)
+    return x if stride == 1 else jax.lax.slice_in_dim(x, 0, None, stride, axis)
+
+
+def _thinned_layers(layers: Layers, share: float) -> Layers:
+    """The layers of what `_thinned` leaves."""
+    leaves = []
+    for leaf in layers.leaves:
+        axis, stride = _rows(leaf.shape, leaf.inner_axes, share)
+        shape = tuple(-(-n // stride) if i == axis else n for i, n in enumerate(leaf.shape))
+        leaves.append(dataclasses.replace(leaf, shape=shape))
+    return dataclasses.replace(layers, leaves=tuple(leaves))
 
 
 def _sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -305,10 +321,6 @@ def _sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=numerics.accumulator_dtype(x.dtype),
     )
-
-
-def _stack(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
 
 
 def _zeros(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -324,7 +336,8 @@ def _constants(layers: Layers, params: Any, fn: Callable[..., float]) -> jax.Arr
     """`[layers]` float32 of `fn(leaf, axes)`; 1 where the parameters have a hole."""
 
     def constant(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        return jnp.full(_stack(x, axes), fn(x, axes), jnp.float32)
+        stack = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
+        return jnp.full(stack, fn(x, axes), jnp.float32)
 
     found = layers.reduce(constant, params)
     return jnp.where(found == 0, 1.0, found)
