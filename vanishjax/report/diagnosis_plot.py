@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ _LINES = {
     "sqrt of the least float32: its square is 0": -18.96,
     "least float32: it is 0 itself": -37.93,
 }
+# Where the middle of each scale lies: as the rules have it for an adaptive optimizer.
+_DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
 
 
 def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -89,21 +91,9 @@ def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, A
     rank = _last(probe["effective_rank"][features])
     total = probe["sum_log_chi"]
     scales = [
-        (
-            "magnitude",
-            f"sum ln chi {_number(total)}",
-            None if total is None else abs(total) / 60,
-        ),
-        (
-            "mean",
-            f"centered energy {_number(energy)}",
-            None if energy is None else -math.log10(max(energy, 1e-16)) / 16,
-        ),
-        (
-            "rank",
-            f"effective rank {_number(rank)}",
-            None if rank is None else 1 / max(rank, 1.0) ** 2,
-        ),
+        ("magnitude", f"sum ln chi {_number(total)}", _place(total, _nats)),
+        ("mean", f"centered energy {_number(energy)}", _place(energy, _decades)),
+        ("rank", f"effective rank {_number(rank)}", _place(rank, _rank)),
     ]
     for row, (name, text, place) in enumerate(scales):
         y = 2 - row
@@ -131,6 +121,24 @@ def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, A
     axes.set_ylim(-1.0, 2.8)
     axes.set_title("Three ways to die", loc="left")
     axes.axis("off")
+
+
+def _place(value: float | None, scale: Callable[[float], float]) -> float | None:
+    return None if value is None else min(scale(value), 1.0)
+
+
+def _nats(total: float) -> float:
+    return abs(total) / (2 * _DEAD_NATS)
+
+
+def _decades(energy: float) -> float:
+    return -math.log10(max(energy, 1e-16)) / (2 * _DEAD_DECADES)
+
+
+def _rank(rank: float) -> float:
+    if rank > _DEAD_RANK:
+        return 0.5 * _DEAD_RANK / rank
+    return 1 - 0.5 * (max(rank, 1.0) - 1) / (_DEAD_RANK - 1)
 
 
 def _last(values: Sequence[float | None]) -> float | None:
