@@ -177,7 +177,10 @@ def test_small_types_get_the_wide_update_rounded_once(name, dtype):
     wide, _ = run(ONCE_ROUNDED[name], grads.astype(jnp.float32), params.astype(jnp.float32))
     assert ours.dtype == dtype
     ours = np.asarray(ours, np.float64)
-    np.testing.assert_allclose(ours, wide, rtol=float(jnp.finfo(dtype).eps), atol=1e-7)
+    # Small entries of a product of matrices carry the float32 rounding of the large ones, which
+    # differs between two programs; 16-bit rounding would be a thousand times that.
+    atol = 1e-5 * float(jnp.max(jnp.abs(wide))) if name == "scale_by_muon" else 1e-7
+    np.testing.assert_allclose(ours, wide, rtol=float(jnp.finfo(dtype).eps), atol=atol)
 
 
 @pytest.mark.parametrize("dtype", SMALL_TYPES, ids=lambda t: t.__name__)
