@@ -136,11 +136,7 @@ def _is_affine(name: str, found: Sequence[tuple[Any, bool]], met: int) -> bool:
 def _needed(steps: list[JaxprEqn], constant: list[JaxprEqn], after: Var) -> tuple[JaxprEqn, ...]:
     """The equations that `after` depends on."""
     wanted, kept = {after}, []
-    for eqn in reversed(steps):
-        if eqn.outvars[0] in wanted:
-            kept.append(eqn)
-            wanted.update(atom for atom in eqn.invars if isinstance(atom, Var))
-    for eqn in reversed(constant):
+    for eqn in reversed([*constant, *steps]):
         if eqn.outvars[0] in wanted:
             kept.append(eqn)
             wanted.update(atom for atom in eqn.invars if isinstance(atom, Var))

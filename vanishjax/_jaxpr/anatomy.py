@@ -159,7 +159,8 @@ class _Surgeon:
           The events, in order.
         """
         flow = flow_through(frame, self._kernels, self._reach)
-        lifetimes, readers = flow.lifetimes(), flow.readers()
+        readers = flow.readers()
+        lifetimes = flow.lifetimes(readers)
         activations = find_activations(frame.jaxpr, flow.outputs, flow.descends, self._slopes)
         live = {v for v in frame.jaxpr.invars if v in lifetimes}
         outputs: dict[Var, tuple[Use, _Output]] = {}  # of the sites met, where they are tapped

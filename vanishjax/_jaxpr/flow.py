@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import JaxprEqn, Literal, Var
@@ -50,19 +50,18 @@ class Flow(NamedTuple):
     def readers(self) -> dict[Var, list[int]]:
         """For each variable the equations that carry gradient back to it; -1 for the outside."""
         readers: dict[Var, list[int]] = {}
-        rows = [*enumerate(self.frame.jaxpr.eqns)]
-        for index, eqn in rows:
+        for index, eqn in enumerate(self.frame.jaxpr.eqns):
             for variable in _with_gradient(eqn.invars, self.operands[index]):
                 readers.setdefault(variable, []).append(index)
         for variable in _with_gradient(self.frame.jaxpr.outvars, self.frame.wanted):
             readers.setdefault(variable, []).append(-1)
         return readers
 
-    def lifetimes(self) -> dict[Var, float]:
+    def lifetimes(self, readers: Mapping[Var, Sequence[int]]) -> dict[Var, float]:
         """For each variable that carries gradient to a site, the last equation that reads it."""
         return {
             variable: math.inf if indices[-1] < 0 else indices[-1]
-            for variable, indices in self.readers().items()
+            for variable, indices in readers.items()
             if variable in self.descends
         }
 

@@ -21,17 +21,17 @@ from vanishjax.health.probe import Probe
 ADAPTIVE_REACH = 30.0
 LINEAR_REACH = 8.4
 
-# Share of the last features' energy that tells inputs apart. Adam trains a sigmoid network of depth
-# 16 with 1e-7, and none of depth 8 with 3e-11 (`benchmarks.diagnosis`).
+# Share of the last features' energy that tells inputs apart. Adam trains sigmoid networks of depth
+# 16 with critical kernels, 1e-7, and none of depth 8 with LeCun's, 3e-11 (`benchmarks.networks`).
 COLLAPSED_ENERGY = 1e-8
 
-# Dimensions that the last features differ in. Rectifiers of depth 128 end at 1.01 and hardly train;
+# Dimensions that the last features differ in. Rectifiers of depth 128 end at 1.0 and hardly train;
 # of depth 16, at 1.9, they do. Inputs that lie on a line to begin with don't count.
 COLLAPSED_RANK = 1.05
 LEAST_INPUT_RANK = 1.5
 
-# Share of a layer's units. A rectifier network of depth 64 has half of its units dead on any batch,
-# for lack of rank, and trains; with nine of ten dead nothing gets through.
+# Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
+# units dead on a batch, and trains; with all dead nothing gets through.
 DEAD_UNITS = 0.9
 SATURATED_UNITS = 0.8
 
@@ -252,7 +252,8 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
     starved = reached < -seen.reach
     if not starved.any():
         return None
-    chi, slope, gain = _factors(probe)
+    factors = _factors(probe)
+    chi, slope, gain = factors.values()
     if slope < gain:
         why = f"the activation's slope, {np.sqrt(slope):.2g} (rms), is the smaller factor"
         cure = "an activation of slope 1 at its centre (tanh, relu)"
@@ -263,13 +264,7 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
         "vanishing_gradient",
         "critical",
         _pick(probe.names, starved),
-        {
-            "sum_log_chi": float(np.min(reached)),
-            "chi": chi,
-            "slope_square": slope,
-            "weight_gain": gain,
-            "limit": -seen.reach,
-        },
+        {"sum_log_chi": float(np.min(reached)), **factors, "limit": -seen.reach},
         f"Every layer keeps {chi:.2g} of the gradient's energy, so the first gets exp("
         f"{np.min(reached):.0f}) of it; {why}.",
         (
@@ -288,18 +283,13 @@ def exploding_gradient(seen: Examination) -> Finding | None:
     flooded = reached > seen.reach
     if not flooded.any():
         return None
-    chi, slope, gain = _factors(probe)
+    factors = _factors(probe)
+    chi, gain = factors["chi"], factors["weight_gain"]
     return Finding(
         "exploding_gradient",
         "critical",
         _pick(probe.names, flooded),
-        {
-            "sum_log_chi": float(np.max(reached)),
-            "chi": chi,
-            "slope_square": slope,
-            "weight_gain": gain,
-            "limit": seen.reach,
-        },
+        {"sum_log_chi": float(np.max(reached)), **factors, "limit": seen.reach},
         f"Every layer multiplies the gradient's energy by {chi:.2g}, so the first gets exp("
         f"{np.max(reached):.0f}) times it: the weights' gain, {gain:.2g}, is too large.",
         (_REINIT, "clip_by_layer_norm or adaptive_clip", _RESIDUAL, "a smaller learning rate"),
@@ -435,13 +425,13 @@ def _reached(probe: Probe) -> np.ndarray[Any, Any]:
     return np.asarray(np.cumsum(known[::-1])[::-1])
 
 
-def _factors(probe: Probe) -> tuple[float, float, float]:
+def _factors(probe: Probe) -> dict[str, float]:
     """A typical layer's chi, and its two factors: the slope's square and the weights' gain."""
     known = np.isfinite(probe.log_chi[:-1])
     chi = float(np.exp(np.mean(probe.log_chi[:-1][known])))
     slopes = probe.slope_rms[:-1][known]
     slope = float(np.exp(np.mean(2 * np.log(np.maximum(slopes, 1e-30)))))
-    return chi, slope, chi / slope
+    return {"chi": chi, "slope_square": slope, "weight_gain": chi / slope}
 
 
 def _log_tiny(dtype: str) -> float:
