@@ -114,7 +114,7 @@ def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int
 
     from vanishjax.atlas import Grid, measure, trainable_depth
     from vanishjax.cli.output import environment, write_json
-    from vanishjax.report import plots, text
+    from vanishjax.report import depth_map, text
 
     names = ("optimizers", "depths", "learning_rates", "epochs", "seeds")
     given = {name: getattr(options, name) for name in names}
@@ -180,7 +180,7 @@ def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int
         "environment": environment(),
     }
     printed = write_json(folder / RESULT_FILE, result)
-    plots.trainable_depth(result, folder / MAP_FILE)
+    depth_map.trainable_depth(result, folder / MAP_FILE)
     if options.json:
         print(printed, end="")
     else:

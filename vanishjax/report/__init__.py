@@ -1,10 +1,11 @@
 """What a run looks like: text for a terminal, figures for a page."""
 
+from vanishjax.report.depth_map import trainable_depth
 from vanishjax.report.diagnosis_plot import plot_diagnosis
 from vanishjax.report.diagnosis_text import diagnosis_text, layer_ranges
 from vanishjax.report.monitor_plot import plot_monitor
 from vanishjax.report.monitor_text import heat_row, monitor_summary, weakest_layer
-from vanishjax.report.plots import learning_curves, png_figure, trainable_depth
+from vanishjax.report.plots import learning_curves, png_figure
 from vanishjax.report.tensorboard import EventFile
 from vanishjax.report.text import (
     compare_summary,

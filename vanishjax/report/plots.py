@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["OKABE_ITO", "learning_curves", "png_figure", "trainable_depth"]
+__all__ = ["MUTED", "OKABE_ITO", "learning_curves", "png_figure"]
 
 OKABE_ITO = {
     "black": "#000000",
@@ -27,9 +26,10 @@ OKABE_ITO = {
 """Eight colours that people of every colour vision tell apart (Okabe and Ito, 2008)."""
 
 _INK = "#1a1a1a"
-_MUTED = "#555555"
+MUTED = "#555555"
+"""What stands back: ticks, captions, lines that only help."""
 _STYLE = {
-    "axes.edgecolor": _MUTED,
+    "axes.edgecolor": MUTED,
     "axes.labelcolor": _INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -38,9 +38,9 @@ _STYLE = {
     "font.size": 10,
     "grid.color": "#dddddd",
     "text.color": _INK,
-    "xtick.color": _MUTED,
+    "xtick.color": MUTED,
     "xtick.labelcolor": _INK,
-    "ytick.color": _MUTED,
+    "ytick.color": MUTED,
     "ytick.labelcolor": _INK,
 }
 
@@ -86,7 +86,7 @@ def png_figure(
             figure.suptitle(wrapped, x=0.012, ha="left", fontsize=13, fontweight="bold")
         if caption:
             wrapped = textwrap.fill(caption, characters)
-            figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=8, color=_MUTED)
+            figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=8, color=MUTED)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -144,61 +144,6 @@ def learning_curves(
             _draw_curve(axis, history, name, best)
 
 
-def trainable_depth(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draws test accuracy by optimizer and depth, with a line at the deepest depth that trains.
-
-    Args:
-      result: What ``vanishjax compare`` found: ``settings``, ``cells`` and ``trainable_depth``.
-      path: The PNG file to write.
-
-    Raises:
-      ValueError: If there are no cells.
-
-    Example:
-      >>> import pathlib, tempfile
-      >>> cell = {"optimizer": "adam", "depth": 2, "test_accuracy": [0.9, 0.92]}
-      >>> result = {"settings": {"trainable_accuracy": 0.5, "classes": 10}, "cells": [cell],
-      ...           "trainable_depth": {"adam": 2}}
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     trainable_depth(result, pathlib.Path(folder, "depth.png"))
-      ...     os.listdir(folder)
-      ['depth.png']
-    """
-    if not result["cells"]:
-        raise ValueError("result has no cells to draw: compare at least one optimizer and depth")
-    settings, deepest = result["settings"], result["trainable_depth"]
-    accuracies = {
-        (cell["optimizer"], cell["depth"]): [
-            math.nan if value is None else 100 * value for value in cell["test_accuracy"]
-        ]
-        for cell in result["cells"]
-    }
-    depths = sorted({depth for _, depth in accuracies})
-    # The deepest first, so that the line is a staircase; ties in the order of the comparison.
-    names = sorted(dict.fromkeys(name for name, _ in accuracies), key=lambda n: -deepest.get(n, 0))
-    means = np.array([[np.mean(accuracies.get((n, d), [math.nan])) for d in depths] for n in names])
-
-    title = f"How deep each optimizer trains {settings.get('activation', '')} networks"
-    size = (max(6.5, 2.6 + 0.8 * len(depths)), 2.1 + 0.55 * len(names))
-    with png_figure(path, *size, " ".join(title.split()), _depth_caption(settings)) as figure:
-        axis = figure.subplots()
-        axis.set_facecolor("#eeeeee")
-        image = axis.imshow(means, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-        for row, name in enumerate(names):
-            for column, depth in enumerate(depths):
-                _write_cell(axis, column, row, accuracies.get((name, depth)), image)
-        _draw_staircase(axis, [_columns_within(depths, deepest.get(name, 0)) for name in names])
-        axis.set_xticks(range(len(depths)), [str(depth) for depth in depths])
-        axis.set_yticks(range(len(names)), names)
-        axis.set_xlabel("depth (hidden layers)")
-        axis.set_ylabel("optimizer")
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
-        bar.set_label("mean test accuracy (%)")
-        bar.outline.set_visible(False)
-
-
 def _best_epoch(history: Mapping[str, Sequence[float]], score: str | None) -> int | None:
     """Index of the best epoch, None if nothing in the deciding list is finite."""
     candidates = [f"validation_{score}", "validation_loss", f"{score}", "loss"]
@@ -230,9 +175,9 @@ def _draw_curve(
     finite = finite[np.isfinite(finite)]
     if best is not None:
         value = shown[-1][best]
-        axis.axvline(epochs[best], color=_MUTED, lw=1, ls=":")
+        axis.axvline(epochs[best], color=MUTED, lw=1, ls=":")
         text = f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4g}"
-        axis.plot([], [], ":", color=_MUTED, lw=1, label=f"best epoch {epochs[best]}: {text}")
+        axis.plot([], [], ":", color=MUTED, lw=1, label=f"best epoch {epochs[best]}: {text}")
     if name == "accuracy":
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     elif finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
@@ -244,60 +189,3 @@ def _draw_curve(
     axis.grid(visible=True)
     axis.set_axisbelow(True)
     axis.legend(frameon=False, fontsize=9)
-
-
-def _depth_caption(settings: Mapping[str, Any]) -> str:
-    words = [
-        f"{label} {settings[key]}"
-        for key, label in (
-            ("data", "Data"),
-            ("width", "width"),
-            ("epochs", "epochs"),
-            ("batch_size", "batch size"),
-        )
-        if key in settings
-    ]
-    if "seeds" in settings:
-        count = len(settings["seeds"])
-        words.append("one seed" if count == 1 else f"mean ± standard deviation over {count} seeds")
-    threshold = 100 * settings["trainable_accuracy"]
-    caption = f"{', '.join(words)}. " if words else ""
-    caption += f"Orange line: deepest depth that reaches {threshold:.3g} %."
-    if settings.get("classes"):
-        caption += f" Chance is {100 / settings['classes']:.3g} %."
-    return caption
-
-
-def _write_cell(axis: Any, x: int, y: int, accuracies: Sequence[float] | None, image: Any) -> None:
-    if accuracies is None:
-        axis.text(x, y, "not run", ha="center", va="center", fontsize=8, color=_MUTED)
-        return
-    mean = float(np.mean(accuracies))
-    if not math.isfinite(mean):
-        axis.text(x, y, "diverged", ha="center", va="center", fontsize=8, color=_MUTED)
-        return
-    luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(image.cmap(image.norm(mean))[:3], 2.2))
-    # Black and white stand out equally well from a ground of this luminance (WCAG 2).
-    colour = "white" if luminance < 0.179 else "black"
-    spread = f"±{np.std(accuracies, ddof=1):.1f}" if len(accuracies) > 1 else ""
-    axis.text(
-        x,
-        y - 0.12 * bool(spread),
-        f"{mean:.1f}",
-        ha="center",
-        va="center",
-        color=colour,
-    )
-    axis.text(x, y + 0.24, spread, ha="center", va="center", color=colour, fontsize=7)
-
-
-def _columns_within(depths: Sequence[int], deepest: int) -> int:
-    return sum(depth <= deepest for depth in depths)
-
-
-def _draw_staircase(axis: Any, columns: Sequence[int]) -> None:
-    """Draws the step line right of the first `columns[row]` cells of every row."""
-    x = np.repeat(columns, 2) - 0.5
-    y = np.repeat(np.arange(len(columns) + 1), 2)[1:-1] - 0.5
-    for colour, width in (("white", 5.0), (OKABE_ITO["vermilion"], 2.8)):
-        axis.plot(x, y, color=colour, lw=width, clip_on=False, solid_joinstyle="miter", zorder=5)
