@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
-from tests.trajectory import assert_close, run
+from tests.trajectory import assert_close, in_precisions, run
 from vanishjax.layers import Leaf
 from vanishjax.models import unstack_params
 
@@ -35,6 +35,7 @@ TRANSFORMS = {
     "muon": lambda layers: vj.muon(1.0, weight_decay=0.1, layers=layers),
 }
 every_transform = pytest.mark.parametrize("name", TRANSFORMS)
+every_precision = in_precisions(TRANSFORMS)
 
 
 def random_like(tree):
@@ -80,21 +81,22 @@ def test_the_stacks_are_found():
         assert "hidden_stack/kernel[11]" in {n.replace("/value", "") for n in layers.names}
 
 
-@every_transform
+@every_precision
 @pytest.mark.parametrize("kind", MODELS)
-def test_scanned_model_equals_the_unrolled_one(name, kind):
+def test_scanned_model_equals_the_unrolled_one(name, kind, dtype, tolerance):
     params, loss_fn, batch = MODELS[kind]()
     layers = vj.find_layers(params, loss_fn, batch)
-    grads = random_like(params)
     # Biases start at zero, where trust ratios are switched off.
-    params = jax.tree.map(lambda p: np.asarray(p) + np.float32(0.1), params)
-    stacked, _ = run(TRANSFORMS[name](layers), grads, params)
-    if kind == "nnx":
-        stacked, grads, params = map(nnx.to_pure_dict, (stacked, grads, params))
-    stacked, grads = unstack(stacked), unstack(grads)
-    for module, separate in unstack_params(params).items():
-        alone, _ = run(SEPARATE[name], dict(grads[module]), dict(separate))
-        assert_close(dict(stacked[module]), alone)
+    params = jax.tree.map(lambda p: np.asarray(p, dtype) + dtype(0.1), params)
+    grads = random_like(params)
+    with jax.enable_x64(dtype is np.float64):
+        stacked, _ = run(TRANSFORMS[name](layers), grads, params)
+        if kind == "nnx":
+            stacked, grads, params = map(nnx.to_pure_dict, (stacked, grads, params))
+        stacked, grads = unstack(stacked), unstack(grads)
+        for module, separate in unstack_params(params).items():
+            alone, _ = run(SEPARATE[name], dict(grads[module]), dict(separate))
+            assert_close(dict(stacked[module]), alone, tolerance)
 
 
 # Stacked by hand: where the stack of 3 (by 2) lies, and the shape of one layer.
@@ -142,15 +144,9 @@ def one_of_each_stack(tree, index, leading=0):
     return {path: take(path, x) for path, x in tree.items()}
 
 
-# Newton-Schulz multiplies the rounding of a small singular value by 3.4 at each of its five steps,
-# and other shapes or devices round otherwise: here doubles tell a fault from rounding.
-AMPLIFIES = {"orthogonalize", "scale_by_muon", "muon"}
-
-
-@every_transform
-def test_stacked_by_hand_equals_layer_by_layer(name):
-    with jax.enable_x64(name in AMPLIFIES):
-        dtype = np.float64 if name in AMPLIFIES else np.float32
+@every_precision
+def test_stacked_by_hand_equals_layer_by_layer(name, dtype, tolerance):
+    with jax.enable_x64(dtype is np.float64):
         params, layers = hand_stacked(BY_HAND, dtype)
         grads = random_like(params)
         stacked, _ = run(TRANSFORMS[name](layers), grads, params)
@@ -158,7 +154,7 @@ def test_stacked_by_hand_equals_layer_by_layer(name):
         for index in np.ndindex(LENGTHS):
             where = (one_of_each_stack(grads, index, 1), one_of_each_stack(params, index))
             alone, _ = run(SEPARATE[name], *where)
-            assert_close(one_of_each_stack(stacked, index, 1), alone)
+            assert_close(one_of_each_stack(stacked, index, 1), alone, tolerance)
 
 
 @every_transform
@@ -181,15 +177,14 @@ SPECS = {
 }
 
 
-@every_transform
-def test_sharded_equals_unsharded(name):
+@every_precision
+def test_sharded_equals_unsharded(name, dtype, tolerance):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     shapes = {path: (8, 16, 8) if path != "bias" else (8, 8) for path in SPECS}
     leaves = tuple(Leaf(path, shape, (0,)) for path, shape in sorted(shapes.items()))
     layers = vj.Layers(leaves, tuple(range(32)), tuple(range(32)))
     tx = TRANSFORMS[name](layers)
-    with jax.enable_x64(name in AMPLIFIES):
-        dtype = np.float64 if name in AMPLIFIES else np.float32
+    with jax.enable_x64(dtype is np.float64):
         params = {
             path: np.linspace(0.5, 1.5, int(np.prod(shape)), dtype=dtype).reshape(shape)
             for path, shape in shapes.items()
@@ -205,4 +200,4 @@ def test_sharded_equals_unsharded(name):
             {path: place(path, g, None) for path, g in grads.items()},
             {path: place(path, p) for path, p in params.items()},
         )
-        assert_close(sharded, plain)
+        assert_close(sharded, plain, tolerance)
