@@ -1,6 +1,7 @@
 """Losses as jaxprs: the only room that walks them, and that knows how JAX's versions differ."""
 
 from vanishjax._jaxpr.activation import Activation
+from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
 from vanishjax._jaxpr.program import Program, flatten, is_array, trace_loss
 from vanishjax._jaxpr.taps import dummies_for, tapped_loss
@@ -17,6 +18,7 @@ __all__ = [
     "Site",
     "Trace",
     "Use",
+    "adjusted_forward",
     "dissect",
     "dummies_for",
     "flatten",

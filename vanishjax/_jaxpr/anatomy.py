@@ -42,6 +42,8 @@ class Site:
       activation: The nonlinear function of its output; None if none comes before other sites.
       samples: Axes of what is measured that tell inputs apart, the first one counts the batch.
       units: Its other axes.
+      output: The kernel's own output, before its bias.
+      output_samples: Axes of that which tell inputs apart.
     """
 
     leaf: int
@@ -50,6 +52,8 @@ class Site:
     activation: Activation | None
     samples: tuple[int, ...]
     units: tuple[int, ...]
+    output: Var
+    output_samples: tuple[int, ...]
 
 
 class Passing(NamedTuple):
@@ -202,6 +206,8 @@ class _Surgeon:
                         activations.get(output.measured),
                         output.samples,
                         output.units,
+                        output.bare,
+                        output.bare_samples,
                     )
                     bottleneck, branched = None if narrow else bottleneck, not narrow
                 elif narrow:
@@ -258,6 +264,8 @@ class _Output(NamedTuple):
     measured: Var  # the argument of its activation
     samples: tuple[int, ...]
     units: tuple[int, ...]
+    bare: Var  # before its bias
+    bare_samples: tuple[int, ...]
 
 
 def _output(
@@ -268,7 +276,7 @@ def _output(
 ) -> _Output:
     """Follows a kernel's output through its bias to its activation."""
     eqns = flow.frame.jaxpr.eqns
-    variable = eqns[index].outvars[0]
+    bare = variable = eqns[index].outvars[0]
     passed = {variable: _sample_axes(eqns[index], flow.data)}
     while (step := _affine_step(variable, readers.get(variable, []), flow)) is not None:
         samples = passed[variable]
@@ -281,7 +289,7 @@ def _output(
         measured = _normalized(eqns, index, variable, activations) or variable
     samples = passed.get(measured, passed[variable])
     units = tuple(axis for axis in range(len(shape_of(measured.aval))) if axis not in samples)
-    return _Output(variable, measured, samples, units)
+    return _Output(variable, measured, samples, units, bare, passed[bare])
 
 
 def _affine_step(variable: Var, readers: list[int], flow: Flow) -> JaxprEqn | None:

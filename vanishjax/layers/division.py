@@ -223,6 +223,43 @@ class Layers:
             ],
         )
 
+    def by_path(self, tree: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
+        """Takes a tree's arrays by their paths, for what concerns several of them together.
+
+        Args:
+          tree: Tree of the parameters' structure.
+
+        Returns:
+          `(arrays, rebuild)`: path -> array, and the function that makes the tree from such a
+          mapping; what the tree has in place of a leaf isn't in the one and stays in the other.
+
+        Raises:
+          ValueError: The tree's leaves aren't those of the parameters.
+
+        Example:
+          >>> from vanishjax.layers import find_layers
+          >>> params = {"w": jnp.ones((1, 2)), "b": jnp.zeros(2)}
+          >>> arrays, rebuild = find_layers(params).by_path(params)
+          >>> print(rebuild(arrays | {"w": 2 * arrays["w"]})["w"])
+          [[2. 2.]]
+        """
+        aligned, structure = self._aligned(tree, ())
+        paths = [None if number is None else self.leaves[number].path for number, _, _ in aligned]
+
+        def rebuild(arrays: dict[str, Any]) -> Any:
+            values = (
+                x if path is None else arrays[path]
+                for path, (_, x, _) in zip(paths, aligned, strict=True)
+            )
+            return jax.tree_util.tree_unflatten(structure, list(values))
+
+        arrays = {
+            path: x if hasattr(x, "shape") else jnp.asarray(x)
+            for path, (_, x, _) in zip(paths, aligned, strict=True)
+            if path is not None
+        }
+        return arrays, rebuild
+
     def _aligned(
         self, tree: Any, rest: Sequence[Any]
     ) -> tuple[list[tuple[int | None, Any, list[Any]]], Any]:

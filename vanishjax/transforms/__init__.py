@@ -1,8 +1,15 @@
 """Pure gradient transforms in the optax protocol, a file a concept."""
 
 from vanishjax.transforms.adam import ScaleByAdamState, scale_by_adam, scale_by_adam_atan2
+from vanishjax.transforms.centering import CenterState, center, deflate
 from vanishjax.transforms.clipping import adaptive_clip, clip_by_global_norm, clip_by_layer_norm
 from vanishjax.transforms.conversion import convert_state
+from vanishjax.transforms.criticality import (
+    PolarGrowthState,
+    ReconditionState,
+    polar_growth,
+    recondition,
+)
 from vanishjax.transforms.momentum import MomentumState, momentum, nesterov
 from vanishjax.transforms.normalization import (
     centralize,
@@ -35,9 +42,12 @@ from vanishjax.transforms.sign import ScaleByLionState, scale_by_lion, scale_by_
 
 __all__ = [
     "NEWTON_SCHULZ",
+    "CenterState",
     "Coefficients",
     "DynamicLossScaleState",
     "MomentumState",
+    "PolarGrowthState",
+    "ReconditionState",
     "ScaleByAdamState",
     "ScaleByLionState",
     "ScaleByMuonState",
@@ -45,17 +55,21 @@ __all__ = [
     "ScaleByStddevState",
     "SkipNonfiniteState",
     "adaptive_clip",
+    "center",
     "centralize",
     "clip_by_global_norm",
     "clip_by_layer_norm",
     "convert_state",
+    "deflate",
     "dynamic_loss_scale",
     "momentum",
     "nesterov",
     "normalize_by_layer",
     "orthogonalize",
+    "polar_growth",
     "read_loss_scale",
     "read_skipped",
+    "recondition",
     "scale_by_adam",
     "scale_by_adam_atan2",
     "scale_by_lion",

@@ -1,9 +1,4 @@
-"""Initialisers at the critical point, where gradients neither vanish nor explode.
-
-`critical_orthogonal` and `critical_normal` go where Flax takes a ``kernel_init``, `critical_bias`
-where it takes a ``bias_init``. What a bias initialiser can't do, because it doesn't see the kernel,
-`center_biases` does afterwards: take the mean that a sigmoid adds out of the next layer.
-"""
+"""Initialisers at the critical point of mean-field theory."""
 
 from __future__ import annotations
 

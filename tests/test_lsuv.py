@@ -1,0 +1,196 @@
+"""lsuv: unit variance and zero mean in every model, and what it leaves alone."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import vanishjax as vj
+from vanishjax.initializers import lsuv
+from vanishjax.models import unstack_params
+
+BATCH = jax.random.normal(jax.random.key(0), (128, 6)) ** 2, jnp.arange(128) % 3
+
+
+def cross_entropy(outputs, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+
+
+def linen(**options):
+    problem = vj.mlp_problem(
+        6, (16,) * 5, 3, activation="sigmoid", key=jax.random.key(1), **options
+    )
+    return problem.loss_fn, problem.params
+
+
+def nnx_scanned():
+    model = vj.NnxMLP(6, (16,) * 5, 3, activation="sigmoid", scan=True, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    return lambda s, batch: cross_entropy(nnx.merge(graph, s)(batch[0]), batch[1]), state
+
+
+def plain():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = [
+        (jax.random.normal(k, shape), jnp.full(shape[1], 3.0))
+        for k, shape in zip(keys, [(6, 16), (16, 16), (16, 3)], strict=True)
+    ]
+    params = [{"w": 5 * w, "b": b} for w, b in params]
+
+    def loss_fn(params, batch):
+        h = batch[0]
+        for layer in params[:-1]:
+            h = jnp.tanh(h @ layer["w"] + layer["b"])
+        return cross_entropy(h @ params[-1]["w"] + params[-1]["b"], batch[1])
+
+    return loss_fn, params
+
+
+def equinox_model():
+    model = eqx.nn.MLP(6, 3, 16, 3, key=jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def loss_fn(params, batch):
+        return cross_entropy(jax.vmap(eqx.combine(params, static))(batch[0]), batch[1])
+
+    return loss_fn, params
+
+
+def convolutions():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(8, (3, 3))(x.reshape(-1, 6, 1, 1) * jnp.ones((1, 1, 6, 1))))
+            return nn.Dense(3)(nn.relu(nn.Conv(8, (3, 3))(x)).mean((1, 2)))
+
+    params = Net().init(jax.random.key(0), BATCH[0])["params"]
+    return lambda p, batch: cross_entropy(Net().apply({"params": p}, batch[0]), batch[1]), params
+
+
+MODELS = {
+    "linen": linen,
+    "linen-unrolled": lambda: linen(scan=False),
+    "nnx-scanned": nnx_scanned,
+    "plain": plain,
+    "equinox": equinox_model,
+    "convolutions": convolutions,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_has_unit_rms_and_zero_mean(name):
+    loss_fn, params = MODELS[name]()
+    after = lsuv(loss_fn, params, BATCH)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, params)
+    found = vj.probe(loss_fn, after, BATCH)
+    assert not found.unmeasured
+    np.testing.assert_allclose(found.preactivation_rms, 1, rtol=1e-4)
+    # Doing it again changes nothing: the means are zero, the scales one.
+    again = lsuv(loss_fn, after, BATCH)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def preactivations(params):
+    h, found = BATCH[0], []
+    for i in range(5):
+        z = h @ params[f"hidden_{i}"]["kernel"] + params[f"hidden_{i}"]["bias"]
+        h, found = jax.nn.sigmoid(z), [*found, z]
+    return found
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_means_and_directions(scan):
+    loss_fn, params = linen(scan=scan)
+    after = unstack_params(lsuv(loss_fn, params, BATCH))
+    before = unstack_params(params)
+    for i, z in enumerate(preactivations(after)):
+        np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(jnp.sqrt(jnp.mean(z**2)), 1, rtol=1e-5)
+        w = np.asarray(after[f"hidden_{i}"]["kernel"], np.float64)
+        left, _, right = np.linalg.svd(before[f"hidden_{i}"]["kernel"], full_matrices=False)
+        np.testing.assert_allclose(w / np.linalg.norm(w, 2), left @ right, atol=1e-4)
+
+
+def test_stacked_equals_unrolled():
+    loss_fn, params = linen(scan=True)
+    unrolled, _ = linen(scan=False)
+    apart = lsuv(unrolled, unstack_params(params), BATCH)
+    together = unstack_params(lsuv(loss_fn, params, BATCH))
+    for name in apart:
+        for part in ("kernel", "bias"):
+            np.testing.assert_allclose(together[name][part], apart[name][part], atol=1e-3)
+
+
+def test_scale_alone_keeps_directions_and_biases():
+    loss_fn, params = linen(scan=False)
+    after = lsuv(loss_fn, params, BATCH, centered=False, orthogonal=False)
+    for i in range(5):
+        was, now = params[f"hidden_{i}"], after[f"hidden_{i}"]
+        ratio = np.asarray(now["kernel"] / was["kernel"])
+        np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
+        np.testing.assert_array_equal(now["bias"], was["bias"])
+    for z in preactivations(after):
+        np.testing.assert_allclose(jnp.sqrt(jnp.mean(z**2)), 1, rtol=1e-5)
+
+
+def test_a_deep_sigmoid_network_is_cured_by_centring_and_not_without():
+    problem = vj.mlp_problem(6, (32,) * 32, 3, activation="sigmoid", key=jax.random.key(1))
+    verdict = {
+        centered: vj.diagnose(
+            problem.loss_fn, lsuv(problem.loss_fn, problem.params, BATCH, centered=centered), BATCH
+        )
+        for centered in (True, False)
+    }
+    assert verdict[True].healthy, str(verdict[True])
+    assert "mean_collapse" in [finding.rule for finding in verdict[False].findings]
+
+
+def test_left_alone():
+    def loss_fn(params, batch):
+        x, labels = batch
+        h = jnp.tanh(jnp.tanh(x @ params["tied"]) @ params["tied"])
+        h = jnp.tanh(h @ params["zero"]) + h
+        return cross_entropy(h @ params["head"]["kernel"] * params["gain"], labels)
+
+    params = {
+        "tied": jnp.eye(6) * 3,
+        "zero": jnp.zeros((6, 6)),
+        "head": {"kernel": jnp.ones((6, 3)) + jnp.eye(6, 3)},
+        "gain": jnp.ones(()),
+        "unused": jnp.ones((2, 2)),
+    }
+    after = lsuv(loss_fn, params, BATCH)
+    for name in ("tied", "zero", "gain", "unused"):
+        np.testing.assert_array_equal(after[name], params[name])
+    # No bias beside it: rescaled, not centred.
+    assert not np.array_equal(after["head"]["kernel"], params["head"]["kernel"])
+
+
+def test_what_carries_only_rounding_errors_is_not_blown_up():
+    """All inputs alike: there is no variance to bring to one."""
+    loss_fn, params = linen(scan=False)
+    same = jnp.ones((128, 6)), BATCH[1]
+    after = lsuv(loss_fn, params, same)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(after)) < 100
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_types_stay(dtype):
+    loss_fn, params = linen(param_dtype=dtype, dtype=dtype)
+    after = lsuv(loss_fn, params, (BATCH[0].astype(dtype), BATCH[1]))
+    assert all(x.dtype == dtype for x in jax.tree.leaves(after))
+    np.testing.assert_allclose(
+        vj.probe(loss_fn, after, (BATCH[0].astype(dtype), BATCH[1])).preactivation_rms, 1, rtol=0.05
+    )
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="w: expected a real floating-point leaf"):
+        lsuv(lambda p, b: jnp.sum(p["w"] * b), {"w": jnp.arange(3)}, jnp.ones(3))
+    with pytest.raises(ValueError, match="must return a scalar"):
+        lsuv(lambda p, b: p["w"] * b, {"w": jnp.ones(3)}, jnp.ones(3))

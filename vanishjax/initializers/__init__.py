@@ -1,0 +1,27 @@
+"""Initialisers at the critical point, where gradients neither vanish nor explode.
+
+`critical_orthogonal` and `critical_normal` go where Flax takes a ``kernel_init``, `critical_bias`
+where it takes a ``bias_init``. What a bias initialiser can't do, because it doesn't see the kernel,
+`center_biases` does afterwards: take the mean that a sigmoid adds out of the next layer. `lsuv`
+does the same for any model, by looking at data instead of theory.
+"""
+
+from vanishjax.initializers.critical import (
+    center_biases,
+    critical_bias,
+    critical_normal,
+    critical_orthogonal,
+)
+from vanishjax.initializers.named import INITIALIZERS, Initialization, initialization
+from vanishjax.initializers.unit_variance import lsuv
+
+__all__ = [
+    "INITIALIZERS",
+    "Initialization",
+    "center_biases",
+    "critical_bias",
+    "critical_normal",
+    "critical_orthogonal",
+    "initialization",
+    "lsuv",
+]

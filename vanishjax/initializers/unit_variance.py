@@ -1,0 +1,190 @@
+"""Layer-sequential unit-variance initialisation of any model, from one batch."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vanishjax import _jaxpr, numerics
+from vanishjax.layers import Layers, Leaf
+from vanishjax.layers.dense import bias_of, output_axes
+from vanishjax.layers.order import layers_met, parameter_leaves
+from vanishjax.validation import check_floating
+
+
+def lsuv(
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    batch: Any,
+    *,
+    centered: bool = True,
+    orthogonal: bool = True,
+) -> Any:
+    r"""Rescales every kernel so that what it puts out has unit variance on a batch.
+
+    Layer by layer, each seeing what the layers before it now put out, in one forward pass of any
+    loss (linen, nnx, Equinox or plain functions; unrolled or scanned):
+
+    .. math:: W_l \leftarrow Q_l / \mathrm{rms}(h Q_l - \overline{h Q_l}), \qquad
+              b_l \leftarrow -\overline{h W_l}
+
+    with the mean taken for each unit over the batch and Q_l the orthogonal polar factor of W_l.
+    Centring is what saves deep sigmoid networks, where all inputs arrive at nearly the same point;
+    unit variance alone doesn't.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. It's traced, and run once.
+      params: Its parameters.
+      batch: A few hundred examples, the batch axis first.
+      centered: Whether to move the biases so that every unit's mean is zero. A kernel without a
+        bias beside it (kernel and bias, weight and bias, w and b) is only rescaled.
+      orthogonal: Whether the kernels become orthogonal before they are scaled.
+
+    Returns:
+      New parameters. Left as they are: kernels used more than once (tied weights, recurrent cells)
+      or inside functions that can't be looked into, kernels that put out nothing but zeros, and all
+      that is neither such a kernel nor its bias.
+
+    Raises:
+      ValueError: The loss isn't a scalar, or a leaf isn't a real floating-point array.
+
+    Example:
+      >>> import vanishjax as vj
+      >>> problem = vj.mlp_problem(8, (64,) * 24, 4, activation="sigmoid")
+      >>> batch = jax.random.normal(jax.random.key(0), (256, 8)), jnp.arange(256) % 4
+      >>> params = lsuv(problem.loss_fn, problem.params, batch)
+      >>> found = vj.probe(problem.loss_fn, params, batch)
+      >>> print(found.preactivation_rms[[0, 1, -1]].round(3), abs(found.sum_log_chi) < 10)
+      [1. 1. 1.] True
+
+    References:
+      Mishkin and Matas, All you need is a good init, 2016, algorithm 1; Saxe et al., 2014, for
+      orthogonal kernels; centring is this package's.
+    """
+    check_floating(params)
+    leaves, structure = jax.tree_util.tree_flatten(params)
+    inputs = [jnp.asarray(x) for x in jax.tree_util.tree_leaves(batch) if _jaxpr.is_array(x)]
+    program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch))
+    trace = _jaxpr.parameter_uses(program)
+    layers = layers_met(parameter_leaves(params), trace)
+    anatomy = _jaxpr.dissect(program, trace)
+    kernels = _kernels(layers, trace, anatomy, centered)
+    adjusted = jax.jit(functools.partial(_adjusted, program, anatomy, kernels, orthogonal))
+    return jax.tree_util.tree_unflatten(structure, adjusted(leaves, inputs))
+
+
+class _Kernel(NamedTuple):
+    """A kernel to adjust: met once by the data, or once by each iteration of the scans over it."""
+
+    number: int  # among the leaves
+    leaf: Leaf
+    bias: tuple[int, Leaf] | None
+    site: _jaxpr.Site
+    lookup: bool
+
+
+def _kernels(
+    layers: Layers, trace: _jaxpr.Trace, anatomy: _jaxpr.Anatomy, centered: bool
+) -> list[_Kernel]:
+    uses = collections.Counter(use.leaf for use in trace.uses)
+    lookups = {use.leaf for use in trace.uses if use.equation.primitive.name == "gather"}
+    numbers = {leaf.path: number for number, leaf in enumerate(layers.leaves)}
+    found = []
+    for site in anatomy.sites.values():
+        leaf = layers.leaves[site.leaf]
+        scanned = len(anatomy.lengths[site.tap]) == len(site.axes) == len(leaf.axes)
+        if uses[site.leaf] != 1 or not scanned or len(leaf.inner_axes) < 2:
+            continue
+        bias = bias_of(leaf, layers.leaves)
+        partner = None
+        if centered and bias is not None and uses[numbers[bias.path]] == 1:
+            partner = numbers[bias.path], bias
+        found.append(_Kernel(site.leaf, leaf, partner, site, site.leaf in lookups))
+    return found
+
+
+def _adjusted(
+    program: _jaxpr.Program,
+    anatomy: _jaxpr.Anatomy,
+    kernels: Sequence[_Kernel],
+    orthogonal: bool,
+    leaves: list[jax.Array],
+    inputs: list[jax.Array],
+) -> list[jax.Array]:
+    by_tap = {kernel.site.tap: kernel for kernel in kernels}
+    started = list(leaves)
+    for kernel in kernels:
+        if orthogonal and not kernel.lookup:
+            bias = kernel.bias and kernel.bias[1]
+            started[kernel.number] = _orthogonal(kernel.leaf, bias, leaves[kernel.number])
+        if kernel.bias is not None:
+            number, _ = kernel.bias
+            started[number] = jnp.zeros_like(leaves[number])
+
+    def adjust(site: _jaxpr.Site, y: jax.Array) -> tuple[jax.Array, Any]:
+        kernel, wide = by_tap.get(site.tap), numerics.upcast(y)
+        if kernel is None:
+            return y, None
+        mean = jnp.zeros_like(jnp.mean(wide, axis=site.output_samples, keepdims=True))
+        if kernel.bias is not None:
+            mean = jnp.mean(wide, axis=site.output_samples, keepdims=True)
+        size = numerics.rms(wide - mean)
+        # What carries nothing but rounding errors isn't blown up to unit size.
+        noise = 4 * float(jnp.finfo(y.dtype).eps) * numerics.rms(wide)
+        alive = (size > noise) & jnp.isfinite(size)
+        scale = jnp.where(alive, 1 / jnp.where(alive, size, 1.0), 1.0)
+        shift = jnp.where(alive, mean * scale, 0.0)
+        adjusted = numerics.saturating_cast(wide * scale - shift, y.dtype)
+        return adjusted, (scale, -shift.ravel(), alive)
+
+    kept = _jaxpr.adjusted_forward(program, anatomy, adjust, [*started, *inputs])
+    results = list(leaves)
+
+    def keep(number: int, leaf: Leaf, values: jax.Array, alive: jax.Array) -> None:
+        """Takes values `[*stack, *inner]` for the layers that are alive."""
+        first = range(len(leaf.axes))
+        before = jnp.moveaxis(leaves[number], leaf.axes, first)
+        chosen = jnp.where(_over(alive, before), values.reshape(before.shape), before)
+        after = jnp.moveaxis(chosen, first, leaf.axes)
+        results[number] = numerics.saturating_cast(after, leaves[number].dtype)
+
+    for kernel in kernels:
+        # The loops' axes come in the order of the loops.
+        order = np.argsort(kernel.site.axes)
+        scale, shift, alive = (
+            jnp.transpose(x, (*order, *range(len(order), x.ndim))) for x in kept[kernel.site.tap]
+        )
+        matrices = jnp.moveaxis(
+            numerics.upcast(started[kernel.number]), kernel.leaf.axes, range(len(order))
+        )
+        keep(kernel.number, kernel.leaf, matrices * _over(scale, matrices), alive)
+        if kernel.bias is not None:
+            number, bias = kernel.bias
+            keep(number, bias, shift, alive)
+    return results
+
+
+def _over(x: jax.Array, values: jax.Array) -> jax.Array:
+    """One number a layer, `[*stack]`, to go with `[*stack, *inner]`."""
+    return x.reshape(x.shape + (1,) * (values.ndim - x.ndim))
+
+
+def _orthogonal(kernel: Leaf, bias: Leaf | None, x: jax.Array) -> jax.Array:
+    """The orthogonal polar factors of a kernel's matrices."""
+    outputs = output_axes(kernel, bias)
+    inputs = tuple(axis for axis in kernel.inner_axes if axis not in outputs)
+    order = (*kernel.axes, *inputs, *outputs)
+    laid = jnp.transpose(numerics.upcast(x), order)
+    columns = math.prod(kernel.shape[axis] for axis in outputs)
+    matrices = laid.reshape(*kernel.stack, -1, columns)
+    left, values, right = jnp.linalg.svd(matrices, full_matrices=False)
+    # A kernel of zeros is meant to be one.
+    factors = left @ right * jnp.any(values > 0, axis=-1)[..., None, None]
+    return jnp.transpose(factors.reshape(laid.shape), np.argsort(order).tolist()).astype(x.dtype)
