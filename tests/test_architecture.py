@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vanishjax as vj
-from vanishjax import activations, atlas, optimizers, transforms
+from vanishjax import activations, atlas, initializers, optimizers, transforms
 from vanishjax.cli import options
 
 PACKAGE = Path(vj.__file__).parent
@@ -148,6 +148,7 @@ def test_every_factory_is_exported_at_the_top(module):
 def test_the_names_that_the_options_copy():
     assert tuple(sorted(activations.ACTIVATIONS)) == options.ACTIVATIONS
     assert tuple(atlas.CONTENDERS) == options.CONTENDERS
+    assert tuple(initializers.INITIALIZERS) == options.INITIALIZERS
     assert set(options.OPTIMIZERS) <= set(vj.__all__)
     assert set(options.OPTIMIZERS) <= set(vars(optimizers))
 

@@ -1,5 +1,7 @@
 """The atlas: a cell is what a plain loop gives, and its numbers are chosen and reported fairly."""
 
+import dataclasses
+import functools
 import json
 import math
 
@@ -9,8 +11,18 @@ import numpy as np
 import optax
 import pytest
 
-from vanishjax import atlas, losses
-from vanishjax.atlas import CONTENDERS, Grid, draw_networks, measure, train_cell, trainable_depth
+from vanishjax import atlas, initializers, losses
+from vanishjax.atlas import (
+    CONTENDERS,
+    Contender,
+    Grid,
+    draw_networks,
+    measure,
+    predicted_log_chi,
+    train_cell,
+    trainable_depth,
+)
+from vanishjax.layers import find_layers
 from vanishjax.models import MLP
 from vanishjax.training.data import load_dataset
 
@@ -29,7 +41,10 @@ TRAIN, VALIDATION, TEST = blobs(50, 1), blobs(40, 2), blobs(30, 3)
 def train_in_a_loop(model, optimizer, rate, seed, grid):
     """One network, step by step, without vmap or scan."""
     params = model.init(jax.random.key(seed), TRAIN[0][:1])["params"]
-    tx = CONTENDERS[optimizer].make(rate)
+    steps = grid.epochs * (len(TRAIN[0]) // grid.batch_size)
+    tx = CONTENDERS[optimizer].make(
+        (lambda count: rate * (1 - 0.98 * count / steps)) if grid.decay else rate
+    )
     opt_state = tx.init(params)
     rng = np.random.default_rng(seed)
 
@@ -55,13 +70,18 @@ def margin(outputs, labels):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "depth", "residual"),
-    [("sgd", 2, None), ("nesterov", 4, "rezero"), ("adam", 3, "scaled"), ("lion", 1, None)],
+    ("optimizer", "depth", "residual", "decay"),
+    [
+        ("sgd", 2, None, False),
+        ("nesterov", 4, "rezero", False),
+        ("adam", 3, "scaled", True),
+        ("lion", 1, None, False),
+    ],
 )
-def test_a_cell_is_a_plain_loop(monkeypatch, optimizer, depth, residual):
+def test_a_cell_is_a_plain_loop(monkeypatch, optimizer, depth, residual, decay):
     monkeypatch.setattr(losses, "accuracy", margin)
     grid = Grid(width=8, epochs=3, batch_size=16, seeds=(3, 5), activation="tanh",
-                residual=residual, learning_rates=(0.02, 0.1))  # fmt: skip
+                residual=residual, decay=decay, learning_rates=(0.02, 0.1))  # fmt: skip
     start = draw_networks(depth, grid, TRAIN, classes=2)
     cell = train_cell(optimizer, start, grid, TRAIN, VALIDATION, TEST)
     model = MLP((8,) * depth, 2, activation="tanh", residual=residual, scan=depth > 2)
@@ -128,6 +148,77 @@ def test_networks_are_drawn_as_the_model_draws_them():
             assert float(found[index]) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_critical_networks_are_centred_unless_a_stream_feeds_them():
+    for residual in (None, "scaled"):
+        grid = Grid(width=8, seeds=(4,), kernel_init="critical_orthogonal", residual=residual)
+        start = draw_networks(4, grid, TRAIN, classes=2)
+        inits = {"kernel_init": initializers.critical_orthogonal("sigmoid"),
+                 "bias_init": initializers.critical_bias("sigmoid")}  # fmt: skip
+        model = MLP((8,) * 4, 2, residual=residual, scan=True, **inits)
+        params = model.init(jax.random.key(4), TRAIN[0][:1])["params"]
+        for name in ("hidden_0", "hidden_stack", "output"):
+            fed = residual is None and name != "hidden_0"
+            bias = params[name]["bias"] - fed * 0.5 * params[name]["kernel"].sum(-2)
+            np.testing.assert_allclose(start.params[name]["bias"][0], bias, atol=1e-6)
+
+
+def test_a_deeper_sigmoid_is_predicted_to_lose_more_unless_it_is_critical():
+    grid = Grid(width=8, seeds=(0, 1))
+    shallow, deep = (
+        predicted_log_chi(draw_networks(depth, grid, TRAIN, 2), grid, TRAIN) for depth in (2, 12)
+    )
+    assert -10 < shallow < -3
+    assert -45 < deep < -25
+    grid = dataclasses.replace(grid, kernel_init="critical_orthogonal", seeds=(0,))
+    assert abs(predicted_log_chi(draw_networks(12, grid, TRAIN, 2), grid, TRAIN)) < 8
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_takes_a_schedule_of_a_traced_rate(name):
+    contender = CONTENDERS[name]
+    params = {"kernel": jnp.eye(3), "bias": jnp.ones(3)}
+    seen = {"layers": find_layers(params)} if contender.sees_layers else {}
+    seen |= {"total_steps": 10} if contender.sees_horizon else {}
+
+    def first_updates(rate, falls):
+        tx = contender.make(optax.linear_schedule(rate, 0.02 * rate, 10) if falls else rate, **seen)
+        return tx.update(params, tx.init(params), params)[0]
+
+    rates = jnp.array([0.1, 0.2])
+    fixed, falling = (
+        jax.vmap(functools.partial(first_updates, falls=falls))(rates) for falls in (False, True)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), fixed, falling)
+
+
+def test_who_sees_the_horizon_is_told_the_steps(monkeypatch):
+    told = []
+
+    def make(rate, total_steps):
+        told.append(total_steps)
+        return optax.sgd(rate)
+
+    monkeypatch.setattr(atlas, "CONTENDERS", {"x": Contender(make, (0.1,), sees_horizon=True)})
+    grid = Grid(width=4, epochs=3, batch_size=20, seeds=(0,))
+    train_cell("x", draw_networks(1, grid, TRAIN, 2), grid, TRAIN, VALIDATION, TEST)
+    assert set(told) == {6}
+    assert type(told[0]) is int
+
+
+def test_cells_that_are_done_are_left_out(monkeypatch):
+    drawn = []
+    draw = draw_networks
+    monkeypatch.setattr(atlas, "train_cell", lambda *arguments: {})
+    monkeypatch.setattr(
+        atlas, "draw_networks", lambda depth, *rest: (drawn.append(depth), draw(depth, *rest))[1]
+    )
+    grid = Grid(("sgd", "adam"), (1, 2), width=4, batch_size=20, seeds=(0,))
+    done = {("sgd", 1), ("adam", 1), ("sgd", 2), ("lion", 2)}
+    cells = measure(grid, TRAIN, VALIDATION, TEST, 2, done=done, predicts=True)
+    assert [(cell["optimizer"], cell["depth"]) for cell in cells] == [("adam", 2)]
+    assert drawn == [2]
+
+
 def cells_of(grid):
     return [
         {name: value for name, value in cell.items() if name != "seconds"}
@@ -176,6 +267,12 @@ def test_measure_goes_through_the_grid_depth_by_depth():
         (Grid(), 1, "classes must be at least 2, got 1"),
         (Grid(batch_size=9, depths=(0,)), 2, "hidden must list at least one layer's width"),
         (Grid(batch_size=9, activation="sigmiod"), 2, "did you mean 'sigmoid'"),
+        (Grid(batch_size=9, kernel_init="lecum"), 2, "did you mean 'lecun'"),
+        (
+            Grid(batch_size=9, activation="softplus", kernel_init="critical_normal"),
+            2,
+            "softplus .*has no critical point",
+        ),
     ],
 )
 def test_measure_refuses_before_it_trains(monkeypatch, grid, classes, message):

@@ -8,7 +8,7 @@ that is reported is the test data's.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ import numpy as np
 import optax
 
 from vanishjax import losses, numerics, optimizers
+from vanishjax.health import probe
+from vanishjax.initializers import center_biases, initialization
 from vanishjax.layers import Layers, find_layers
 from vanishjax.models import MLP, Activation, Residual
 from vanishjax.training import TrainState, local_step
@@ -29,12 +31,14 @@ Factory = Callable[..., optax.GradientTransformation]
 class Contender(NamedTuple):
     """An optimizer to compare: made from a learning rate, with the rates to choose from.
 
-    One that `sees_layers` is made with `layers=` as well, since a scanned network is a stack.
+    One that `sees_layers` is made with `layers=` as well, since a scanned network is a stack; one
+    that `sees_horizon` with `total_steps=`, an int.
     """
 
     make: Factory
     learning_rates: tuple[float, ...]
     sees_layers: bool = False
+    sees_horizon: bool = False
 
 
 _SGD_RATES = (0.03, 0.1, 0.3, 1.0)
@@ -62,6 +66,9 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
 )
 """What can be compared, by name."""
 
+# What is left of the learning rate at the end of a run, with `Grid.decay`.
+_LAST_RATE = 0.02
+
 # Of a program that runs but a few times: to optimise it takes longer than it would save.
 _RUNS_ONCE = {"xla_backend_optimization_level": 0}
 
@@ -75,10 +82,12 @@ class Grid:
       depths: Numbers of hidden layers.
       width: Width of every hidden layer.
       activation: Of every hidden layer.
+      kernel_init: A key of `initializers.INITIALIZERS`; the critical ones with centred biases.
       residual: Skip connections, as in `mlp_problem`.
       learning_rates: Rates to choose from, for all; None takes each contender's own.
       seeds: One run each: they draw the parameters and the order of the examples.
       epochs: Passes over the training data.
+      decay: Whether the learning rate falls linearly to 2 % of itself over the run.
       batch_size: Examples a step; a remainder is left to the next shuffle.
       trainable_accuracy: A depth counts as trainable if the mean test accuracy reaches it.
 
@@ -99,10 +108,12 @@ class Grid:
     depths: tuple[int, ...] = (2, 4, 6, 8, 12, 16)
     width: int = 32
     activation: str | Activation = "sigmoid"
+    kernel_init: str = "lecun"
     residual: Residual | None = None
     learning_rates: tuple[float, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
+    decay: bool = False
     batch_size: int = 64
     trainable_accuracy: float = 0.5
 
@@ -140,10 +151,13 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
       >>> start.params["hidden_stack"]["kernel"].shape, start.first_layer_gradient.shape
       ((2, 2, 32, 32), (2,))
     """
+    kernel_init, bias_init, centers = initialization(grid.kernel_init, grid.activation)
     model = MLP(
         (grid.width,) * depth,
         classes,
         activation=grid.activation,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
         residual=grid.residual,
         # A stack of one layer is no shorter to compile.
         scan=depth > 2,
@@ -153,9 +167,17 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
     def predict_fn(params: Any, inputs: jax.Array) -> jax.Array:
         return model.apply({"params": params}, inputs)
 
+    def init(seed: Any) -> Any:
+        return model.init(jax.random.key(seed), batch[0][:1])["params"]
+
+    loss_fn = _loss(predict_fn)
+    layers = find_layers(jax.eval_shape(init, 0), loss_fn, batch)
+
     def draw(seed: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-        params = model.init(jax.random.key(seed), batch[0][:1])["params"]
-        gradient = jax.grad(_loss(predict_fn))(params, batch)
+        params = init(seed)
+        if centers and grid.residual is None:
+            params = center_biases(params, grid.activation, layers)
+        gradient = jax.grad(loss_fn)(params, batch)
         first, last = gradient["hidden_0"]["kernel"], gradient["output"]["kernel"]
         return params, numerics.rms(first), numerics.rms(last)
 
@@ -170,7 +192,6 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
         return jnp.where(finite, losses.accuracy(outputs, data[1]), jnp.nan)
 
     every_accuracy = jax.jit(jax.vmap(jax.vmap(accuracy, (0, None)), (0, None)))
-    layers = find_layers(drawn[0][0], _loss(predict_fn), batch)
     params, first, last = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
     return Start(predict_fn, every_accuracy, params, first, last, layers)
 
@@ -204,9 +225,13 @@ def train_cell(
     rates = grid.learning_rates or contender.learning_rates
     train = jax.tree.map(jnp.asarray, train)
     orders = np.stack([_example_order(seed, grid, len(train[0])) for seed in grid.seeds])
+    steps = orders.shape[1]
+    seen: dict[str, Any] = {"layers": start.layers} if contender.sees_layers else {}
+    seen |= {"total_steps": steps} if contender.sees_horizon else {}
 
     def run(rate: jax.Array, params: Any, order: jax.Array) -> Any:
-        tx = contender.make(rate, **({"layers": start.layers} if contender.sees_layers else {}))
+        falling = optax.linear_schedule(rate, _LAST_RATE * rate, steps)
+        tx = contender.make(falling if grid.decay else rate, **seen)
         step = local_step(_loss(start.predict_fn), tx)
         # Nothing in these steps is random: the key is never used.
         state = TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), jnp.zeros([]))
@@ -230,8 +255,38 @@ def train_cell(
     }
 
 
+def predicted_log_chi(start: Start, grid: Grid, train: Arrays) -> float:
+    """How much of the gradient's energy reaches the first layer of new networks, in nats.
+
+    Args:
+      start: The networks, from `draw_networks`.
+      grid: The other settings.
+      train: Inputs `[n, features]` and integer labels `[n]`; the first batch is looked at.
+
+    Returns:
+      `probe`'s sum of ln chi, mean over seeds.
+
+    Example:
+      >>> data = (np.eye(8, dtype=np.float32), np.arange(8) % 2)
+      >>> grid = Grid(seeds=(0, 1))
+      >>> print(round(predicted_log_chi(draw_networks(16, grid, data, 2), grid, data)))
+      -47
+    """
+    batch = jax.tree.map(lambda a: a[: grid.batch_size], train)
+    loss_fn = _loss(start.predict_fn)
+    networks = [jax.tree.map(lambda a, i=i: a[i], start.params) for i in range(len(grid.seeds))]
+    return float(np.mean([probe(loss_fn, params, batch).sum_log_chi for params in networks]))
+
+
 def measure(
-    grid: Grid, train: Arrays, validation: Arrays, test: Arrays, classes: int
+    grid: Grid,
+    train: Arrays,
+    validation: Arrays,
+    test: Arrays,
+    classes: int,
+    *,
+    done: Collection[tuple[str, int]] = (),
+    predicts: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Measures the grid cell by cell, depth by depth.
 
@@ -241,15 +296,16 @@ def measure(
       validation: What learning rates are chosen on.
       test: What is reported.
       classes: Number of classes.
+      done: Optimizers and depths to leave out, as pairs.
+      predicts: Whether to say what theory makes of each depth.
 
     Yields:
       `train_cell`'s mapping with "optimizer", "depth", the RMS of the first and of the last
-      layer's kernel gradient at initialisation (mean over seeds), "steps" and "seconds"
-      (compilation included).
+      layer's kernel gradient at initialisation (mean over seeds), "sum_log_chi" if it `predicts`,
+      "steps" and "seconds" (compilation included).
 
     Raises:
-      ValueError: An unknown optimizer, fewer than two classes, or a batch larger than the
-        training data.
+      ValueError: As `check_grid`.
 
     Example:
       >>> data = (np.eye(8, dtype=np.float32), np.arange(8) % 2)
@@ -257,30 +313,53 @@ def measure(
       >>> [(cell["optimizer"], cell["steps"]) for cell in measure(grid, data, data, data, 2)]
       [('sgd', 2), ('adam', 2)]
     """
-    for name in grid.optimizers:
-        if name not in CONTENDERS:
-            raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(CONTENDERS)}")
-    if classes < 2:
-        raise ValueError(f"classes must be at least 2, got {classes}")
-    examples = len(train[0])
-    if grid.batch_size > examples:
-        raise ValueError(
-            f"batch_size must be at most the {examples} training examples, got {grid.batch_size}"
-        )
+    check_grid(grid, len(train[0]), classes)
     for depth in grid.depths:
+        left = [name for name in grid.optimizers if (name, depth) not in done]
+        if not left:
+            continue
         start = draw_networks(depth, grid, train, classes)
-        for optimizer in grid.optimizers:
+        common: dict[str, Any] = {
+            "first_layer_gradient": float(jnp.mean(start.first_layer_gradient)),
+            "last_layer_gradient": float(jnp.mean(start.last_layer_gradient)),
+        }
+        if predicts:
+            common["sum_log_chi"] = predicted_log_chi(start, grid, train)
+        for optimizer in left:
             started = time.perf_counter()
             cell = train_cell(optimizer, start, grid, train, validation, test)
             yield {
                 "optimizer": optimizer,
                 "depth": depth,
                 **cell,
-                "first_layer_gradient": float(jnp.mean(start.first_layer_gradient)),
-                "last_layer_gradient": float(jnp.mean(start.last_layer_gradient)),
-                "steps": examples // grid.batch_size * grid.epochs,
+                **common,
+                "steps": len(train[0]) // grid.batch_size * grid.epochs,
                 "seconds": time.perf_counter() - started,
             }
+
+
+def check_grid(grid: Grid, examples: int, classes: int) -> None:
+    """Raises ValueError if a grid can't be measured on data.
+
+    That is an unknown optimizer or initialiser, an activation without a critical point for a
+    critical one, fewer than two classes, or a batch larger than the training data.
+
+    Example:
+      >>> check_grid(Grid(activation="softplus", kernel_init="critical_normal"), 1000, 10)
+      Traceback (most recent call last):
+      ...
+      ValueError: softplus - 0.693147 has no critical point: where chi = 1 its variance isn't stable
+    """
+    for name in grid.optimizers:
+        if name not in CONTENDERS:
+            raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(CONTENDERS)}")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
+    if grid.batch_size > examples:
+        raise ValueError(
+            f"batch_size must be at most the {examples} training examples, got {grid.batch_size}"
+        )
+    initialization(grid.kernel_init, grid.activation)
 
 
 def _loss(predict_fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Arrays], jax.Array]:
@@ -306,7 +385,20 @@ def trainable_depth(cells: list[dict[str, Any]], accuracy: float) -> dict[str, i
     """
     deepest: dict[str, int] = {}
     for cell in cells:
-        mean = math.fsum(cell["test_accuracy"]) / len(cell["test_accuracy"])
-        reached = cell["depth"] if mean >= accuracy else 0
+        # JSON has no NaN: a cell that was read from it has None where training diverged.
+        accuracies = [math.nan if value is None else value for value in cell["test_accuracy"]]
+        reached = cell["depth"] if math.fsum(accuracies) / len(accuracies) >= accuracy else 0
         deepest[cell["optimizer"]] = max(deepest.get(cell["optimizer"], 0), reached)
     return deepest
+
+
+def predicted_depth(cells: list[dict[str, Any]], reach: float) -> int:
+    """The deepest network whose gradient stays within `reach` nats by prediction; else 0.
+
+    Example:
+      >>> predicted_depth([{"depth": d, "sum_log_chi": -2.9 * d} for d in (2, 4, 8)], 8.4)
+      2
+    """
+    known = [cell for cell in cells if cell["sum_log_chi"] is not None]
+    within = [cell["depth"] for cell in known if abs(cell["sum_log_chi"]) <= reach]
+    return max(within, default=0)

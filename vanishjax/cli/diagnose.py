@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vanishjax.cli.options import (
+    INITIALIZERS,
     OPTIMIZERS,
     add_network_options,
     add_source_options,
@@ -42,7 +43,6 @@ RESULT_FILE, FIGURE_FILE = "diagnosis.json", "diagnosis.png"
 FILES = (RESULT_FILE, FIGURE_FILE)
 
 BATCH_SIZE = 256
-INITIALIZERS = ("lecun", "he", "critical_orthogonal", "critical_normal")
 # The options that describe an MLP. They are None unless given, since a target takes none of them.
 NETWORK: dict[str, Any] = {
     "activation": "relu",
@@ -195,14 +195,7 @@ def _make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> 
     from vanishjax.layers import find_layers
     from vanishjax.models import mlp_problem
 
-    inits: dict[str, Any] = {}
-    critical = options.init.startswith("critical")
-    if critical:
-        kernel_init = getattr(initializers, options.init)
-        inits["kernel_init"] = kernel_init(options.activation)
-        inits["bias_init"] = initializers.critical_bias(options.activation)
-    elif options.init == "he":
-        inits["kernel_init"] = jax.nn.initializers.he_normal()
+    start = initializers.initialization(options.init, options.activation)
     problem = mlp_problem(
         dataset.train.inputs.shape[1],
         hidden_widths(options),
@@ -213,12 +206,12 @@ def _make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> 
         key=jax.random.key(options.seed),
         dtype=options.dtype,
         param_dtype=options.dtype,
-        **inits,
+        kernel_init=start.kernel_init,
+        bias_init=start.bias_init,
     )
     layers = find_layers(problem.params, problem.loss_fn, batch)
     params = problem.params
-    # With skip connections it is the stream that feeds a layer, not an activation.
-    if critical and options.residual is None:
+    if start.centers and options.residual is None:
         params = initializers.center_biases(params, options.activation, layers)
     rate = options.learning_rate or LEARNING_RATES[options.optimizer]
     arguments = {"layers": layers} if options.optimizer in SEE_LAYERS else {}

@@ -53,6 +53,8 @@ CONTENDERS = (
     "muon",
 )
 
+INITIALIZERS = ("lecun", "he", "critical_orthogonal", "critical_normal")
+
 # A slip of the finger beyond it would fill the memory before any check of ours could speak.
 MOST_LAYERS = 100_000
 
@@ -196,7 +198,12 @@ def add_network_options(parser: argparse.ArgumentParser, activation: str) -> Non
         metavar="NAME",
         help=f"of the hidden layers: {', '.join(ACTIVATIONS)} (default: {activation})",
     )
-    group.add_argument(
+    add_residual_option(group)
+
+
+def add_residual_option(parser: argparse._ActionsContainer) -> None:
+    """The option of skip connections."""
+    parser.add_argument(
         "--residual",
         type=one_of("residual", ("scaled", "rezero")),
         metavar="KIND",
