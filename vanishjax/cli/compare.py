@@ -11,17 +11,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vanishjax.cli.grid import add_grid_options, gather, grid_settings
 from vanishjax.cli.options import (
-    CONTENDERS,
-    MOST_LAYERS,
     add_data_options,
     add_network_options,
     add_output_options,
-    list_of,
-    number,
-    one_of,
     warn,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +26,13 @@ NAME = "compare"
 HELP = "compare optimizers on networks of growing depth (the main job)"
 RESULT_FILE, MAP_FILE = "compare.json", "trainable_depth.png"
 
+# Those of `vanishjax.atlas.Grid`, whose import would cost seconds.
+DEFAULTS = {
+    "optimizers": ("sgd", "momentum", "nesterov", "adam", "nadam", "rmsprop", "lion"),
+    "depths": (2, 4, 6, 8, 12, 16),
+    "seeds": 3,
+    "epochs": 30,
+}
 QUICK = {
     "optimizers": ("sgd", "nesterov", "adam", "nadam"),
     "depths": (2, 4, 8),
@@ -41,50 +43,8 @@ QUICK = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this command's options."""
-    parser.add_argument(
-        "--optimizers",
-        type=list_of(one_of("optimizer", CONTENDERS), distinct=True),
-        metavar="NAMES",
-        help=f"of {', '.join(CONTENDERS)} (default: sgd,momentum,nesterov,adam,nadam,rmsprop,lion)",
-    )
-    parser.add_argument(
-        "--depths",
-        "--depth",
-        type=list_of(whole(1, MOST_LAYERS), distinct=True),
-        metavar="DEPTHS",
-        help="numbers of hidden layers (default: 2,4,6,8,12,16)",
-    )
-    parser.add_argument(
-        "--width",
-        type=whole(1),
-        default=32,
-        metavar="W",
-        help="of every hidden layer (default: %(default)s)",
-    )
+    add_grid_options(parser, DEFAULTS, QUICK)
     add_network_options(parser, activation="sigmoid")
-    parser.add_argument(
-        "--learning-rates",
-        type=list_of(number(above=0.0), distinct=True),
-        metavar="RATES",
-        help="rates to choose from, for all optimizers (default: four for each)",
-    )
-    parser.add_argument(
-        "--seeds", type=whole(1), metavar="N", help="runs of each cell (default: 3)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=whole(0),
-        default=0,
-        metavar="N",
-        help="the first seed; it also decides the data split (default: %(default)s)",
-    )
-    parser.add_argument("--epochs", type=whole(1), metavar="N", help="(default: 30)")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a smaller comparison: optimizers sgd,nesterov,adam,nadam, depths 2,4,8, 2 seeds, "
-        "15 epochs",
-    )
     add_data_options(parser)
     add_output_options(parser, f"{RESULT_FILE} and {MAP_FILE}")
 
@@ -103,61 +63,24 @@ def run(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int:
     started = time.perf_counter()
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     from vanishjax.atlas import Grid, measure, trainable_depth
     from vanishjax.cli.output import environment, write_json
     from vanishjax.report import depth_map, text
 
-    names = ("optimizers", "depths", "learning_rates", "epochs", "seeds")
-    given = {name: getattr(options, name) for name in names}
-    chosen: dict[str, Any] = dict(QUICK) if options.quick else {"seeds": 3}
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    seeds = chosen.pop("seeds")
-    grid = Grid(
-        width=options.width,
-        activation=options.activation,
-        residual=options.residual,
-        batch_size=options.batch_size,
-        seeds=tuple(range(options.seed, options.seed + seeds)),
-        **chosen,
-    )
+    defaults = QUICK if options.quick else DEFAULTS
+    grid = Grid(activation=options.activation, **grid_settings(options, defaults))
     train, validation, test = (
         (part.inputs, part.labels) for part in (dataset.train, dataset.validation, dataset.test)
     )
     classes = dataset.classes or 0
-    console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     cells: list[dict[str, Any]] = []
-    interrupted = False
-    live = console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not live) as progress:
-        task = progress.add_task("compiling", total=len(grid.depths) * len(grid.optimizers))
-        try:
-            for cell in measure(grid, train, validation, test, classes):
-                cells.append(cell)
-                mean = sum(cell["test_accuracy"]) / len(cell["test_accuracy"])
-                done = f"{cell['optimizer']} depth {cell['depth']}: {100 * mean:.1f} %"
-                progress.update(task, advance=1, description=f"{done:<28}")
-                if not live:
-                    console.print(done)
-        except KeyboardInterrupt:
-            interrupted = True
-    if not cells:
-        raise KeyboardInterrupt
+    interrupted = gather(
+        measure(grid, train, validation, test, classes),
+        cells,
+        total=len(grid.depths) * len(grid.optimizers),
+        name=lambda cell: f"{cell['optimizer']} depth {cell['depth']}",
+    )
     cells.sort(key=lambda cell: (grid.optimizers.index(cell["optimizer"]), cell["depth"]))
     result = {
         "command": NAME,
