@@ -40,7 +40,6 @@ def results_folder(
 
 def _open_folder(command: str, out: str | None, files: Sequence[str], overwrite: bool) -> Path:
     name = "runs" if out is None else f"--out {out}"
-    name = "runs" if out is None else f"--out {out}"
     try:
         if out is None:
             return _next_folder(Path("runs"), command)
@@ -69,9 +68,9 @@ def latest_folder(command: str, file: str) -> Path | None:
     return max(found, default=None, key=lambda folder: folder.stat().st_mtime)
 
 
-def to_json(value: Any) -> str:
-    """A value as JSON; NaN and infinity become null."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False)
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """A value as JSON, on one line if `indent` is None; NaN and infinity become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def write_json(path: Path, value: Any) -> str:
