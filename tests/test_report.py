@@ -365,3 +365,89 @@ def test_reports_load_neither_matplotlib_nor_jax():
         "assert not {'matplotlib', 'jax', 'flax', 'optax'} & set(sys.modules), 'too much loaded'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def atlas():
+    """Sigmoid networks that lose 6 nats a layer, and those of another initialiser, half as many."""
+    cells = [
+        {
+            "activation": "sigmoid",
+            "init": init,
+            "optimizer": optimizer,
+            "depth": depth,
+            "test_accuracy": [None if (optimizer, depth) == ("lion", 8) else 0.96 - 0.1 * depth],
+            "sum_log_chi": -loss * depth,
+        }
+        for init, loss in (("lecun", 6.0), ("he", 3.0))
+        for optimizer in ("adam", "lion")
+        for depth in (8, 1, 2, 4)
+        if (init, optimizer, depth) != ("he", "lion", 4)
+    ]
+    return {
+        "settings": {
+            "optimizers": ["lion", "adam"],
+            "depths": [8, 1, 2, 4],
+            "data": "digits",
+            "seeds": [0],
+            "decay": True,
+            "trainable_accuracy": 0.5,
+        },
+        "cells": cells,
+        "trainable_depth": {"sigmoid": {"lecun": {"lion": 4, "adam": 4}, "he": {"adam": 8}}},
+        "predicted_depth": {
+            "sigmoid": {"lecun": {"momentum": 1, "Adam": 4}, "he": {"momentum": 2, "Adam": 8}}
+        },
+        "reaches": {"momentum": 8.4, "Adam": 30.0},
+    }
+
+
+def test_atlas_table(atlas):
+    atlas["trainable_depth"]["sigmoid"]["critical_normal"] = {}
+    atlas["predicted_depth"]["sigmoid"]["critical_normal"] = {}
+    atlas["predicted_depth"]["sigmoid"]["lecun"]["momentum"] = 0
+    lines = show(report.atlas_table(atlas), width=80)
+    assert [line.split() for line in lines[:3]] == [
+        ["sigmoid"],
+        ["sigmoid", "sigmoid", "critical"],
+        ["optimizer", "lecun", "he", "normal"],
+    ]
+    assert row(lines, "lion") == "lion 4 not run not run"
+    assert row(lines, "adam") == "adam 4 8+ not run"
+    assert row(lines, "8.4") == "predicted, 8.4 nats none 2 not run"
+    assert row(lines, "30") == "predicted, 30 nats 4 8+ not run"
+
+
+def test_plot_atlas(atlas, tmp_path, figures):
+    path = tmp_path / "atlas.png"
+    report.plot_atlas(atlas, path)
+    image = Image.open(path)
+    assert share(np.asarray(image.convert("RGB")), VERMILION) > 1e-3
+    lecun, he, _, legend_axis = figures[0].axes
+    assert lecun.get_title(loc="left") == "sigmoid, lecun"
+    assert he.get_title(loc="left") == "sigmoid, he"
+    assert [label.get_text() for label in lecun.get_yticklabels()] == ["lion", "adam"]
+    assert [label.get_text() for label in lecun.get_xticklabels()] == ["1", "2", "4", "8"]
+    (strip,) = lecun.child_axes
+    assert [label.get_text() for label in strip.get_xticklabels()] == ["-6.0", "-12", "-24", "-48"]
+    assert "diverged" in [text.get_text() for text in lecun.texts]
+    assert "not run" in [text.get_text() for text in he.texts]
+
+    def contours(axis):
+        return {line.get_xdata()[0] for line in axis.lines if line.get_color() == "black"}
+
+    assert contours(lecun) == {0.5, 2.5}
+    # Nothing passes Adam's reach where all is within it.
+    assert contours(he) == {1.5}
+    assert legend(legend_axis) == [
+        "measured: 50 % accuracy",
+        "predicted: ±8.4 nats (momentum)",
+        "predicted: ±30 nats (Adam)",
+    ]
+    assert "decaying learning rate" in figures[0].get_supxlabel()
+
+
+def test_plot_atlas_of_nothing(atlas, tmp_path):
+    atlas["cells"] = []
+    with pytest.raises(ValueError, match="no cells to draw"):
+        report.plot_atlas(atlas, tmp_path / "a.png")

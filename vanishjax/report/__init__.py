@@ -1,5 +1,7 @@
 """What a run looks like: text for a terminal, figures for a page."""
 
+from vanishjax.report.atlas_plot import plot_atlas
+from vanishjax.report.atlas_text import atlas_legend, atlas_table
 from vanishjax.report.depth_map import trainable_depth
 from vanishjax.report.diagnosis_plot import plot_diagnosis
 from vanishjax.report.diagnosis_text import diagnosis_text, layer_ranges
@@ -16,6 +18,8 @@ from vanishjax.report.text import (
 
 __all__ = [
     "EventFile",
+    "atlas_legend",
+    "atlas_table",
     "compare_summary",
     "compare_table",
     "diagnosis_text",
@@ -24,6 +28,7 @@ __all__ = [
     "layer_ranges",
     "learning_curves",
     "monitor_summary",
+    "plot_atlas",
     "plot_diagnosis",
     "plot_monitor",
     "png_figure",

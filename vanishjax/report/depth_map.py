@@ -129,6 +129,8 @@ def depth_caption(settings: Mapping[str, Any]) -> str:
     if "seeds" in settings:
         count = len(settings["seeds"])
         words.append("one seed" if count == 1 else f"mean ± standard deviation over {count} seeds")
+    if settings.get("decay"):
+        words.append("decaying learning rate")
     threshold = 100 * settings["trainable_accuracy"]
     caption = f"{', '.join(words)}. " if words else ""
     caption += f"Orange line: deepest depth that reaches {threshold:.3g} %."

@@ -45,7 +45,7 @@ def compare_table(result: Mapping[str, Any]) -> Table:
     """
     settings = result["settings"]
     table = Table(
-        title=_settings_line(settings),
+        title=settings_line(settings),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -240,7 +240,8 @@ def _next_step(settings: Mapping[str, Any], deepest: Mapping[str, int], failing:
     return ", or ".join(steps) or "compare shallower networks"
 
 
-def _settings_line(settings: Mapping[str, Any]) -> str:
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """The settings of a grid, in words."""
     words = [str(settings[key]) for key in ("data", "activation") if key in settings]
     words += [
         f"{name} {settings[key]}"
@@ -249,6 +250,8 @@ def _settings_line(settings: Mapping[str, Any]) -> str:
     ]
     if "seeds" in settings:
         words.append(f"{len(settings['seeds'])} seed{'s' * (len(settings['seeds']) != 1)}")
+    if settings.get("decay"):
+        words.append("decaying rate")
     return ", ".join(words)
 
 
