@@ -367,6 +367,10 @@ def test_help_and_errors_come_before_the_heavy_imports(here):
         train --out commands
         compare --data nowhere
         compare --out commands
+        atlas --help
+        atlas --inits lecum
+        atlas --data nowhere
+        atlas --out commands
         predict nowhere.png
         predict nowhere.png --model commands
     """
