@@ -184,9 +184,15 @@ def train(network, contender, seeds, folder):
         ]
 
     params = jax.tree.map(lambda *x: jnp.stack(x), *(p.params for p in problems))
-    every = jax.jit(jax.vmap(jax.vmap(run, (None, 0, 0)), (0, None, None)))
+
+    def every(rates, params, orders):
+        # One after the other: under vmap both sides of a cond would be computed at every step.
+        over_seeds = lambda rate: jax.lax.map(lambda own: run(rate, *own), (params, orders))  # noqa: E731
+        return jax.lax.map(over_seeds, rates)
+
     started = time.perf_counter()
-    found = np.asarray(jax.device_get(every(jnp.array(rates), params, jnp.asarray(orders))), float)
+    found = jax.device_get(jax.jit(every)(jnp.array(rates), params, jnp.asarray(orders)))
+    found = np.asarray(found, float)
     best = int(np.argmax(found[1].mean(axis=1)))
     return {
         "network": network._asdict(),

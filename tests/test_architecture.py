@@ -32,7 +32,7 @@ FLOORS = (
     },
     {"initializers", "transforms"},
     {"health", "models", "optimizers"},
-    {"training"},
+    {"training", "treatment"},
     {"atlas", "model_file"},
     {"cli"},
     {"__init__", "__main__"},

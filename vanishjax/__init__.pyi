@@ -11,6 +11,7 @@ from . import report as report
 from . import theory as theory
 from . import training as training
 from . import transforms as transforms
+from . import treatment as treatment
 from .health import Diagnosis as Diagnosis
 from .health import Finding as Finding
 from .health import Health as Health
@@ -70,3 +71,7 @@ from .transforms import scale_by_sign as scale_by_sign
 from .transforms import scale_by_stddev as scale_by_stddev
 from .transforms import scale_by_trust_ratio as scale_by_trust_ratio
 from .transforms import skip_nonfinite as skip_nonfinite
+from .treatment import Remedy as Remedy
+from .treatment import Treatment as Treatment
+from .treatment import Trial as Trial
+from .treatment import cure as cure

@@ -11,7 +11,7 @@ import jax
 import optax
 
 from vanishjax import transforms
-from vanishjax.layers import Layers, dense_layers, find_layers
+from vanishjax.layers import Layers, dense_layers
 from vanishjax.transforms.per_layer import on_layers
 from vanishjax.validation import check_decay, check_non_negative
 
@@ -583,27 +583,26 @@ def deep_muon(
     if not callable(learning_rate):
         schedule = optax.linear_schedule(learning_rate, end_rate * learning_rate, total_steps)
 
-    def label(params: optax.Params) -> Any:
-        found = find_layers(params) if layers is None else layers
-        arrays, rebuild = found.by_path(params)
-        dense = dense_layers(found, params)
-        deepest = max((depth for pair in dense for depth in pair.depths), default=0)
-        inner = {pair.kernel.path for pair in dense if max(pair.depths) < deepest}
-        return rebuild({path: "inner" if path in inner else "rest" for path in arrays})
+    def build(layers: Layers) -> optax.GradientTransformationExtraArgs:
+        def label(params: optax.Params) -> Any:
+            arrays, rebuild = layers.by_path(params)
+            dense = dense_layers(layers, params)
+            deepest = max((depth for pair in dense for depth in pair.depths), default=0)
+            inner = {pair.kernel.path for pair in dense if max(pair.depths) < deepest}
+            return rebuild({path: "inner" if path in inner else "rest" for path in arrays})
 
-    steps = optax.partition(
-        {
-            "inner": optax.chain(
-                transforms.scale_by_muon(beta=momentum, layers=layers),
-                transforms.scale_by_shape(layers=layers),
-            ),
-            "rest": optax.chain(
-                transforms.nesterov(momentum), transforms.scale_by_sign(), optax.scale(rest_rate)
-            ),
-        },
-        label,
-    )
-    centered = transforms.center(
-        optax.chain(steps, optax.scale_by_learning_rate(schedule)), layers, normalize=True
-    )
-    return transforms.recondition(layers, inner=centered) if recondition else centered
+        inner = optax.chain(
+            transforms.scale_by_muon(beta=momentum, layers=layers),
+            transforms.scale_by_shape(layers=layers),
+        )
+        rest = optax.chain(
+            transforms.nesterov(momentum), transforms.scale_by_sign(), optax.scale(rest_rate)
+        )
+        steps = optax.chain(
+            optax.partition({"inner": inner, "rest": rest}, label),
+            optax.scale_by_learning_rate(schedule),
+        )
+        centered = transforms.center(steps, layers, normalize=True)
+        return transforms.recondition(layers, inner=centered) if recondition else centered
+
+    return on_layers(build, layers)

@@ -1,13 +1,13 @@
-"""The command line: `vanishjax compare`, `atlas`, `diagnose`, `train` and `predict`."""
+"""The command line: `vanishjax compare`, `atlas`, `diagnose`, `cure`, `train` and `predict`."""
 
 import os
 import sys
 from collections.abc import Sequence
 
-from vanishjax.cli import atlas, compare, diagnose, predict, train
+from vanishjax.cli import atlas, compare, cure, diagnose, predict, train
 from vanishjax.cli.options import make_parser, warn
 
-COMMANDS = (compare, atlas, diagnose, train, predict)
+COMMANDS = (compare, atlas, diagnose, cure, train, predict)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,12 +23,13 @@ class TargetError(ValueError):
 
 
 class Target(NamedTuple):
-    """A network to look at: the arguments of `vanishjax.diagnose`."""
+    """A network to look at: the arguments of `vanishjax.diagnose`, and its problem if any."""
 
     loss_fn: Callable[[Any, Any], Any]
     params: Any
     batch: Any
     tx: Any
+    problem: Any = None
 
 
 @contextlib.contextmanager
@@ -89,6 +90,25 @@ def blame(what: str) -> Iterator[None]:
         raise TargetError(f"{what} raised {kind}{_place(error)}") from error
 
 
+@contextlib.contextmanager
+def looking_at(name: str) -> Iterator[None]:
+    """Turns what a target's network makes the package raise into one line that names the target."""
+    try:
+        yield
+    except TargetError:
+        raise
+    except ValueError as error:
+        if isinstance(error.__cause__, TargetError):
+            raise error.__cause__ from error
+        raise TargetError(f"{name}: {error}") from error
+    except (RuntimeError, OSError, MemoryError):
+        raise
+    except Exception:
+        # JAX speaks up in many ways about trees and arrays that it can't take.
+        with blame(f"{name}: looking at what it returned"):
+            raise
+
+
 def _import_module(name: str) -> ModuleType:
     with blame(f"{name}: importing it"):
         try:
@@ -141,6 +161,7 @@ def _unpack(name: str, returned: Any) -> Target:
     from vanishjax.problem import Problem
 
     parts = tuple(returned) if isinstance(returned, tuple | list) else (returned,)
+    problem = None
     if len(parts) == 2 and isinstance(parts[0], Problem):
         problem, batch = parts
         parts = (problem.loss_fn, problem.params, batch, problem.tx)
@@ -161,7 +182,7 @@ def _unpack(name: str, returned: Any) -> Target:
         with blame(f"{name}: its loss_fn"):
             return loss_fn(params, batch)
 
-    return Target(guarded, params, batch, tx)
+    return Target(guarded, params, batch, tx, problem)
 
 
 def _kinds(value: Any) -> str:

@@ -3,7 +3,7 @@
 `critical_orthogonal` and `critical_normal` go where Flax takes a ``kernel_init``, `critical_bias`
 where it takes a ``bias_init``. What a bias initialiser can't do, because it doesn't see the kernel,
 `center_biases` does afterwards: take the mean that a sigmoid adds out of the next layer. `lsuv`
-does the same for any model, by looking at data instead of theory.
+does the same for any model, by looking at data instead of theory; `looks_linear` is for rectifiers.
 """
 
 from vanishjax.initializers.critical import (
@@ -12,6 +12,7 @@ from vanishjax.initializers.critical import (
     critical_normal,
     critical_orthogonal,
 )
+from vanishjax.initializers.mirrored import looks_linear
 from vanishjax.initializers.named import INITIALIZERS, Initialization, initialization
 from vanishjax.initializers.unit_variance import lsuv
 
@@ -23,5 +24,6 @@ __all__ = [
     "critical_normal",
     "critical_orthogonal",
     "initialization",
+    "looks_linear",
     "lsuv",
 ]

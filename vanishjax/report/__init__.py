@@ -15,6 +15,8 @@ from vanishjax.report.text import (
     epoch_line,
     probability_table,
 )
+from vanishjax.report.treatment_plot import plot_treatment
+from vanishjax.report.treatment_text import treatment_text
 
 __all__ = [
     "EventFile",
@@ -31,8 +33,10 @@ __all__ = [
     "plot_atlas",
     "plot_diagnosis",
     "plot_monitor",
+    "plot_treatment",
     "png_figure",
     "probability_table",
     "trainable_depth",
+    "treatment_text",
     "weakest_layer",
 ]

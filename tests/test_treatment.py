@@ -1,0 +1,277 @@
+"""cure: what it accepts, records, refuses and leaves alone; each remedy on what it must cure."""
+
+import dataclasses
+import json
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vanishjax as vj
+from vanishjax.treatment import remedies
+from vanishjax.treatment.cure import _divide, _sequence
+
+KEY = jax.random.key(0)
+STEPS = 40
+
+
+def data(batches=16, size=64, features=8):
+    x = jax.random.normal(KEY, (batches, size, features))
+    return [(inputs, jnp.argmax(inputs[:, :4], axis=1)) for inputs in x]
+
+
+def network(activation="sigmoid", depth=16, **options):
+    options = {"tx": vj.adam(3e-3), "key": jax.random.key(1)} | options
+    return vj.mlp_problem(8, (32,) * depth, 4, activation=activation, **options)
+
+
+def names(treatment):
+    return {trial.remedy: trial.outcome for trial in treatment.trials}
+
+
+@pytest.fixture(scope="module")
+def cured():
+    problem = network()
+    return problem, vj.cure(problem, data(), steps=STEPS, key=KEY)
+
+
+def test_a_collapsed_sigmoid_network_is_cured(cured):
+    _, treatment = cured
+    assert names(treatment) == {"untreated": "untreated", "lsuv": "accepted"}
+    assert [remedy.name for remedy in treatment.accepted] == ["lsuv"]
+    assert not treatment.before.healthy
+    assert treatment.after.healthy
+    untreated, accepted = treatment.trials
+    assert accepted.loss < 0.9 * untreated.loss
+    assert accepted.accuracy > untreated.accuracy + 0.2
+    assert "mean_collapse" in untreated.rules
+    assert not accepted.rules
+    assert treatment.cost == 2 * STEPS + 2 * 3
+    assert treatment.recipe == "params = vj.initializers.lsuv(loss_fn, params, batch)"
+
+
+def test_nothing_of_the_users_is_changed(cured):
+    problem, _ = cured
+    again = network()
+    chex.assert_trees_all_equal(problem.params, again.params)
+
+
+def test_the_state_that_comes_back_is_that_of_the_trial(cured):
+    """The same steps by hand, from the treated start, end where the treatment does."""
+    _, treatment = cured
+    problem = treatment.start
+    trained_on, _ = _divide(data(), STEPS)
+    batches = _sequence(trained_on, STEPS, jax.random.split(KEY)[0])
+    state = vj.TrainState.create(problem.params, problem.tx)
+    step, losses = vj.make_train_step(problem.loss_fn, problem.tx), []
+    for i in range(STEPS):
+        state, metrics = step(state, jax.tree.map(lambda x, i=i: x[i], batches))
+        losses.append(float(metrics["loss"]))
+    chex.assert_trees_all_close(treatment.problem.params, dict(state.params), atol=2e-3)
+    chex.assert_trees_all_equal_shapes_and_dtypes(treatment.opt_state, state.opt_state)
+    np.testing.assert_allclose(treatment.trials[-1].losses, losses, atol=1e-3)
+
+
+def test_it_is_deterministic_under_a_key(cured):
+    _, treatment = cured
+    again = vj.cure(network(), data(), steps=STEPS, key=KEY)
+    chex.assert_trees_all_equal(again.problem.params, treatment.problem.params)
+    assert again.to_dict()["trials"] == treatment.to_dict()["trials"]
+
+
+def test_a_healthy_network_is_left_alone():
+    problem = network("tanh", depth=4)
+    treatment = vj.cure(problem, data(), steps=STEPS)
+    assert treatment.problem is problem
+    assert treatment.start is problem
+    assert treatment.accepted == ()
+    assert treatment.trials == ()
+    assert treatment.opt_state is None
+    assert treatment.cost == 3
+    assert treatment.recipe == ""
+    assert str(treatment) == "Healthy: nothing to cure."
+
+
+def remedy(name, **changes):
+    return vj.Remedy(name, lambda problem: dataclasses.replace(problem, **changes))
+
+
+def broken(problem):
+    raise RuntimeError("no such layer\nmore")
+
+
+def test_remedies_that_raise_diverge_or_do_nothing_are_recorded():
+    problem = network()
+    wild = optax.chain(optax.scale(1e30), optax.sgd(1e30))
+    tried = [
+        vj.Remedy("broken", broken),
+        remedy("placebo", tx=vj.adam(2e-3)),
+        remedy("wild", tx=wild),
+    ]
+    seen = []
+    treatment = vj.cure(problem, data(), steps=10, remedies=tried, on_trial=seen.append)
+    assert names(treatment) == {
+        "broken": "failed",
+        "untreated": "untreated",
+        "placebo": "no better",
+        "wild": "diverged",
+    }
+    assert list(treatment.trials) == seen
+    assert treatment.trials[0].reason == "RuntimeError: no such layer"
+    assert treatment.accepted == ()
+    assert treatment.problem is problem
+    assert str(treatment).startswith("Nothing helped, at the cost of ")
+    json.dumps(treatment.to_dict(), allow_nan=False)
+
+
+def test_what_lowers_the_loss_but_not_the_cause_is_not_accepted():
+    """A bias of the last layer can learn how frequent the classes are, whatever ails the rest."""
+    batches = [(x, jnp.where(y > 1, 0, y)) for x, y in data()]
+    problem = network(tx=optax.sgd(1e-4))
+    treatment = vj.cure(problem, batches, steps=STEPS, remedies=[remedy("sgd", tx=optax.sgd(0.3))])
+    trial = treatment.trials[-1]
+    assert trial.loss < 0.98 * treatment.trials[0].loss
+    assert trial.outcome == "no better"
+    assert "the cause is still there" in trial.reason
+
+
+def test_remedies_are_combined_until_it_is_healthy():
+    """Half a cure, then the other half on top of it."""
+    full = remedies.lsuv(data()[0])
+
+    def half(problem):
+        params = full.apply(problem).params
+        deep = problem.params["hidden_stack"]
+        mixed = jax.tree.map(
+            lambda new, old: new.at[-3:].set(old[-3:]), params["hidden_stack"], deep
+        )
+        return dataclasses.replace(problem, params={**params, "hidden_stack": mixed})
+
+    problem = network()
+    tried = [vj.Remedy("half", half), vj.Remedy("rest", full.apply)]
+    treatment = vj.cure(problem, data(), steps=STEPS, remedies=tried)
+    assert treatment.after.healthy
+    assert {"half", "rest"} & {one.name for one in treatment.accepted}
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (lambda: network("relu", 48), {"looks_linear", "rezero"}),
+        (lambda: network(tx=optax.sgd(0.1), depth=10), {"lsuv"}),
+        (lambda: scaled_kernels(50.0), {"lsuv"}),
+        (lambda: zeros(), {"redraw"}),
+        (lambda: poisoned(), {"redraw"}),
+    ],
+    ids=["rank collapse", "sgd", "saturated", "zeros", "nan"],
+)
+def test_each_cause_has_its_cure(problem, expected):
+    treatment = vj.cure(problem(), data(), steps=60, key=KEY)
+    accepted = {one.name for one in treatment.accepted}
+    assert accepted & expected, str(treatment)
+    assert treatment.trials[0].remedy == "untreated"
+
+
+def scaled_kernels(factor):
+    problem = network("tanh", 6)
+    params = jax.tree.map(lambda x: factor * x, problem.params)
+    return dataclasses.replace(problem, params=params)
+
+
+def zeros():
+    problem = network("tanh", 4)
+    return dataclasses.replace(problem, params=jax.tree.map(jnp.zeros_like, problem.params))
+
+
+def poisoned():
+    problem = network("tanh", 4)
+    params = jax.tree.map(lambda x: x, problem.params)
+    params["hidden_0"]["kernel"] = params["hidden_0"]["kernel"].at[0, 0].set(jnp.nan)
+    return dataclasses.replace(problem, params=params)
+
+
+def test_a_model_of_ones_own_without_a_factory():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(10):
+                x = nn.sigmoid(nn.Dense(32)(x))
+            return nn.Dense(4)(x)
+
+    def loss_fn(params, batch):
+        outputs = Net().apply({"params": params}, batch[0])
+        losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1])
+        return losses.mean(), {"outputs": outputs}
+
+    params = Net().init(KEY, data()[0][0])["params"]
+    treatment = vj.cure(vj.Problem(loss_fn, params, vj.adam(3e-3)), data(), steps=60)
+    assert [one.name for one in treatment.accepted] == ["lsuv"]
+    assert treatment.trials[-1].accuracy is None
+    assert "rezero" not in names(treatment)
+
+
+def test_loss_scale_gives_a_float16_network_its_gradient_back():
+    problem = network("tanh", 4, dtype=jnp.float16, param_dtype=jnp.float16)
+    faint = dataclasses.replace(
+        problem, loss_fn=lambda p, b: problem.loss_fn(p, b).astype(jnp.float16) * 2e-6
+    )
+    batch = (data()[0][0].astype(jnp.float16), data()[0][1])
+    treated = remedies.loss_scale().apply(faint)
+    assert float(treated.loss_fn(treated.params, batch)) == float(
+        faint.loss_fn(faint.params, batch)
+    )
+
+    def zero_share(gradient):
+        return np.mean([float((g == 0).mean()) for g in jax.tree.leaves(gradient)])
+
+    lost, kept = (jax.grad(one.loss_fn)(one.params, batch) for one in (faint, treated))
+    assert zero_share(lost) > 0.3
+    assert zero_share(kept) < 0.1
+    updates, _ = treated.tx.update(kept, treated.tx.init(treated.params), treated.params)
+    assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
+
+
+def test_redraw_leaves_scales_and_the_structure():
+    problem = zeros()
+    params = remedies.redraw(data()[0], KEY).apply(problem).params
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, problem.params)
+    assert vj.diagnose(problem.loss_fn, params, data()[0]).healthy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batches": data()[:2]}, "needs 3 batches of one shape or more, .* got 2"),
+        ({"batches": []}, "got 0"),
+        ({"batches": [(jnp.full((4, 8), jnp.nan), jnp.zeros(4, int))] * 3}, "NaN"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        vj.cure(network(depth=2), **({"batches": data(), "steps": 5} | arguments))
+
+
+def test_batches_are_divided_and_gone_through_in_passes():
+    batches = [jnp.full(2, i) for i in range(16)] + [jnp.full(1, 99)]
+    on, held = _divide(batches, 100)
+    assert [int(b[0]) for b in held] == [7, 15]
+    assert len(on) == 14
+    order = np.asarray(_sequence(on, 30, KEY)[:, 0])
+    assert sorted(order[:14]) == sorted(int(b[0]) for b in on) == sorted(order[14:28])
+    assert list(order[:14]) != list(order[14:28])
+    # Of an endless stream only what trials can use is taken.
+    endless = iter(lambda: jnp.zeros(2), None)
+    assert len(_divide(endless, 10)[0]) == 10
+    three = _divide(batches[:3], 10)
+    assert [len(part) for part in three] == [2, 1]
+
+
+def test_the_figure(tmp_path, cured):
+    _, treatment = cured
+    path = treatment.plot(tmp_path / "race.png")
+    assert path.read_bytes().startswith(b"\x89PNG")

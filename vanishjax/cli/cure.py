@@ -1,0 +1,174 @@
+"""Find out what makes a network train: try what fits the cause, keep what proves itself.
+
+Each remedy runs for a few steps beside the untreated network, from the same parameters on the same
+batches; it is kept if it improves both what ailed the network and the held-out loss.
+
+An MLP, by the options of `vanishjax train`:
+  vanishjax cure --activation sigmoid --depth 24
+  vanishjax cure --activation relu --depth 64 --optimizer sgd --steps 200
+
+A network of your own, in any JAX: a function without arguments that returns (loss_fn, params,
+batches), (loss_fn, params, batches, tx) or (problem, batches), where batches is a list of what
+loss_fn takes, or one large batch, whose arrays are cut along their first axis:
+  vanishjax cure net.py:make
+
+The exit status is 1 if nothing helped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vanishjax.cli.network import add_target_options, make_problem, network_options
+from vanishjax.cli.options import add_output_options, number, warn, whole
+
+if TYPE_CHECKING:
+    from vanishjax.problem import Problem
+    from vanishjax.treatment import Treatment, Trial
+
+NAME = "cure"
+HELP = "find out what makes a sick network train"
+RESULT_FILE, FIGURE_FILE = "cure.json", "cure.png"
+FILES = (RESULT_FILE, FIGURE_FILE)
+
+BATCH_SIZE = 64
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's options."""
+    add_target_options(parser, f"examples a step (default: {BATCH_SIZE})")
+    group = parser.add_argument_group("trials")
+    group.add_argument(
+        "--steps",
+        type=whole(1),
+        default=100,
+        metavar="N",
+        help="training steps of each trial (default: %(default)s)",
+    )
+    group.add_argument(
+        "--total-steps",
+        type=whole(1),
+        metavar="N",
+        help="length of the training to follow (default: ten trials)",
+    )
+    group.add_argument(
+        "--remedy-rate",
+        type=number(above=0.0),
+        default=1e-3,
+        metavar="RATE",
+        help="learning rate of Adam-like optimizers among the remedies; Muon-like take ten times "
+        "that (default: %(default)s)",
+    )
+    add_output_options(parser, f"{RESULT_FILE} and {FIGURE_FILE}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tries the remedies, and prints and writes what came of it."""
+    from vanishjax.cli.output import results_folder
+
+    chosen = network_options(options)
+    started = time.perf_counter()
+    with results_folder(NAME, options.out, FILES, options.overwrite) as folder:
+        if options.target is None:
+            treatment = _treat(*_mlp(chosen), chosen.seed, options)
+        else:
+            treatment = _treat_target(options)
+        _show(treatment, folder, options.json, time.perf_counter() - started)
+    return 0 if treatment.before.healthy or treatment.accepted else 1
+
+
+def _mlp(options: argparse.Namespace) -> tuple[Problem, Any]:
+    from vanishjax.cli.inputs import load_data
+
+    size = options.batch_size or BATCH_SIZE
+    settings = {"validation_split": 0.2, "batch_size": size}
+    targets: Literal["real", "classes"] = "real" if options.loss == "squared_error" else "classes"
+    dataset = load_data(
+        argparse.Namespace(**(vars(options) | settings)), targets, dtype=options.dtype
+    )
+    whole_set = (dataset.train.inputs, dataset.train.labels)
+    batches = list(_cut(whole_set, size))
+    return make_problem(options, dataset, batches[0]), batches
+
+
+def _treat_target(options: argparse.Namespace) -> Treatment:
+    from vanishjax.cli.target import looking_at, open_target
+
+    with open_target(options.target) as target, looking_at(options.target):
+        from vanishjax import optimizers
+        from vanishjax.problem import Problem
+
+        loss_fn, params, batches, tx, problem = target
+        if problem is None:
+            problem = Problem(loss_fn, params, optimizers.adam(1e-3) if tx is None else tx)
+        else:
+            problem = dataclasses.replace(problem, loss_fn=loss_fn)
+        if not isinstance(batches, list | Iterator):
+            batches = list(_cut(batches, BATCH_SIZE))
+        return _treat(problem, batches, 0, options)
+
+
+def _treat(problem: Problem, batches: Any, seed: int, options: argparse.Namespace) -> Treatment:
+    import jax
+    from rich.console import Console
+
+    from vanishjax.treatment import cure
+
+    console = Console(stderr=True, highlight=False)
+
+    def tell(trial: Trial) -> None:
+        console.print(f"{trial.remedy}: {trial.outcome}")
+
+    with console.status("diagnosing and trying remedies"):
+        return cure(
+            problem,
+            batches,
+            steps=options.steps,
+            total_steps=options.total_steps,
+            learning_rate=options.remedy_rate,
+            key=jax.random.key(seed),
+            on_trial=tell,
+        )
+
+
+def _cut(batch: Any, size: int) -> Iterator[Any]:
+    """Batches of a size from a large one, or sixteen of a small one's."""
+    import jax
+
+    arrays = [x for x in jax.tree.leaves(batch) if getattr(x, "ndim", 0)]
+    length = min((len(x) for x in arrays), default=0)
+    if length < 3:
+        raise ValueError(
+            f"cure needs several batches: a list of them, or a large one to cut; got {length} "
+            "examples"
+        )
+    size = min(size, max(1, length // 16))
+    for start in range(0, length - size + 1, size):
+        yield jax.tree.map(
+            lambda x, at=start: x[at : at + size] if getattr(x, "ndim", 0) else x, batch
+        )
+
+
+def _show(treatment: Treatment, folder: Path, as_json: bool, seconds: float) -> None:
+    from rich.console import Console
+
+    from vanishjax.cli.output import environment, to_json, write_json
+
+    result = {"command": NAME, **treatment.to_dict(), "seconds": seconds}
+    result["environment"] = environment()
+    write_json(folder / RESULT_FILE, result)
+    treatment.plot(folder / FIGURE_FILE)
+    if as_json:
+        print(to_json(result))
+        return
+    console = Console(highlight=False)
+    text = str(treatment).encode(console.encoding, "replace").decode(console.encoding)
+    console.print(text, soft_wrap=True, markup=False)
+    console.print(f"\nsaved {RESULT_FILE} and {FIGURE_FILE} in {folder}", soft_wrap=True)
+    if not (treatment.before.healthy or treatment.accepted):
+        warn("no remedy helped: the network needs another architecture, data or loss")

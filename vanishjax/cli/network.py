@@ -1,0 +1,168 @@
+"""An MLP described by options, for commands that also take a network of the user's own."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vanishjax.cli.options import (
+    INITIALIZERS,
+    OPTIMIZERS,
+    add_network_options,
+    add_source_options,
+    add_width_options,
+    hidden_widths,
+    number,
+    one_of,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from vanishjax.problem import Problem
+    from vanishjax.training.data import Dataset
+
+# The options that describe an MLP. They are None unless given, since a target takes none of them.
+NETWORK: dict[str, Any] = {
+    "activation": "relu",
+    "residual": None,
+    "hidden": None,
+    "depth": None,
+    "width": None,
+    "init": "lecun",
+    "loss": "cross_entropy",
+    "optimizer": "adam",
+    "learning_rate": None,
+    "data": "digits",
+    "data_dir": None,
+    "batch_size": None,
+    "seed": 0,
+    "dtype": "float32",
+}
+
+
+def add_target_options(parser: argparse.ArgumentParser, batch_size: str) -> None:
+    """Options for a target, or else for an MLP and its data.
+
+    Args:
+      parser: Gets them.
+      batch_size: What --batch-size is for.
+    """
+    parser.add_argument(
+        "target",
+        nargs="?",
+        metavar="TARGET",
+        help="module:function or path/to/file.py:function that returns the network; without it, "
+        "an MLP by the options",
+    )
+    add_network_options(parser, activation=NETWORK["activation"])
+    add_width_options(parser)
+    parser.add_argument(
+        "--init",
+        type=one_of("initializer", INITIALIZERS),
+        metavar="NAME",
+        help="of the kernels: lecun (Flax's own), he, critical_orthogonal or critical_normal, at "
+        "which gradients keep their size (default: lecun)",
+    )
+    parser.add_argument(
+        "--loss",
+        type=one_of("loss", ("cross_entropy", "squared_error")),
+        metavar="NAME",
+        help="cross_entropy (classes) or squared_error (one linear output) (default: "
+        "cross_entropy)",
+    )
+    parser.add_argument(
+        "--optimizer",
+        type=one_of("optimizer", OPTIMIZERS),
+        metavar="NAME",
+        help=f"that is to train it: {', '.join(OPTIMIZERS)} (default: adam)",
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=number(above=0.0),
+        metavar="RATE",
+        help="of the optimizer (default: that of vanishjax train)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole(0),
+        metavar="N",
+        help="decides the data split and the parameters (default: 0)",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=one_of("dtype", ("float32", "bfloat16")),
+        metavar="TYPE",
+        help="of inputs, parameters and computation: float32 or bfloat16 (default: float32)",
+    )
+    group = add_source_options(parser)
+    group.add_argument("--batch-size", type=whole(1), metavar="N", help=batch_size)
+    parser.set_defaults(**dict.fromkeys(NETWORK))
+
+
+def network_options(options: argparse.Namespace) -> argparse.Namespace:
+    """The MLP's options with their defaults filled in.
+
+    Raises:
+      ValueError: Some were given beside a target, or they don't go together.
+    """
+    given = {name: getattr(options, name) for name in NETWORK if getattr(options, name) is not None}
+    if options.target is not None and given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(
+            f"{flags}: for an MLP of ours; {options.target} brings its own network, batch and "
+            "optimizer"
+        )
+    chosen = argparse.Namespace(**(NETWORK | given))
+    hidden_widths(chosen)
+    return chosen
+
+
+def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> Problem:
+    """The network that `vanishjax train` would start with, by any initialiser."""
+    import dataclasses
+
+    import jax
+
+    from vanishjax import initializers, optimizers
+    from vanishjax.cli.train import LEARNING_RATES, SEE_LAYERS
+    from vanishjax.layers import find_layers
+    from vanishjax.models import mlp_problem
+
+    start = initializers.initialization(options.init, options.activation)
+    problem = mlp_problem(
+        dataset.train.inputs.shape[1],
+        hidden_widths(options),
+        dataset.classes or math.prod(dataset.train.labels.shape[1:]),
+        activation=options.activation,
+        residual=options.residual,
+        loss=options.loss,
+        key=jax.random.key(options.seed),
+        dtype=options.dtype,
+        param_dtype=options.dtype,
+        kernel_init=start.kernel_init,
+        bias_init=start.bias_init,
+    )
+    layers = find_layers(problem.params, problem.loss_fn, batch)
+    params = problem.params
+    if start.centers and options.residual is None:
+        params = initializers.center_biases(params, options.activation, layers)
+    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
+    arguments = {"layers": layers} if options.optimizer in SEE_LAYERS else {}
+    tx = getattr(optimizers, options.optimizer)(rate, **arguments)
+    return dataclasses.replace(problem, params=params, tx=tx)
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Tells who waits at a terminal what for."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield

@@ -1,0 +1,84 @@
+"""A treatment as a figure: the race of the trials' training losses."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vanishjax.report.plots import OKABE_ITO, png_figure
+
+__all__ = ["plot_treatment"]
+
+_COLORS = ("blue", "vermilion", "green", "purple", "orange", "sky_blue")
+_STYLES = ("-", "--", "-.", ":")
+
+
+def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Draws the training loss of every trial, step by step, and marks what was accepted.
+
+    Args:
+      treatment: What `Treatment.to_dict` gives.
+      path: The PNG file to write.
+
+    Returns:
+      The path.
+    """
+    accepted = " + ".join(treatment["accepted"])
+    title = f"Cured by {accepted}" if accepted else "Nothing helped"
+    if not treatment["trials"]:
+        title = "Healthy: nothing to cure"
+    caption = (
+        f"training loss of each trial, {treatment['steps']} steps from the same parameters on the "
+        f"same batches; all together cost {treatment['cost']:.0f} steps"
+    )
+    with png_figure(path, 9, 4.8, title=title, caption=caption) as figure:
+        axes = figure.subplots()
+        axes.set_xlabel("step")
+        axes.set_ylabel("training loss")
+        palette = [OKABE_ITO[name] for name in _COLORS]
+        treated = 0
+        for trial in treatment["trials"]:
+            smooth = _smooth(trial["losses"])
+            if not smooth:
+                continue
+            look: dict[str, Any] = {"color": "0.5", "linewidth": 1.5}
+            if trial["outcome"] != "untreated":
+                look["color"] = palette[treated % len(palette)]
+                look["linestyle"] = _STYLES[treated // len(palette) % len(_STYLES)]
+                treated += 1
+            if trial["outcome"] == "accepted":
+                look["linewidth"] = 3
+            label = trial["remedy"] + _score(trial)
+            axes.plot(range(1, len(smooth) + 1), smooth, label=label, **look)
+        if axes.lines:
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+            axes.set_ylim(bottom=0)
+    return Path(path)
+
+
+def _score(trial: Mapping[str, Any]) -> str:
+    """The end, in words."""
+    if trial["outcome"] == "diverged":
+        return " (diverged)"
+    score = f"held-out loss {trial['loss']:.3g}" if trial["loss"] is not None else ""
+    if trial["accuracy"] is not None:
+        score = f"held-out {100 * trial['accuracy']:.0f} %"
+    mark = ", accepted" if trial["outcome"] == "accepted" else ""
+    return f" ({score}{mark})" if score else mark
+
+
+def _smooth(losses: Sequence[float | None]) -> list[float]:
+    """Running means over a tenth of the steps, up to the first that isn't finite."""
+    window = max(1, len(losses) // 10)
+    finite: list[float] = []
+    for loss in losses:
+        if loss is None or not math.isfinite(loss):
+            break
+        finite.append(loss)
+    return [
+        math.fsum(finite[max(0, end - window) : end]) / min(window, end)
+        for end in range(1, len(finite) + 1)
+    ]

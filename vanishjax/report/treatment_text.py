@@ -1,0 +1,83 @@
+"""A treatment as text: what ailed the network, every trial, and what to write to apply the cure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["treatment_text"]
+
+_WIDTH = 96
+_MARKS = {"accepted": "✓", "better": "+", "no better": "·", "diverged": "✗", "failed": "✗"}
+
+
+def treatment_text(treatment: Mapping[str, Any]) -> str:
+    """Writes a treatment out.
+
+    Args:
+      treatment: What `Treatment.to_dict` gives.
+
+    Returns:
+      The outcome in a line, the cause, a table of trials, and the recipe.
+
+    Example:
+      >>> finding = {"rule": "dead_units", "severity": "critical", "cause": "All units are off."}
+      >>> trial = {"remedy": "untreated", "outcome": "untreated", "loss": 2.3, "accuracy": 0.1,
+      ...          "rules": ["dead_units"], "reason": ""}
+      >>> cured = {"remedy": "lsuv", "outcome": "accepted", "loss": 0.3, "accuracy": 0.9,
+      ...          "rules": [], "reason": "no more dead units"}
+      >>> print(treatment_text({"accepted": ["lsuv"], "recipe": "params = ...", "steps": 50,
+      ...     "cost": 106.0, "trials": [trial, cured], "before": {"findings": [finding]},
+      ...     "after": {"healthy": True}}))
+      Cured by lsuv, at the cost of 106 training steps.
+      <BLANKLINE>
+      dead units: All units are off.
+      <BLANKLINE>
+      after 50 steps  held-out loss  accuracy
+        untreated             2.300    10.0 %
+      ✓ lsuv                  0.300    90.0 %  no more dead units
+      <BLANKLINE>
+      In your own script, with vanishjax as vj:
+        params = ...
+    """
+    critical = [one for one in treatment["before"]["findings"] if one["severity"] == "critical"]
+    if not critical:
+        return "Healthy: nothing to cure."
+    blocks = [_headline(treatment), *map(_cause, critical), _table(treatment)]
+    if treatment["recipe"]:
+        recipe = textwrap.indent(treatment["recipe"], "  ")
+        blocks.append(f"In your own script, with vanishjax as vj:\n{recipe}")
+    return "\n\n".join(blocks)
+
+
+def _headline(treatment: Mapping[str, Any]) -> str:
+    cost = f"at the cost of {treatment['cost']:.0f} training steps"
+    if not treatment["accepted"]:
+        return f"Nothing helped, {cost}: the network is as it was."
+    names = " + ".join(treatment["accepted"])
+    left = "" if treatment["after"]["healthy"] else "; it isn't healthy yet"
+    return f"{'Improved' if left else 'Cured'} by {names}, {cost}{left}."
+
+
+def _cause(finding: Mapping[str, Any]) -> str:
+    text = f"{finding['rule'].replace('_', ' ')}: {finding['cause']}"
+    return textwrap.fill(text, _WIDTH, subsequent_indent="    ")
+
+
+def _table(treatment: Mapping[str, Any]) -> str:
+    trials = treatment["trials"]
+    scored = any(trial["accuracy"] is not None for trial in trials)
+    first = f"after {treatment['steps']} steps"
+    width = max([len(first) - 2, *(len(trial["remedy"]) for trial in trials)])
+    head = f"{first:<{width + 2}}  held-out loss" + ("  accuracy" if scored else "")
+    lines = [head]
+    for trial in trials:
+        mark = _MARKS.get(trial["outcome"], " ")
+        loss = "" if trial["loss"] is None else f"{trial['loss']:.3f}"
+        line = f"{mark} {trial['remedy']:<{width}}  {loss or '-':>13}"
+        if scored:
+            share = trial["accuracy"]
+            line += f"  {'-' if share is None else f'{100 * share:.1f} %':>8}"
+        lines.append(f"{line}  {trial['reason']}".rstrip())
+    return "\n".join(lines)

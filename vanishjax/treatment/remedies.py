@@ -1,0 +1,244 @@
+"""The remedies that the package knows, and which of them fit what a diagnosis found."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vanishjax import initializers, numerics, optimizers, transforms
+from vanishjax.health import Finding
+from vanishjax.layers import Layers, find_layers
+from vanishjax.problem import Problem
+from vanishjax.treatment.remedy import Remedy
+
+# What may help against each cause (`benchmarks.cure`).
+FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "nonfinite": ("redraw", "clip"),
+        "zero_gradient": ("redraw", "rezero"),
+        "mean_collapse": ("lsuv", "rezero", "deep_muon"),
+        "rank_collapse": ("lsuv", "looks_linear", "rezero", "muon"),
+        "vanishing_gradient": ("lsuv", "rezero", "adam_atan2", "deep_muon"),
+        "exploding_gradient": ("lsuv", "rezero", "clip"),
+        "saturated_units": ("lsuv", "redraw"),
+        "dead_units": ("lsuv", "redraw"),
+        "underflow": ("loss_scale", "lsuv", "adam_atan2"),
+        "blind_optimizer": ("adam_atan2", "lsuv"),
+    }
+)
+
+# The gradients of 16-bit networks are computed this many times as large.
+LOSS_SCALE = 2.0**10
+
+
+def lsuv(batch: Any) -> Remedy:
+    """Orthogonal kernels, unit variance and zero mean of every layer on a batch.
+
+    See `vanishjax.initializers.lsuv`.
+    """
+
+    def apply(problem: Problem) -> Problem:
+        params = initializers.lsuv(problem.loss_fn, problem.params, batch)
+        return dataclasses.replace(problem, params=params)
+
+    recipe = "params = vj.initializers.lsuv(loss_fn, params, batch)"
+    return Remedy("lsuv", apply, recipe)
+
+
+def looks_linear(layers: Layers, key: jax.Array) -> Remedy:
+    """Mirrored orthogonal kernels: a rectifier network that starts as a linear one."""
+
+    def apply(problem: Problem) -> Problem:
+        params = initializers.looks_linear(key, problem.params, layers)
+        return dataclasses.replace(problem, params=params)
+
+    recipe = (
+        "layers = vj.find_layers(params, loss_fn, batch)\n"
+        "params = vj.initializers.looks_linear(jax.random.key(1), params, layers)"
+    )
+    return Remedy("looks_linear", apply, recipe)
+
+
+def redraw(batch: Any, key: jax.Array) -> Remedy:
+    """Kernels drawn anew, biases zero, then `lsuv`: for what is beyond repair (NaN, all alike)."""
+
+    def apply(problem: Problem) -> Problem:
+        layers = find_layers(problem.params, problem.loss_fn, batch)
+        arrays, rebuild = layers.by_path(problem.params)
+        drawn = {}
+        for leaf, own in zip(layers.leaves, jax.random.split(key, len(layers.leaves)), strict=True):
+            x = arrays[leaf.path]
+            if len(leaf.inner_axes) >= 2:
+                fan_in = max(1, math.prod(leaf.shape[axis] for axis in leaf.inner_axes[:-1]))
+                x = (jax.random.normal(own, x.shape) / fan_in**0.5).astype(x.dtype)
+            elif leaf.path.rpartition("/")[-1] in ("bias", "b"):
+                x = jnp.zeros_like(x)
+            drawn[leaf.path] = x
+        params = initializers.lsuv(problem.loss_fn, rebuild(drawn), batch)
+        return dataclasses.replace(problem, params=params)
+
+    recipe = (
+        'params = model.init(jax.random.key(1), inputs)["params"]    # drawn anew\n'
+        "params = vj.initializers.lsuv(loss_fn, params, batch)"
+    )
+    return Remedy("redraw", apply, recipe)
+
+
+def rezero() -> Remedy:
+    """Skip connections with a learnt gain that starts at 0, where the problem can be rebuilt."""
+
+    def apply(problem: Problem) -> Problem:
+        return problem.rebuild(residual="rezero")
+
+    recipe = (
+        "h = h + alpha * layer(h)    # in every hidden layer; alpha a parameter that starts at 0"
+    )
+    return Remedy("rezero", apply, recipe, alone=True)
+
+
+def adam_atan2(learning_rate: float) -> Remedy:
+    """Adam without an eps: full steps however small the gradient."""
+
+    def apply(problem: Problem) -> Problem:
+        return dataclasses.replace(
+            problem, tx=optimizers.adam_atan2(learning_rate, scale=4 / math.pi)
+        )
+
+    recipe = f"tx = vj.adam_atan2({learning_rate:g}, scale=4 / jnp.pi)"
+    return Remedy("adam_atan2", apply, recipe)
+
+
+def muon(layers: Layers, learning_rate: float) -> Remedy:
+    """Orthogonalised momentum: steps along directions that have all but vanished."""
+
+    def apply(problem: Problem) -> Problem:
+        return dataclasses.replace(problem, tx=optimizers.muon(learning_rate, layers=layers))
+
+    recipe = (
+        "layers = vj.find_layers(params, loss_fn, batch)\n"
+        f"tx = vj.muon({learning_rate:g}, layers=layers)"
+    )
+    return Remedy("muon", apply, recipe)
+
+
+def deep_muon(layers: Layers, learning_rate: float, total_steps: int) -> Remedy:
+    """Centred, normalised, orthogonalised steps: see `vanishjax.deep_muon`."""
+
+    def apply(problem: Problem) -> Problem:
+        tx = optimizers.deep_muon(learning_rate, total_steps, layers=layers)
+        return dataclasses.replace(problem, tx=tx)
+
+    recipe = (
+        "layers = vj.find_layers(params, loss_fn, batch)\n"
+        f"tx = vj.deep_muon({learning_rate:g}, total_steps={total_steps}, layers=layers)"
+    )
+    return Remedy("deep_muon", apply, recipe)
+
+
+def clip(layers: Layers, max_norm: float = 1.0) -> Remedy:
+    """Every layer's gradient brought to a norm of at most 1 before the optimizer."""
+
+    def apply(problem: Problem) -> Problem:
+        tx = optax.chain(transforms.clip_by_layer_norm(max_norm, layers), problem.tx)
+        return dataclasses.replace(problem, tx=tx)
+
+    recipe = (
+        "layers = vj.find_layers(params, loss_fn, batch)\n"
+        f"tx = optax.chain(vj.clip_by_layer_norm({max_norm:g}, layers), tx)"
+    )
+    return Remedy("clip", apply, recipe)
+
+
+def loss_scale() -> Remedy:
+    """Gradients computed 1,024 times as large, and divided again in float32."""
+
+    def apply(problem: Problem) -> Problem:
+        def loss_fn(params: Any, batch: Any) -> Any:
+            return jax.tree.map(_amplified, problem.loss_fn(params, batch))
+
+        unscale = optax.stateless(
+            lambda updates, _: jax.tree.map(lambda g: numerics.upcast(g) / LOSS_SCALE, updates)
+        )
+        return dataclasses.replace(problem, loss_fn=loss_fn, tx=optax.chain(unscale, problem.tx))
+
+    recipe = (
+        "tx = vj.dynamic_loss_scale(tx)\n# and differentiate vj.read_loss_scale(opt_state) * loss"
+    )
+    return Remedy("loss_scale", apply, recipe)
+
+
+@jax.custom_vjp
+def _amplified(x: jax.Array) -> jax.Array:
+    """The identity, through which gradients come back `LOSS_SCALE` times as large."""
+    return x
+
+
+def _amplify(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (cotangent * jnp.asarray(LOSS_SCALE, cotangent.dtype),)
+
+
+_amplified.defvjp(lambda x: (x, None), _amplify)
+
+
+def fitting_remedies(
+    findings: Iterable[Finding],
+    problem: Problem,
+    batch: Any,
+    *,
+    learning_rate: float,
+    total_steps: int,
+    key: jax.Array,
+) -> tuple[Remedy, ...]:
+    """The remedies for what was found, in the order in which to try them.
+
+    Args:
+      findings: Of a diagnosis; the critical ones count.
+      problem: The network. Its architecture can change only if it has a factory.
+      batch: What data-dependent remedies look at.
+      learning_rate: Of Adam-like optimizers; Muon-like ones take ten times as much.
+      total_steps: Length of the training that follows.
+      key: Draws parameters.
+
+    Returns:
+      The remedies, without repetition.
+
+    Example:
+      >>> import vanishjax as vj
+      >>> problem = vj.mlp_problem(8, (64,) * 24, 4, activation="sigmoid")
+      >>> batch = jax.random.normal(jax.random.key(0), (64, 8)), jnp.arange(64) % 4
+      >>> findings = vj.diagnose(problem.loss_fn, problem.params, batch).findings
+      >>> found = fitting_remedies(findings, problem, batch, learning_rate=1e-3, total_steps=100,
+      ...                          key=jax.random.key(0))
+      >>> [remedy.name for remedy in found]
+      ['lsuv', 'rezero', 'adam_atan2', 'deep_muon']
+    """
+    layers = find_layers(problem.params, problem.loss_fn, batch)
+    # In the order in which to try them, the cheapest and most certain first: what makes up for the
+    # type, parameters, the architecture where it can be rebuilt, and the optimizer.
+    known: dict[str, Callable[[], Remedy]] = {
+        "loss_scale": loss_scale,
+        "lsuv": lambda: lsuv(batch),
+        "looks_linear": lambda: looks_linear(layers, key),
+        "redraw": lambda: redraw(batch, key),
+        "rezero": rezero,
+        "adam_atan2": lambda: adam_atan2(learning_rate),
+        "muon": lambda: muon(layers, 10 * learning_rate),
+        "deep_muon": lambda: deep_muon(layers, 10 * learning_rate, total_steps),
+        "clip": lambda: clip(layers),
+    }
+    if problem.factory is None or problem.config.get("residual", ...) is not None:
+        del known["rezero"]
+    wanted = {
+        name
+        for finding in findings
+        if finding.severity == "critical"
+        for name in FITTING.get(finding.rule, ())
+    }
+    return tuple(make() for name, make in known.items() if name in wanted)

@@ -1,0 +1,235 @@
+"""A trial: a treated network trained for a few steps beside the untreated one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vanishjax.health import Diagnosis
+from vanishjax.health.finding import json_value
+from vanishjax.problem import Problem
+
+Outcome = Literal["untreated", "accepted", "better", "no better", "diverged", "failed"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+    """What came of a remedy.
+
+    Attributes:
+      remedy: Its name; those already accepted come before it, with "+" between them.
+      outcome: "accepted": it improved both the cause and the held-out loss by more than the noise,
+        more than any other did; "better": it did so too, but another did more; "no better": it
+        didn't; "diverged": the loss became infinite or NaN; "failed": the remedy raised.
+      loss: Held-out loss after the trial; NaN if it failed.
+      accuracy: Held-out accuracy, where the problem has a `predict_fn` and integer labels.
+      losses: The training loss at every step.
+      rules: What a diagnosis after the trial found critical.
+      reason: Why the outcome is what it is.
+      steps: Number of training steps that it took.
+    """
+
+    remedy: str
+    outcome: Outcome
+    loss: float
+    accuracy: float | None
+    losses: np.ndarray[Any, Any]
+    rules: tuple[str, ...]
+    reason: str
+    steps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trial as JSON types."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        whole: dict[str, Any] = json_value(fields)
+        return whole
+
+
+class Course(NamedTuple):
+    """A network's run.
+
+    Attributes:
+      problem: As it started.
+      params: The parameters at the end.
+      opt_state: The transform's state at the end.
+      losses: `[steps]`, of training.
+      held_out: `[batches]`, held-out losses at the end.
+      accuracy: Held-out, or None.
+    """
+
+    problem: Problem
+    params: Any
+    opt_state: Any
+    losses: np.ndarray[Any, Any]
+    held_out: np.ndarray[Any, Any]
+    accuracy: float | None
+
+    @property
+    def finite(self) -> bool:
+        """Whether it never diverged."""
+        return bool(np.isfinite(self.losses).all() and np.isfinite(self.held_out).all())
+
+
+def race(problems: Sequence[Problem], batches: Any, held_out: Any) -> list[Course]:
+    """Trains problems that differ in nothing but their parameters, all at once.
+
+    Args:
+      problems: With the same loss, transform, and shapes of parameters.
+      batches: `[steps, ...]`: a batch for each step.
+      held_out: `[n, ...]`: what the end is judged on.
+
+    Returns:
+      A course for each.
+    """
+    first = problems[0]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(p.params for p in problems))
+    run = functools.partial(_run, first.loss_fn, first.tx, _accuracy_of(first, held_out))
+    every = jax.jit(jax.vmap(run, (0, None, None)))
+    found = jax.device_get(every(stacked, batches, held_out))
+    courses = []
+    for number, problem in enumerate(problems):
+        params, state, losses, held, accuracy = jax.tree.map(lambda x, i=number: x[i], found)
+        params = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), params, problem.params)
+        scored = None if accuracy is None else float(accuracy)
+        state = jax.tree.map(jnp.asarray, state)
+        courses.append(Course(problem, params, state, losses, held, scored))
+    return courses
+
+
+def run_alike(problem: Problem, other: Problem) -> bool:
+    """Whether two problems differ in nothing but their parameters' values."""
+    return (
+        problem.loss_fn is other.loss_fn
+        and problem.tx is other.tx
+        and jax.tree.map(jnp.shape, problem.params) == jax.tree.map(jnp.shape, other.params)
+    )
+
+
+def _run(
+    loss_fn: Callable[[Any, Any], Any],
+    tx: optax.GradientTransformation,
+    accuracy: Callable[[Any, Any], Any] | None,
+    params: Any,
+    batches: Any,
+    held_out: Any,
+) -> tuple[Any, ...]:
+    def loss_of(params: Any, batch: Any) -> jax.Array:
+        value = loss_fn(params, batch)
+        return value[0] if isinstance(value, tuple) else value
+
+    def step(carry: tuple[Any, Any], batch: Any) -> tuple[Any, jax.Array]:
+        params, state = carry
+        loss, gradient = jax.value_and_grad(loss_of)(params, batch)
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), loss
+
+    (params, state), losses = jax.lax.scan(step, (params, tx.init(params)), batches)
+    held = jax.lax.map(lambda batch: loss_of(params, batch), held_out)
+    scored = None
+    if accuracy is not None:
+        scored = jnp.mean(jax.lax.map(lambda batch: accuracy(params, batch), held_out))
+    return params, state, losses, held, scored
+
+
+def _accuracy_of(problem: Problem, held_out: Any) -> Callable[[Any, Any], Any] | None:
+    predict_fn = problem.predict_fn
+    if predict_fn is None or not (isinstance(held_out, tuple) and len(held_out) == 2):
+        return None
+    if not jnp.issubdtype(jnp.result_type(held_out[1]), jnp.integer):
+        return None
+
+    def accuracy(params: Any, batch: Any) -> jax.Array:
+        outputs = predict_fn(params, batch[0])
+        return jnp.mean(jnp.argmax(outputs, axis=-1) == batch[1])
+
+    return accuracy
+
+
+def improvement(treated: Course, untreated: Course) -> tuple[bool, str]:
+    """Whether a treatment lowered the held-out loss by more than the noise.
+
+    The batches are compared pair by pair: the mean difference must exceed two standard errors, and
+    one percent of the untreated loss.
+
+    Args:
+      treated: Its course.
+      untreated: What it is compared with.
+
+    Returns:
+      The answer, and the numbers behind it in words.
+    """
+    if not np.isfinite(untreated.held_out).all():
+        return True, "the untreated network diverged"
+    gains = untreated.held_out - treated.held_out
+    gain, count = float(np.mean(gains)), len(gains)
+    error = float(np.std(gains, ddof=1)) / count**0.5 if count > 1 else 0.0
+    least = max(2 * error, 0.01 * float(np.abs(np.mean(untreated.held_out))))
+    relation = "more" if gain > least else "not more"
+    return gain > least, f"held-out loss lower by {gain:.3g}, {relation} than {least:.2g}"
+
+
+def cause_improved(after: Diagnosis, before: Diagnosis) -> tuple[bool, str]:
+    """Whether a network suffers less from what ailed it.
+
+    Args:
+      after: Its diagnosis now.
+      before: Its diagnosis then, with something critical.
+
+    Returns:
+      The answer, and the numbers behind it in words.
+    """
+    left, had = (
+        {finding.rule for finding in verdict.findings if finding.severity == "critical"}
+        for verdict in (after, before)
+    )
+    if had - left:
+        gone = ", ".join(sorted(rule.replace("_", " ") for rule in had - left))
+        return True, f"no more {gone}"
+    for name, measure in _STATISTICS.items():
+        if had & _RULES[name]:
+            old, new = measure(before), measure(after)
+            if np.isfinite([old, new]).all() and new < 0.9 * old:
+                return True, f"{name} {old:.3g} -> {new:.3g}"
+    return False, "the cause is still there"
+
+
+def _sum_log_chi(verdict: Diagnosis) -> float:
+    return abs(verdict.probe.sum_log_chi)
+
+
+def _collapse(verdict: Diagnosis) -> float:
+    """Decades of energy that tells inputs apart, lost."""
+    energy = verdict.probe.centered_energy[:-1]
+    return float(-np.log10(max(energy[-1], 1e-30))) if len(energy) else float("nan")
+
+
+def _dead(verdict: Diagnosis) -> float:
+    probe = verdict.probe
+    return float(np.nanmax(np.maximum(probe.dead_fraction, probe.saturated_fraction), initial=0.0))
+
+
+def _blind(verdict: Diagnosis) -> float:
+    share = verdict.effectiveness
+    return float("nan") if share is None else 1.0 - float(np.min(share))
+
+
+# Statistics that are the smaller the better, and the rules that they stand for.
+_STATISTICS: dict[str, Callable[[Diagnosis], float]] = {
+    "|sum of ln chi|": _sum_log_chi,
+    "decades of collapse": _collapse,
+    "dead or saturated units": _dead,
+    "share of steps lost": _blind,
+}
+_RULES = {
+    "|sum of ln chi|": {"vanishing_gradient", "exploding_gradient", "underflow"},
+    "decades of collapse": {"mean_collapse", "rank_collapse"},
+    "dead or saturated units": {"dead_units", "saturated_units"},
+    "share of steps lost": {"blind_optimizer"},
+}
