@@ -352,14 +352,23 @@ def test_centring_of_several_features():
     np.testing.assert_array_equal(centered["bias"], expected)
 
 
-@pytest.mark.parametrize("length", [3, 4], ids=["odd-one-out", "as-long-as-wide"])
-def test_a_stack_that_nobody_told_is_refused(length):
-    params = {
+def a_layer_and_a_stack(length):
+    return {
         "a": {"kernel": jnp.ones([4, 4]), "bias": jnp.zeros(4)},
         "b": {"kernel": jnp.ones([length, 4, 4]), "bias": jnp.zeros([length, 4])},
     }
+
+
+def test_centring_of_a_stack_that_its_shapes_tell():
+    centered = center_biases(a_layer_and_a_stack(3), "sigmoid")
+    np.testing.assert_array_equal(centered["a"]["bias"], np.zeros(4))
+    np.testing.assert_array_equal(centered["b"]["bias"], np.full((3, 4), -2.0))
+
+
+def test_a_stack_as_long_as_wide_that_nobody_told_is_refused():
+    # It may be one layer from 4 inputs to 4 times 4 outputs as well.
     with pytest.raises(ValueError, match=r"b/bias .* pass layers=find_layers\(params, loss_fn"):
-        center_biases(params, "sigmoid")
+        center_biases(a_layer_and_a_stack(4), "sigmoid")
 
 
 def test_a_bias_of_another_width_is_refused():

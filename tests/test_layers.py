@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from tests.zoo import KEY, ZOO, X, weights
 from vanishjax.layers import LayerOrderWarning, Layers, find_layers
+from vanishjax.models import NnxMLP, mlp_problem
 
 
 def random_like(tree: Any, key: jax.Array = KEY) -> Any:
@@ -137,6 +139,119 @@ def test_a_named_stack_that_runs_in_parallel_stays_a_stack_beside_a_loss():
     layers = find_layers(params, loss_fn, X)
     assert layers.names == ("w/value[0]", "w/value[1]", "w/value[2]", "a")
     assert layers.depths == (1, 1, 1, 2)
+
+
+def stacked_axes(*shapes):
+    """The stack axes of arrays in one module, given as (name, *shape), of those that have any."""
+    # Another module's array of the stack's length is none of its business.
+    layers = find_layers(
+        {"m": {name: jnp.ones(shape) for name, *shape in shapes}, "n": jnp.ones(5)}
+    )
+    return {leaf.path.removeprefix("m/"): leaf.axes for leaf in layers.leaves if leaf.axes}
+
+
+@pytest.mark.parametrize("residual", [None, "rezero"])
+def test_a_scanned_mlp_has_its_layers_without_a_loss(residual):
+    problem = mlp_problem(8, (16,) * 6, 3, residual=residual)
+    told = find_layers(problem.params, problem.loss_fn, (jnp.ones((2, 8)), jnp.zeros(2, int)))
+    layers = find_layers(problem.params)
+    parts = 2 + (residual == "rezero")
+    assert len(layers) == 2 + 5 * parts + 2
+    assert sorted(layers.names) == sorted(told.names)
+    assert [leaf.axes for leaf in layers.leaves] == [leaf.axes for leaf in told.leaves]
+    first = [f"hidden_stack/{part}[0]" for part in ("alpha", "bias", "kernel")[-parts:]]
+    assert list(layers.names[2 : 2 + parts]) == first
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias"), [("kernel", "bias"), ("w", "b"), ("W", "b"), ("weight", "bias")]
+)
+def test_a_kernel_and_its_bias_tell_a_stack(kernel, bias):
+    found = {kernel: (0,), bias: (0,)}
+    assert stacked_axes((kernel, 5, 16, 16), (bias, 5, 16)) == found
+    outputs_first = kernel == "weight"
+    assert stacked_axes((kernel, 5, 8, 4), (bias, 5, 8)) == (found if outputs_first else {})
+    assert stacked_axes((kernel, 5, 8, 4), (bias, 5, 4)) == ({} if outputs_first else found)
+    assert stacked_axes((kernel, 1, 4, 4), (bias, 1, 4)) == found
+    # DenseGeneral's outputs are several axes; Equinox has a 1 for each axis of a convolution.
+    several = ((kernel, 5, 2, 3, 8), (bias, 5, 3, 8))
+    several = ((kernel, 5, 8, 2, 3), (bias, 5, 8, 1)) if outputs_first else several
+    assert stacked_axes(*several) == found
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [("kernel", 4, 2, 8), ("bias", 2, 8)],  # nn.DenseGeneral
+        [("kernel", 4, 4, 8), ("bias", 4, 8)],  # the same, or a stack of four
+        [("w", 16, 16, 16), ("b", 16, 16)],
+        [("weight", 16, 16, 16), ("bias", 16, 16)],
+        [("kernel", 5, 16, 16), ("bias", 16)],  # nn.Conv along one axis
+        [("weight", 32, 1, 3), ("bias", 32, 1)],  # eqx.nn.Conv1d of one channel
+        [("weight", 32, 1, 3, 3), ("bias", 32, 1, 1)],
+        [("weight", 4, 8, 8), ("bias", 4, 8, 8)],  # eqx.nn.LayerNorm
+        [("kernel", 5, 16), ("bias", 5)],
+        [("kernel", 5, 5), ("bias", 5, 5)],
+        [("kernel", 5, 16, 16), ("bias", 5, 1)],
+        [("kernel", 5, 16, 16), ("bias",)],
+        [("kernel", 0, 3, 4), ("bias", 0, 4)],
+        [("kernel", 5, 16, 16), ("b", 5, 16)],
+        [("scale", 5, 16, 16), ("bias", 5, 16)],
+    ],
+)
+def test_what_may_be_one_layer_stays_one(shapes):
+    assert stacked_axes(*shapes) == {}
+
+
+def test_what_lies_beside_a_stack_is_stacked_too():
+    pair = [("kernel", 5, 16, 16), ("bias", 5, 16)]
+    found = {"kernel": (0,), "bias": (0,)}
+    assert stacked_axes(*pair, ("alpha", 5)) == found | {"alpha": (0,)}
+    assert stacked_axes(*pair, ("scale", 5, 16)) == found | {"scale": (0,)}
+    # Among arrays of other lengths, five inputs of another matrix are as likely as five layers.
+    assert stacked_axes(*pair, ("alpha", 5), ("out", 16, 3)) == found | {"alpha": (0,)}
+    assert stacked_axes(*pair, ("in", 5, 16), ("out", 16, 3)) == found
+    assert stacked_axes(*pair, ("gain",), ("scale", 5, 16)) == found
+    # A pair that tells nothing stays what it was.
+    assert stacked_axes(*pair, ("w", 5, 3), ("b", 3)) == found
+    assert stacked_axes(*pair, ("w", 5, 5, 3), ("b", 5, 3)) == found
+
+
+def test_stacks_of_every_library_are_told_by_their_shapes():
+    keys = jax.random.split(KEY, 5)
+    for make in (eqx.nn.Linear, lambda i, o, key: eqx.nn.Conv2d(i, o, 3, key=key)):
+        stack = eqx.filter_vmap(lambda key, make=make: make(3, 6, key=key))(keys)
+        layers = find_layers(eqx.filter(stack, eqx.is_inexact_array))
+        assert {leaf.path: leaf.axes for leaf in layers.leaves} == {"weight": (0,), "bias": (0,)}
+    net = hk.transform(lambda x: hk.experimental.layer_stack(3)(hk.Linear(4))(x))
+    assert all(leaf.axes == (0,) for leaf in find_layers(net.init(KEY, X)).leaves)
+    model = NnxMLP(5, (6,) * 4, classes=3, scan=True, rngs=nnx.Rngs(0))
+    state = nnx.state(model, nnx.Param)
+    for tree in (state, nnx.to_pure_dict(state), jax.eval_shape(lambda: state)):
+        stacked = {leaf.path.split("/")[0] for leaf in find_layers(tree).leaves if leaf.axes}
+        assert stacked == {"hidden_stack"}
+
+
+def test_the_loss_decides_whether_a_pair_is_stacked():
+    """Weights that a loss uses side by side, in no scan, are no stack, whatever their shapes."""
+    params = {"kernel": jnp.ones((5, 4, 4)), "bias": jnp.ones((5, 4))}
+
+    def loss_fn(params, x):
+        return jnp.mean(jnp.einsum("bi,lio->blo", x, params["kernel"]) + params["bias"])
+
+    assert {leaf.axes for leaf in find_layers(params).leaves} == {(0,)}
+    assert {leaf.axes for leaf in find_layers(params, loss_fn, X).leaves} == {()}
+
+
+def test_names_of_axes_come_before_shapes():
+    def boxed(*names):
+        kernel = nn.Partitioned(jnp.ones((5, 4, 4)), names)
+        layers = find_layers({"kernel": kernel, "bias": jnp.ones((5, 4))})
+        return {leaf.path[:4]: leaf.axes for leaf in layers.leaves}
+
+    assert boxed("experts", None, "mlp") == {"bias": (), "kern": ()}
+    assert boxed(None, "layers", None) == {"bias": (), "kern": (1,)}
+    assert boxed(None, None, "mlp") == {"bias": (0,), "kern": (0,)}
 
 
 # What is refused, and what is not.

@@ -145,8 +145,8 @@ def center_biases(
     Args:
       params: Any tree of parameters, of linen or nnx.
       activation: What feeds the layers: a name or an elementwise function.
-      layers: Division of the tree into layers; from the order of its paths if None, which doesn't
-        know stacks of layers: then pass ``find_layers(params, loss_fn, batch)``.
+      layers: Division of the tree into layers; from its paths and shapes if None. Where those don't
+        tell which arrays are stacks pass ``find_layers(params, loss_fn, batch)``.
 
     Returns:
       A tree of the same structure.

@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vanishjax.layers.division import Layers, Leaf
-from vanishjax.layers.paths import bare
-
-_PARTNERS = {"kernel": "bias", "weight": "bias", "w": "b", "W": "b"}
+from vanishjax.layers.paths import BIAS_OF, bare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,7 @@ def dense_layers(layers: Layers, tree: Any) -> tuple[Dense, ...]:
 def bias_of(kernel: Leaf, leaves: Iterable[Leaf]) -> Leaf | None:
     """The bias beside a kernel, if there is one."""
     module, _, name = bare(kernel.path).rpartition("/")
-    partner = _PARTNERS.get(name)
+    partner = BIAS_OF.get(name)
     wanted = f"{module}/{partner}" if module else partner
     return next((leaf for leaf in leaves if bare(leaf.path) == wanted), None)
 

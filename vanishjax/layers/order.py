@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -14,9 +13,8 @@ import numpy as np
 from vanishjax import _jaxpr
 from vanishjax.layers.division import Layers, Leaf, Status
 from vanishjax.layers.paths import bare, modules, natural_order, path_name
+from vanishjax.layers.stacks import named_stacks, paired_stacks
 from vanishjax.validation import check_floating
-
-_STACK_WORD = re.compile("(block|layer|repeat|scan|stack|stage)s?|depth")
 
 
 class LayerOrderWarning(UserWarning):
@@ -37,8 +35,15 @@ def find_layers(
 
     Either way an axis that Flax's metadata names (`nn.Partitioned.names`, `out_sharding` of an nnx
     variable) is a stack axis if one of the name's words is block, layer, repeat, scan, stack or
-    stage, their plural, or depth; if a scan runs along another one, the scan is right. Without
-    `loss_fn` the outermost module whose parameters are all stacked alike is taken for one stack.
+    stage, their plural, or depth; if a scan runs along another one, the scan is right.
+
+    Without `loss_fn`, a kernel `[L, ..., out]` and the bias `[L, out]` beside it (`out` may be
+    several axes; pairs named kernel and bias, w and b, W and b, or Equinox's weight `[L, out, ...]`
+    and bias) are a stack of L layers, unless their shapes may also be those of one layer, as they
+    may if L is the kernel's number of inputs. What else their module holds with that first axis is
+    stacked with them, arrays of several axes only if all that it holds has that first axis. The
+    outermost module whose parameters are all stacked alike is taken for one stack. Where
+    `optax.masked` hides biases, nothing is proven: pass the layers of the whole tree.
 
     A parameter without a depth (unused, or with a warning) stands behind the one that precedes it
     in the order of paths, and shares its depth.
@@ -71,14 +76,14 @@ def find_layers(
     """
     leaves = parameter_leaves(params)
     if loss_fn is None or not leaves:
-        return _order_by_path(leaves)
+        return _order_by_path(paired_stacks(params, leaves))
     return layers_met(leaves, _jaxpr.parameter_uses(_jaxpr.trace_loss(loss_fn, params, batch)))
 
 
 def parameter_leaves(params: Any) -> list[Leaf]:
     """The parameter arrays of a tree, with the stack axes that Flax's metadata name."""
     check_floating(params)
-    stacked = _named_stacks(params)
+    stacked = named_stacks(params)
     leaves = []
     for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
         name, shape = path_name(path), np.shape(value)
@@ -220,31 +225,6 @@ def _layers(
         for number, index in ordered
     )
     return Layers(tuple(leaves), tuple(order), depths, tied)
-
-
-def _named_stacks(params: Any) -> dict[str, tuple[int, ...]]:
-    """The stack axes that Flax's boxes name, by path."""
-    boxes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: bool(_axis_names(x)))
-    return {
-        path_name(path): tuple(
-            axis for axis, name in enumerate(_axis_names(box)) if _is_stack(name)
-        )
-        for path, box in boxes
-    }
-
-
-def _axis_names(box: Any) -> tuple[Any, ...]:
-    """Names of a parameter's axes, if it's one of Flax's boxes (linen's or nnx's) and has them."""
-    if callable(getattr(box, "get_metadata", None)):
-        names = box.get_metadata().get("out_sharding")
-    else:
-        names = getattr(box, "names", None) if hasattr(box, "value") else None
-    return tuple(names) if isinstance(names, tuple | jax.sharding.PartitionSpec) else ()
-
-
-def _is_stack(name: Any) -> bool:
-    words = re.split("[^a-z]+", name.lower()) if isinstance(name, str) else ()
-    return any(map(_STACK_WORD.fullmatch, words))
 
 
 def _warn(doubt: str, leaves: list[Leaf]) -> None:

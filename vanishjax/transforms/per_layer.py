@@ -16,6 +16,31 @@ def layers_of(layers: Layers | None, tree: Any) -> Layers:
     return find_layers(tree) if layers is None else layers
 
 
+def on_layers(
+    build: Callable[[Layers], optax.GradientTransformationExtraArgs], layers: Layers | None
+) -> optax.GradientTransformationExtraArgs:
+    """`build(layers)`, or a transform that divides each whole tree before any part of it is hidden.
+
+    For what is made with `optax.partition`: an array alone doesn't tell whether it's a stack.
+    """
+    if layers is not None:
+        return build(layers)
+    build(Layers((), (), ()))  # a bad argument is refused now, not at `init`
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        return build(find_layers(params)).init(params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return build(find_layers(updates)).update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
 def check_layers(layers: Layers | None, params: Any) -> None:
     """Raises ValueError, naming the path, unless the layers are those of the parameters."""
     find_layers(params)
