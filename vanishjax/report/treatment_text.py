@@ -36,7 +36,8 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
       <BLANKLINE>
       after 50 steps  held-out loss  accuracy
         untreated             2.300    10.0 %
-      ✓ lsuv                  0.300    90.0 %  no more dead units
+      ✓ lsuv                  0.300    90.0 %
+          no more dead units
       <BLANKLINE>
       In your own script, with vanishjax as vj:
         params = ...
@@ -65,6 +66,10 @@ def _cause(finding: Mapping[str, Any]) -> str:
     return textwrap.fill(text, _WIDTH, subsequent_indent="    ")
 
 
+def _filled(text: str, indent: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
 def _table(treatment: Mapping[str, Any]) -> str:
     trials = treatment["trials"]
     scored = any(trial["accuracy"] is not None for trial in trials)
@@ -79,5 +84,7 @@ def _table(treatment: Mapping[str, Any]) -> str:
         if scored:
             share = trial["accuracy"]
             line += f"  {'-' if share is None else f'{100 * share:.1f} %':>8}"
-        lines.append(f"{line}  {trial['reason']}".rstrip())
+        lines.append(line.rstrip())
+        if trial["reason"]:
+            lines.append(_filled(trial["reason"], "    "))
     return "\n".join(lines)
