@@ -29,18 +29,18 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return data.train.inputs, data.train.labels
 
 
-def blob() -> tuple[np.ndarray, np.ndarray]:
+def blob(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Three Gaussian clouds in the plane, 1,024 points."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, 1024)
     centers = 4 * np.array([[0, 1], [0.87, -0.5], [-0.87, -0.5]])
     points = centers[labels] + rng.standard_normal((1024, 2))
     return (points / points.std()).astype(np.float32), labels.astype(np.int32)
 
 
-def circle() -> tuple[np.ndarray, np.ndarray]:
+def circle(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A disc inside a ring, 1,024 points in the plane."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, 1024)
     radius = np.where(labels == 0, 0.5, 1.5) + 0.1 * rng.standard_normal(1024)
     angle = rng.uniform(0, 2 * np.pi, 1024)

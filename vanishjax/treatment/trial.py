@@ -90,9 +90,10 @@ def race(problems: Sequence[Problem], batches: Any, held_out: Any) -> list[Cours
     """
     first = problems[0]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(p.params for p in problems))
-    run = functools.partial(_run, first.loss_fn, first.tx, _accuracy_of(first, held_out))
-    every = jax.jit(jax.vmap(run, (0, None, None)))
-    found = jax.device_get(every(stacked, batches, held_out))
+    predict_fn = first.predict_fn if _has_labels(held_out) else None
+    found = jax.device_get(
+        _run_all(first.loss_fn, first.tx, predict_fn, stacked, batches, held_out)
+    )
     courses = []
     for number, problem in enumerate(problems):
         params, state, losses, held, accuracy = jax.tree.map(lambda x, i=number: x[i], found)
@@ -112,14 +113,18 @@ def run_alike(problem: Problem, other: Problem) -> bool:
     )
 
 
-def _run(
+# Compiled once for a loss and a transform: pass the same objects again to save that.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_all(
     loss_fn: Callable[[Any, Any], Any],
     tx: optax.GradientTransformation,
-    accuracy: Callable[[Any, Any], Any] | None,
+    predict_fn: Callable[[Any, Any], Any] | None,
     params: Any,
     batches: Any,
     held_out: Any,
 ) -> tuple[Any, ...]:
+    """A run for each of the parameters `[problems, ...]`."""
+
     def loss_of(params: Any, batch: Any) -> jax.Array:
         value = loss_fn(params, batch)
         return value[0] if isinstance(value, tuple) else value
@@ -130,26 +135,26 @@ def _run(
         updates, state = tx.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), loss
 
-    (params, state), losses = jax.lax.scan(step, (params, tx.init(params)), batches)
-    held = jax.lax.map(lambda batch: loss_of(params, batch), held_out)
-    scored = None
-    if accuracy is not None:
-        scored = jnp.mean(jax.lax.map(lambda batch: accuracy(params, batch), held_out))
-    return params, state, losses, held, scored
-
-
-def _accuracy_of(problem: Problem, held_out: Any) -> Callable[[Any, Any], Any] | None:
-    predict_fn = problem.predict_fn
-    if predict_fn is None or not (isinstance(held_out, tuple) and len(held_out) == 2):
-        return None
-    if not jnp.issubdtype(jnp.result_type(held_out[1]), jnp.integer):
-        return None
-
-    def accuracy(params: Any, batch: Any) -> jax.Array:
-        outputs = predict_fn(params, batch[0])
+    def right(params: Any, batch: Any) -> jax.Array:
+        outputs = predict_fn(params, batch[0])  # type: ignore[misc]  # called only if there is one
         return jnp.mean(jnp.argmax(outputs, axis=-1) == batch[1])
 
-    return accuracy
+    def run(params: Any) -> tuple[Any, ...]:
+        (params, state), losses = jax.lax.scan(step, (params, tx.init(params)), batches)
+        held = jax.lax.map(lambda batch: loss_of(params, batch), held_out)
+        scored = None
+        if predict_fn is not None:
+            scored = jnp.mean(jax.lax.map(lambda batch: right(params, batch), held_out))
+        return params, state, losses, held, scored
+
+    return jax.vmap(run)(params)
+
+
+def _has_labels(batch: Any) -> bool:
+    """Whether a batch is inputs and integer labels."""
+    if not (isinstance(batch, tuple) and len(batch) == 2):
+        return False
+    return isinstance(batch[1], jax.Array) and jnp.issubdtype(batch[1].dtype, jnp.integer)
 
 
 def improvement(treated: Course, untreated: Course) -> tuple[bool, str]:

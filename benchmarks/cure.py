@@ -1,0 +1,290 @@
+"""Cures on networks that are sick: how many are repaired, at what cost, and by chance.
+
+zoo: the sick ones of the held-out networks (`benchmarks.networks`), three seeds each, with their
+own optimizer at its middle rate. `cure` gets a few batches; what it returns is trained to the end.
+Repaired means a test accuracy within three points of the best healthy network's of the same data.
+Beside it a control: as many remedies as `cure` tried, drawn at random from all there are, with the
+same trials, of which the one with the least held-out loss is kept.
+
+deep: networks far beyond any optimizer's reach, each with whatever cure it takes.
+
+A network is written as soon as it is done, and a run that was broken off goes on where it was.
+
+    python -m benchmarks.cure --data-dir FOLDER_OF_mnist
+"""
+
+import functools
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import vanishjax as vj
+from benchmarks import networks, record
+from vanishjax.layers import find_layers
+from vanishjax.training.data import load_dataset
+from vanishjax.treatment import remedies
+
+SEEDS, FULL_STEPS, TRIAL_STEPS, BATCH, BATCHES = 3, 1500, 40, 64, 48
+WITHIN = 0.03
+# Nothing that changes parameters or the optimizer can help these: their loss has no slope, or no
+# value, whatever the parameters.
+BEYOND = ("softmax of one", "all frozen", "log of negatives")
+
+
+def test_data(name):
+    """Examples that are in no training set."""
+    if name == "digits":
+        part = load_dataset("digits", validation_split=0.2, seed=0).test
+        return part.inputs, part.labels
+    return {"blob": networks.blob, "circle": networks.circle}[name](seed=1)
+
+
+def accuracy(problem, params, data):
+    """Share of examples that are right; 0 where an output isn't finite."""
+    outputs = problem.predict_fn(params, data[0])
+    right = jnp.mean(jnp.argmax(outputs, axis=-1) == data[1])
+    return float(jnp.where(jnp.isfinite(outputs).all(), right, 0.0))
+
+
+@functools.cache
+def optimizer_of(network):
+    """Its own, at the middle rate; one object, so that it is compiled once."""
+    return network.optimizer(network.rates[len(network.rates) // 2])
+
+
+def problem_of(network, seed):
+    """The network at its start."""
+    inputs, _ = networks.DATA[network.data]()
+    params = jax.jit(network.init)(jax.random.key(seed), jnp.asarray(inputs))
+    return vj.Problem(network.loss_fn, params, optimizer_of(network), network.predict)
+
+
+def trained(problem, opt_state, data, steps, seed):
+    """Parameters after so many more steps."""
+    x, y = (jnp.asarray(a) for a in data)
+
+    def step(carry, key):
+        params, state = carry
+        rows = jax.random.randint(key, (BATCH,), 0, len(x))
+        gradient = jax.grad(problem.loss_fn)(params, (x[rows], y[rows]))
+        updates, state = problem.tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    state = problem.tx.init(problem.params) if opt_state is None else opt_state
+    keys = jax.random.split(jax.random.key(seed + 1000), steps)
+    (params, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, keys))((problem.params, state))
+    return params
+
+
+def batches_of(data, seed, count=BATCHES):
+    """Batches for the trials."""
+    rows = np.random.default_rng(seed).integers(0, len(data[0]), (count, BATCH))
+    return [(jnp.asarray(data[0][i]), jnp.asarray(data[1][i])) for i in rows]
+
+
+def all_remedies(problem, batch, key):
+    """Every remedy for a problem without a factory."""
+    layers = find_layers(problem.params, problem.loss_fn, batch)
+    return [
+        remedies.loss_scale(),
+        remedies.lsuv(batch),
+        remedies.looks_linear(layers, key),
+        remedies.redraw(batch, key),
+        remedies.adam_atan2(1e-3),
+        remedies.muon(layers, 1e-2),
+        remedies.deep_muon(layers, 1e-2, FULL_STEPS),
+        remedies.clip(layers),
+    ]
+
+
+def by_chance(problem, batches, count, seed, key):
+    """A treatment by `count` remedies drawn at random: the one with the least held-out loss."""
+    known = all_remedies(problem, batches[0], key)
+    picks = np.random.default_rng(seed).permutation(len(known))[:count]
+    best = None
+    for remedy in (known[pick] for pick in picks):
+        found = vj.cure(problem, batches, steps=TRIAL_STEPS, remedies=[remedy], key=key)
+        trial = found.trials[-1] if found.trials else None
+        if trial is None or trial.outcome in ("untreated", "failed", "diverged"):
+            continue
+        if best is None or trial.loss < best[0]:
+            best = trial.loss, remedy
+    return None if best is None else best[1]
+
+
+def treat(network, seed, reference):
+    """Cure and control of one network and seed."""
+    data, test = networks.DATA[network.data](), test_data(network.data)
+    problem, key = problem_of(network, seed), jax.random.key(seed)
+    batches = batches_of(data, seed)
+    treatment = vj.cure(problem, batches, steps=TRIAL_STEPS, key=key, total_steps=FULL_STEPS)
+    rest = FULL_STEPS - TRIAL_STEPS
+    params = trained(treatment.problem, treatment.opt_state, data, rest, seed)
+    reached = accuracy(treatment.problem, params, test)
+    count = max(1, len(treatment.trials) - 1)
+    chosen = by_chance(problem, batches, count, seed, key)
+    control = problem if chosen is None else chosen.apply(problem)
+    by_luck = accuracy(control, trained(control, None, data, FULL_STEPS, seed), test)
+    return {
+        "seed": seed,
+        "accepted": [one.name for one in treatment.accepted],
+        "trials": {trial.remedy: trial.outcome for trial in treatment.trials},
+        "cost": treatment.cost / FULL_STEPS,
+        "test_accuracy": reached,
+        "repaired": reached >= reference - WITHIN,
+        "control": None if chosen is None else chosen.name,
+        "control_accuracy": by_luck,
+        "control_repaired": by_luck >= reference - WITHIN,
+    }
+
+
+def references():
+    """The best test accuracy of healthy networks, by data: those that train best."""
+    healthy = {
+        "digits": [networks.mlp("relu", 3, scale=2.0), networks.mlp("tanh", 4)],
+        "blob": [networks.mlp("relu", 3, scale=2.0, data="blob")],
+        "circle": [networks.mlp("relu", 2, scale=2.0, data="circle")],
+    }
+    best = {}
+    for data, candidates in healthy.items():
+        examples, test = networks.DATA[data](), test_data(data)
+        best[data] = max(
+            accuracy(p, trained(p, None, examples, FULL_STEPS, 0), test)
+            for p in (problem_of(network, 0) for network in candidates)
+        )
+    return best
+
+
+def summary(rows):
+    """Shares repaired."""
+    runs = [run for row in rows if not row["beyond"] for run in row["runs"]]
+    lost = [run for row in rows if row["beyond"] for run in row["runs"]]
+    costs = [run["cost"] for run in runs]
+    return {
+        "networks": len(rows),
+        "runs": len(runs),
+        "repaired": float(np.mean([run["repaired"] for run in runs])),
+        "control_repaired": float(np.mean([run["control_repaired"] for run in runs])),
+        "cost": record.spread(costs) if costs else None,
+        "beyond_runs": len(lost),
+        "beyond_left_alone": sum(not run["accepted"] for run in lost),
+    }
+
+
+def zoo(results, save, seeds):
+    """All sick held-out networks."""
+    path = record.RESULTS / "diagnosis.json"
+    examined = json.loads(path.read_text())["results"]["held_out"]["examined"]
+    sick = {one["network"] for one in examined if not one["trains"]}
+    results.setdefault("references", references())
+    rows = results.setdefault("networks", [])
+    done = {row["network"] for row in rows}
+    for network in networks.held_out_networks():
+        if network.name not in sick or network.name in done:
+            continue
+        started = time.perf_counter()
+        reference = results["references"][network.data]
+        row = {
+            "network": network.name,
+            "ails": network.ails[0],
+            "beyond": network.name.endswith(BEYOND),
+            "runs": [treat(network, seed, reference) for seed in range(seeds)],
+            "seconds": time.perf_counter() - started,
+        }
+        rows.append(row)
+        results["summary"] = summary(rows)
+        for run in row["runs"]:
+            print(network.name, run, flush=True)
+        save()
+        jax.clear_caches()
+
+
+DEEP = {
+    "relu x64, parameters and optimizer alone": ("relu", 64, False),
+    "sigmoid x300": ("sigmoid", 300, True),
+    "tanh x1000": ("tanh", 1000, True),
+}
+
+
+def deep(results, save, seeds, folder):
+    """Networks beyond the reach of optimizers."""
+    data = load_dataset("mnist", data_dir=folder / "mnist", validation_split=0.2, seed=0)
+    examples, test = (
+        (part.inputs[:10_000], part.labels[:10_000]) for part in (data.train, data.test)
+    )
+    for name, (activation, depth, may_rebuild) in DEEP.items():
+        for seed in range(seeds):
+            runs = results.setdefault(name, [])
+            if any(run["seed"] == seed for run in runs):
+                continue
+            started = time.perf_counter()
+            problem = vj.mlp_problem(
+                784, (64,) * depth, 10, activation=activation, key=jax.random.key(seed)
+            )
+            if not may_rebuild:
+                problem = vj.Problem(
+                    problem.loss_fn, problem.params, problem.tx, problem.predict_fn
+                )
+            batches = batches_of(examples, seed)
+            treatment = vj.cure(
+                problem,
+                batches,
+                steps=TRIAL_STEPS,
+                key=jax.random.key(seed),
+                total_steps=FULL_STEPS,
+            )
+            params = trained(
+                treatment.problem, treatment.opt_state, examples, FULL_STEPS - TRIAL_STEPS, seed
+            )
+            runs.append(
+                {
+                    "seed": seed,
+                    "accepted": [one.name for one in treatment.accepted],
+                    "cost": treatment.cost / FULL_STEPS,
+                    "train_accuracy": accuracy(treatment.problem, params, examples),
+                    "test_accuracy": accuracy(treatment.problem, params, test),
+                    "seconds": time.perf_counter() - started,
+                }
+            )
+            print(name, runs[-1], flush=True)
+            save()
+
+
+def main():
+    """Treats what isn't in the JSON yet, and writes it."""
+    parser = record.parser(__doc__)
+    parser.add_argument("--data-dir", type=Path, help="for the deep ones: a folder with mnist")
+    parser.add_argument("--part", choices=("zoo", "deep"), action="append")
+    options = parser.parse_args()
+    seeds = 1 if options.quick else SEEDS
+    settings = {
+        "seeds": seeds,
+        "full_steps": FULL_STEPS,
+        "trial_steps": TRIAL_STEPS,
+        "batch_size": BATCH,
+        "repaired_within": WITHIN,
+    }
+    path = options.out / "cure.json"
+    results = {"zoo": {}, "deep": {}}
+    if path.exists() and (known := json.loads(path.read_text()))["settings"] == settings:
+        results |= known["results"]
+
+    def save():
+        record.write("cure", options.out, settings, results)
+
+    parts = options.part or ("zoo", "deep")
+    if "zoo" in parts:
+        zoo(results["zoo"], save, seeds)
+    if "deep" in parts:
+        if options.data_dir is None:
+            parser.error("the deep ones need --data-dir, a folder with mnist")
+        deep(results["deep"], save, seeds, options.data_dir)
+
+
+if __name__ == "__main__":
+    main()
