@@ -175,10 +175,18 @@ def test_counts_add_up_and_the_last_step_is_told_apart():
     assert vj.read_skipped(state, LAYERS) == dict.fromkeys(NAMES, 2)
 
 
-def test_without_layers_the_whole_stack_is_one():
+def test_without_layers_a_kernel_and_its_bias_tell_the_stack():
     updates, state = run(vj.skip_nonfinite(), spoil(gradients(), 1), PARAMS)
-    assert vj.read_skipped(state, PARAMS) == {"hidden/kernel": 1, "hidden/bias": 1, "head": 1}
-    np.testing.assert_array_equal(updates["hidden"]["kernel"][1], 0.0)
+    assert vj.read_skipped(state, PARAMS) == NAMES
+    dead = np.all(np.asarray(updates["hidden"]["kernel"])[1] == 0, axis=(1, 2))
+    assert list(dead) == [False, False, False, True]
+
+
+def test_without_layers_a_stack_of_kernels_alone_is_one():
+    grads = spoil(gradients(), 1)["hidden"]["kernel"]
+    updates, state = run(vj.skip_nonfinite(), {"kernel": grads}, {"kernel": grads[0]})
+    assert vj.read_skipped(state, {"kernel": grads[0]}) == {"kernel": 1}
+    np.testing.assert_array_equal(updates["kernel"][1], 0.0)
 
 
 def test_skips_under_vmap_and_eagerly():
@@ -223,8 +231,8 @@ def test_read_skipped_of_other_states_and_layers():
     with pytest.raises(ValueError, match="holds no skip_nonfinite"):
         vj.read_skipped(vj.adam(0.1).init(PARAMS), PARAMS)
     state = vj.skip_nonfinite(LAYERS).init(PARAMS)
-    with pytest.raises(ValueError, match="counts 10 layers, but 4 were given"):
-        vj.read_skipped(state, PARAMS)
+    with pytest.raises(ValueError, match="counts 10 layers, but 8 were given"):
+        vj.read_skipped(state, PARAMS["hidden"])
 
 
 # Loss scaling.
