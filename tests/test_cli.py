@@ -415,7 +415,10 @@ def test_compare_has_its_sizes(here, monkeypatch):
     default, quick, mixed = grids
     assert default == atlas.Grid()
     assert quick == atlas.Grid(
-        optimizers=("sgd", "nesterov", "adam", "nadam"), depths=(2, 4, 8), seeds=(0, 1), epochs=15
+        optimizers=("sgd", "nesterov", "adam", "nadam", "deep_muon"),
+        depths=(2, 4, 8),
+        seeds=(0, 1),
+        epochs=15,
     )
     assert mixed == atlas.Grid(
         optimizers=quick.optimizers,

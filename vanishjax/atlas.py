@@ -46,6 +46,7 @@ _MOMENTUM_RATES = (0.003, 0.01, 0.03, 0.1)
 _ADAM_RATES = (0.001, 0.003, 0.01, 0.03)
 _SIGN_RATES = (0.0003, 0.001, 0.003, 0.01)
 _LARS_RATES = (1.0, 3.0, 10.0, 30.0)
+_DEEP_RATES = (0.005, 0.01, 0.02, 0.03)
 
 CONTENDERS: Mapping[str, Contender] = MappingProxyType(
     {
@@ -62,6 +63,9 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
         "lars": Contender(optimizers.lars, _LARS_RATES, sees_layers=True),
         "lamb": Contender(optimizers.lamb, _ADAM_RATES, sees_layers=True),
         "muon": Contender(optimizers.muon, _ADAM_RATES, sees_layers=True),
+        "deep_muon": Contender(
+            optimizers.deep_muon, _DEEP_RATES, sees_layers=True, sees_horizon=True
+        ),
     }
 )
 """What can be compared, by name."""
@@ -98,12 +102,13 @@ class Grid:
 
     optimizers: tuple[str, ...] = (
         "sgd",
-        "momentum",
         "nesterov",
         "adam",
         "nadam",
         "rmsprop",
         "lion",
+        "muon",
+        "deep_muon",
     )
     depths: tuple[int, ...] = (2, 4, 6, 8, 12, 16)
     width: int = 32

@@ -43,7 +43,7 @@ HELP = "map the trainable depth by optimizer, activation and initialiser (may be
 JOURNAL_FILE, RESULT_FILE, MAP_FILE = "atlas.jsonl", "atlas.json", "atlas.png"
 
 DEFAULTS = {
-    "optimizers": ("sgd", "momentum", "adam", "lion", "muon"),
+    "optimizers": ("sgd", "momentum", "adam", "lion", "muon", "deep_muon"),
     "depths": (2, 4, 8, 16, 32),
     "activations": ("sigmoid", "tanh", "relu"),
     "inits": ("lecun", "critical_orthogonal"),
@@ -51,7 +51,7 @@ DEFAULTS = {
     "epochs": 30,
 }
 QUICK = {
-    "optimizers": ("momentum", "adam"),
+    "optimizers": ("momentum", "adam", "deep_muon"),
     "depths": (2, 4, 8, 16),
     "activations": ("sigmoid",),
     "inits": ("lecun", "critical_orthogonal"),

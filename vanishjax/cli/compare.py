@@ -28,13 +28,13 @@ RESULT_FILE, MAP_FILE = "compare.json", "trainable_depth.png"
 
 # Those of `vanishjax.atlas.Grid`, whose import would cost seconds.
 DEFAULTS = {
-    "optimizers": ("sgd", "momentum", "nesterov", "adam", "nadam", "rmsprop", "lion"),
+    "optimizers": ("sgd", "nesterov", "adam", "nadam", "rmsprop", "lion", "muon", "deep_muon"),
     "depths": (2, 4, 6, 8, 12, 16),
     "seeds": 3,
     "epochs": 30,
 }
 QUICK = {
-    "optimizers": ("sgd", "nesterov", "adam", "nadam"),
+    "optimizers": ("sgd", "nesterov", "adam", "nadam", "deep_muon"),
     "depths": (2, 4, 8),
     "seeds": 2,
     "epochs": 15,

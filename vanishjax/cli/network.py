@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vanishjax.problem import Problem
     from vanishjax.training.data import Dataset
 
+# Steps of the run that is looked at before it begins; only a falling rate asks.
+_RUN = 1000
+
 # The options that describe an MLP. They are None unless given, since a target takes none of them.
 NETWORK: dict[str, Any] = {
     "activation": "relu",
@@ -126,8 +129,8 @@ def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> P
 
     import jax
 
-    from vanishjax import initializers, optimizers
-    from vanishjax.cli.train import LEARNING_RATES, SEE_LAYERS
+    from vanishjax import initializers
+    from vanishjax.cli.optimizer import make_optimizer
     from vanishjax.layers import find_layers
     from vanishjax.models import mlp_problem
 
@@ -149,9 +152,7 @@ def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> P
     params = problem.params
     if start.centers and options.residual is None:
         params = initializers.center_biases(params, options.activation, layers)
-    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
-    arguments = {"layers": layers} if options.optimizer in SEE_LAYERS else {}
-    tx = getattr(optimizers, options.optimizer)(rate, **arguments)
+    tx = make_optimizer(options.optimizer, options.learning_rate, layers, _RUN)
     return dataclasses.replace(problem, params=params, tx=tx)
 
 

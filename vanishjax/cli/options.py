@@ -36,6 +36,7 @@ OPTIMIZERS = (
     "lars",
     "lamb",
     "muon",
+    "deep_muon",
 )
 CONTENDERS = (
     "sgd",
@@ -51,6 +52,7 @@ CONTENDERS = (
     "lars",
     "lamb",
     "muon",
+    "deep_muon",
 )
 
 INITIALIZERS = ("lecun", "he", "critical_orthogonal", "critical_normal")

@@ -19,6 +19,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vanishjax.cli.optimizer import LEARNING_RATES, make_optimizer
 from vanishjax.cli.options import (
     OPTIMIZERS,
     add_data_options,
@@ -41,23 +42,6 @@ HELP = "train a network and save it"
 MODEL_FILE, RESULT_FILE, CURVES_FILE = "model.safetensors", "train.json", "curves.png"
 FILES = (MODEL_FILE, RESULT_FILE, CURVES_FILE)
 MONITOR_FILE = "monitor.png"
-
-# Those of Keras, which most readers of the literature start from; Lion wants a tenth of Adam's.
-LEARNING_RATES = {
-    "sgd": 0.01,
-    "adam": 0.001,
-    "adamw": 0.001,
-    "nadam": 0.001,
-    "nadamw": 0.001,
-    "rmsprop": 0.001,
-    "lion": 0.0001,
-    "adam_atan2": 0.001,
-    "lars": 1.0,
-    "lamb": 0.001,
-    "muon": 0.02,
-}
-# What these do to a layer depends on where it ends: they are told.
-SEE_LAYERS = ("lars", "lamb", "muon")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +179,8 @@ def _train(
     )
     first_batch = jax.tree.map(lambda a: a[: options.batch_size], train)
     layers = find_layers(problem.params, problem.loss_fn, first_batch)
-    tx = _make_optimizer(options, layers)
+    steps = epochs * -(-len(dataset.train) // options.batch_size)
+    tx = _make_optimizer(options, layers, steps)
     score_name = "mean_absolute_error" if dataset.classes is None else "accuracy"
     score_fn, loss_of_outputs = getattr(losses, score_name), getattr(losses, options.loss)
 
@@ -343,20 +328,19 @@ def _check_optimizer_options(options: argparse.Namespace) -> None:
         raise ValueError("--nesterov needs --momentum, such as --momentum 0.9")
 
 
-def _make_optimizer(options: argparse.Namespace, layers: Layers) -> Any:
+def _make_optimizer(options: argparse.Namespace, layers: Layers, total_steps: int) -> Any:
     import optax
 
-    from vanishjax import optimizers, transforms
+    from vanishjax import transforms
 
     arguments: dict[str, Any] = {}
     if options.momentum is not None:
         arguments |= {"momentum": options.momentum, "nesterov": options.nesterov}
     if options.weight_decay is not None:
         arguments["weight_decay"] = options.weight_decay
-    if options.optimizer in SEE_LAYERS:
-        arguments["layers"] = layers
-    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
-    optimizer = getattr(optimizers, options.optimizer)(rate, **arguments)
+    optimizer = make_optimizer(
+        options.optimizer, options.learning_rate, layers, total_steps, **arguments
+    )
     if options.clip_norm is None:
         return optimizer
     return optax.chain(transforms.clip_by_global_norm(options.clip_norm), optimizer)

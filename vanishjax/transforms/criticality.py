@@ -169,7 +169,7 @@ def polar_growth(
       ... }
       >>> tx = polar_growth(steps=1, rate=1.0, inner=optax.sgd(0.0))
       >>> update, state = tx.update(gradient, tx.init(params), params)
-      >>> print(float(state.gain), (params["b"]["w"] + update["b"]["w"]).round(3))
+      >>> print(state.gain.round(3), (params["b"]["w"] + update["b"]["w"]).round(3))
       2.0 [[2. 0.]
        [0. 2.]]
 

@@ -50,6 +50,15 @@ class Treatment:
       after: That of `problem`.
       steps: Training steps of one trial.
       cost: Of everything, in training steps: trials and probes.
+
+    Example:
+      >>> import vanishjax as vj
+      >>> problem = vj.mlp_problem(4, (8, 8), 2, activation="tanh")
+      >>> batches = [(jax.random.normal(jax.random.key(i), (32, 4)), jnp.arange(32) % 2)
+      ...            for i in range(3)]
+      >>> treatment = cure(problem, batches, steps=10)
+      >>> print(treatment, treatment.problem is problem, treatment.cost)
+      Healthy: nothing to cure. True 3.0
     """
 
     problem: Problem

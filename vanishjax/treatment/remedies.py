@@ -129,15 +129,19 @@ def muon(layers: Layers, learning_rate: float) -> Remedy:
 
 
 def deep_muon(layers: Layers, learning_rate: float, total_steps: int) -> Remedy:
-    """Centred, normalised, orthogonalised steps: see `vanishjax.deep_muon`."""
+    """Centred, normalised, orthogonalised steps after a first one to criticality.
+
+    See `vanishjax.deep_muon`.
+    """
 
     def apply(problem: Problem) -> Problem:
-        tx = optimizers.deep_muon(learning_rate, total_steps, layers=layers)
+        tx = optimizers.deep_muon(learning_rate, total_steps, layers=layers, recondition=True)
         return dataclasses.replace(problem, tx=tx)
 
     recipe = (
         "layers = vj.find_layers(params, loss_fn, batch)\n"
-        f"tx = vj.deep_muon({learning_rate:g}, total_steps={total_steps}, layers=layers)"
+        f"tx = vj.deep_muon({learning_rate:g}, total_steps={total_steps}, layers=layers,\n"
+        "                  recondition=True)"
     )
     return Remedy("deep_muon", apply, recipe)
 

@@ -34,6 +34,11 @@ class Trial:
       rules: What a diagnosis after the trial found critical.
       reason: Why the outcome is what it is.
       steps: Number of training steps that it took.
+
+    Example:
+      >>> trial = Trial("lsuv", "no better", 2.3, 0.1, np.array([2.4, np.nan]), (), "", 2)
+      >>> trial.to_dict()["losses"]
+      [2.4, None]
     """
 
     remedy: str
