@@ -1,6 +1,8 @@
 """README's tables, made from the JSON files: `python -m benchmarks.tables` writes them in place."""
 
+import collections
 import json
+import math
 import re
 from pathlib import Path
 
@@ -86,9 +88,59 @@ def monitoring(results):
     return rows
 
 
+def headline(results):
+    """Training and test accuracy by depth."""
+    cells = {(one["network"]["depth"], one["contender"]): one for one in results["headline"]}
+    depths = sorted({depth for depth, _ in cells})
+    rows = [
+        f"| | {' | '.join(f'depth {depth}' for depth in depths)} |",
+        "|---" * (len(depths) + 1) + "|",
+    ]
+    for name in dict.fromkeys(contender for _, contender in cells):
+        shown = []
+        for depth in depths:
+            one = cells.get((depth, name))
+            parts = [] if one is None else [one["train_accuracy"], one["test_accuracy"]]
+            shown.append(" / ".join(_percent(part) for part in parts))
+        rows.append(f"| {name} | {' | '.join(shown)} |")
+    return rows
+
+
+def cure(results):
+    """What became of the sick networks, by cause."""
+    found = results["zoo"]
+    rows = [
+        "| cause | runs | repaired | by chance | accepted |",
+        "|---|---|---|---|---|",
+    ]
+    curable = [one for one in found["networks"] if not one["beyond"]]
+    for cause in dict.fromkeys(one["ails"] for one in curable):
+        runs = [run for one in curable if one["ails"] == cause for run in one["runs"]]
+        taken = collections.Counter(" + ".join(run["accepted"]) or "nothing" for run in runs)
+        cells = [
+            cause.replace("_", " "),
+            str(len(runs)),
+            str(sum(run["repaired"] for run in runs)),
+            str(sum(run["control_repaired"] for run in runs)),
+            ", ".join(f"{name} {count}" for name, count in taken.most_common()),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    total = found["summary"]
+    rows.append("")
+    rows.append(
+        f"{total['repaired']:.1%} of {total['runs']} runs repaired, "
+        f"{total['control_repaired']:.1%} by chance; the cure cost {_ratio(total['cost'], 3)} of "
+        f"the full training. Of {total['beyond_runs']} runs of networks whose loss itself is at "
+        f"fault, {total['beyond_left_alone']} came back as they were."
+    )
+    return rows
+
+
 TABLES = {
     "article": article,
+    "cure": cure,
     "diagnosis": diagnosis,
+    "headline": headline,
     "monitoring": monitoring,
     "step_time": step_time,
     "training_speed": training_speed,
@@ -112,6 +164,12 @@ def main() -> None:
         if count != 1:
             raise SystemExit(f"README.md: expected one place for the table {name}, found {count}")
     README.write_text(text)
+
+
+def _percent(shares) -> str:
+    mean = math.fsum(shares) / len(shares)
+    deviation = (math.fsum((share - mean) ** 2 for share in shares) / len(shares)) ** 0.5
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
 def _ratio(found, digits=2) -> str:

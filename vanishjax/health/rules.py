@@ -41,7 +41,7 @@ BLIND_STEP = 0.1
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
 
-_REINIT = "re-initialise at criticality: initializers.critical_orthogonal"
+_REINIT = "re-initialise from data: initializers.lsuv; or at criticality: critical_orthogonal"
 _RESIDUAL = "residual connections: mlp_problem(residual='rezero' or 'scaled')"
 
 
@@ -238,9 +238,10 @@ def mean_collapse(seen: Examination) -> Finding | None:
         f"Only {energy[-1]:.1e} of the last features' energy tells inputs apart: the activation's "
         "mean, added up layer by layer, has drowned the rest.",
         (
-            "re-initialise and centre: initializers.critical_orthogonal with center_biases",
+            "re-initialise and centre: initializers.lsuv",
             "an activation of mean zero (tanh, centered_sigmoid)",
             _RESIDUAL,
+            "deep_muon, if model and parameters must stay as they are",
         ),
     )
 
@@ -311,7 +312,7 @@ def rank_collapse(seen: Examination) -> Finding | None:
         f"The last features differ in {rank[-1]:.2f} dimensions, the first in {rank[0]:.1f}: "
         "products of random matrices keep one direction and lose the others.",
         (
-            "orthogonal kernels: initializers.critical_orthogonal",
+            "orthogonal kernels: initializers.lsuv; of a rectifier: initializers.looks_linear",
             _RESIDUAL,
             "orthogonalised updates: muon",
         ),
