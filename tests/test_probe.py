@@ -389,3 +389,26 @@ def test_arrays_have_one_entry_a_layer():
         assert getattr(found, field).dtype == np.float64
     assert len(found) == 3
     chex.assert_shape(found.parameters.rms, (6,))
+
+
+def test_an_activation_with_a_derivative_of_its_own():
+    """Through `custom_vjp` only the way back is known: the slope is what comes back."""
+
+    @jax.custom_vjp
+    def twice(x):
+        return jnp.tanh(x)
+
+    twice.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (2 * g * (1 - jnp.tanh(x) ** 2),))
+    x, weights = jax.random.normal(jax.random.key(0), (16, 4)), [0.3 * jnp.ones((4, 4))] * 3
+
+    def loss_of(activation):
+        def loss_fn(weights, x):
+            for w in weights:
+                x = activation(x @ w)
+            return jnp.mean(x**2)
+
+        return probe(loss_fn, weights, x)
+
+    plain, steeper = loss_of(jnp.tanh), loss_of(twice)
+    np.testing.assert_allclose(steeper.slope_rms, 2 * plain.slope_rms, rtol=1e-5)
+    np.testing.assert_allclose(steeper.log_chi[:-1], plain.log_chi[:-1] + 2 * np.log(2), rtol=1e-4)

@@ -118,6 +118,10 @@ def run_alike(problem: Problem, other: Problem) -> bool:
     )
 
 
+# Axes of a convolution's kernel.
+_CONVOLUTION = 4
+
+
 # Compiled once for a loss and a transform: pass the same objects again to save that.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _run_all(
@@ -152,6 +156,9 @@ def _run_all(
             scored = jnp.mean(jax.lax.map(lambda batch: right(params, batch), held_out))
         return params, state, losses, held, scored
 
+    # Side by side, unless there are convolutions: with kernels of their own these are slow.
+    if any(leaf.ndim > _CONVOLUTION for leaf in jax.tree.leaves(params)):
+        return jax.lax.map(run, params)
     return jax.vmap(run)(params)
 
 
