@@ -457,5 +457,7 @@ def test_constants_give_what_arguments_give(name):
             continue
         rest = 1e-6 * magnitude if name in ("center", "deflate") else 1e-36
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=rest), known, given
+            lambda a, b, rest=rest: np.testing.assert_allclose(a, b, rtol=1e-4, atol=rest),
+            known,
+            given,
         )

@@ -172,7 +172,7 @@ class Pair(NamedTuple):
 def test_trees(name, params):
     tx = FACTORIES[name]()
     if name in PAIRED and any(jnp.ndim(x) > 1 for x in jax.tree.leaves(params)):
-        with pytest.raises(ValueError, match="(weight|empty): no bias beside it"):
+        with pytest.raises(ValueError, match=r"(weight|empty): no bias beside it"):
             tx.init(params)
         return
     grads = jax.tree.map(lambda p: 0.1 * p, params)
