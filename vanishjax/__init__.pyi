@@ -45,6 +45,8 @@ from .training import History as History
 from .training import TrainState as TrainState
 from .training import fit as fit
 from .training import make_train_step as make_train_step
+from .training import restore_checkpoint as restore_checkpoint
+from .training import save_checkpoint as save_checkpoint
 from .transforms import adaptive_clip as adaptive_clip
 from .transforms import center as center
 from .transforms import centralize as centralize

@@ -1,4 +1,7 @@
 from . import data as data
+from .checkpoint import checkpoint_steps as checkpoint_steps
+from .checkpoint import restore_checkpoint as restore_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
 from .history import History as History
 from .loop import Progress as Progress
 from .loop import fit as fit
