@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
 from tests.trajectory import assert_close
@@ -174,6 +175,27 @@ def test_nnx_equals_linen(name):
         found = nnx.to_pure_dict(trained(twin, batch, OPTIMIZERS[name]))
         expected = trained(problem, batch, OPTIMIZERS[name])
         assert_close(found, dict(expected), FLOAT64_ROUNDING)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["stack", "inputs", "outputs"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_sharded_equals_unsharded(name, axis):
+    problem, batch = mlp(depth=9), batch_of()
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def placed(path, x):
+        spec = [None] * x.ndim
+        if "hidden_stack" in jax.tree_util.keystr(path) and axis < x.ndim:
+            spec[axis] = "x"
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    with jax.enable_x64(True):
+        plain = trained(problem, batch, OPTIMIZERS[name])
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem.params)
+        spread = jax.tree_util.tree_map_with_path(placed, params)
+        twin = vj.Problem(problem.loss_fn, spread, problem.tx)
+        # What deflation leaves is small, and with it goes the share of rounding errors.
+        assert_close(trained(twin, batch, OPTIMIZERS[name]), plain, 1e-6)
 
 
 def test_names_and_shapes_of_other_libraries():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
 from vanishjax.treatment import remedies
@@ -81,6 +82,15 @@ def test_it_is_deterministic_under_a_key(cured):
     again = vj.cure(network(), data(), steps=STEPS, key=KEY)
     chex.assert_trees_all_equal(again.problem.params, treatment.problem.params)
     assert again.to_dict()["trials"] == treatment.to_dict()["trials"]
+
+
+def test_the_same_cure_on_batches_spread_over_devices(cured):
+    _, treatment = cured
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.device_put(data(), NamedSharding(mesh, PartitionSpec("data")))
+    again = vj.cure(network(), spread, steps=STEPS, key=KEY)
+    assert names(again) == names(treatment)
+    np.testing.assert_allclose(again.trials[-1].loss, treatment.trials[-1].loss, rtol=0.05)
 
 
 def test_a_healthy_network_is_left_alone():
