@@ -375,13 +375,14 @@ def test_atlas_has_its_sizes(here, monkeypatch):
     assert len(grids) == 6 + 2 + 2
     assert [grid.depths for grid in grids[6:8]] == [(2, 4, 8, 16)] * 2
     assert grids[0] == atlas.Grid(
-        optimizers=("sgd", "momentum", "adam", "lion", "muon"), depths=(2, 4, 8, 16, 32)
+        optimizers=("sgd", "momentum", "adam", "lion", "muon", "deep_muon"),
+        depths=(2, 4, 8, 16, 32),
     )
     assert [(grid.activation, grid.kernel_init) for grid in grids[:6]] == [
         *itertools.product(("sigmoid", "tanh", "relu"), ("lecun", "critical_orthogonal"))
     ]
     assert grids[-2] == atlas.Grid(
-        optimizers=("momentum", "adam"),
+        optimizers=("momentum", "adam", "deep_muon"),
         depths=(3,),
         activation="relu",
         kernel_init="he",

@@ -16,7 +16,7 @@ from PIL import Image
 import vanishjax as vj
 from tests.commands import read_json, vanishjax
 from vanishjax import cli, initializers
-from vanishjax.cli import diagnose
+from vanishjax.cli import network
 from vanishjax.training.data import load_dataset
 
 DEEP_SIGMOID = ("diagnose", "--activation", "sigmoid", "--depth", "24")
@@ -495,7 +495,7 @@ def test_bad_usage_gets_one_line(here, arguments, message):
     assert [path.name for path in here.iterdir()] == ["afile"]
 
 
-FLAGS = ["--" + name.replace("_", "-") for name in [*diagnose.NETWORK, "out", "json", "strict"]]
+FLAGS = ["--" + name.replace("_", "-") for name in [*network.NETWORK, "out", "json", "strict"]]
 WORDS = st.sampled_from([*FLAGS, "1", "0", "adam", "a:b", "a.py:b", ":", "", "--", "-"])
 
 
@@ -522,7 +522,7 @@ def test_the_options_have_the_defaults_that_the_help_names():
     for name in ("activation", "init", "loss", "optimizer", "data", "seed", "dtype"):
         metavar = shown.index(f" --{name} ", shown.index("TARGET module"))
         described = shown[metavar:].split(" --")[1]
-        assert f"(default: {diagnose.NETWORK[name]})" in described
+        assert f"(default: {network.NETWORK[name]})" in described
 
 
 def test_errors_come_before_the_heavy_imports(networks):
