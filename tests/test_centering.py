@@ -159,7 +159,7 @@ def test_stacked_equals_unrolled(name):
         assert_close(unstack_params(stacked), dict(apart), FLOAT64_ROUNDING)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["center-muon", "deep_muon-recondition"])
 def test_nnx_equals_linen(name):
     problem, batch = mlp(scan=False), batch_of()
     graph, state = nnx.split(vj.NnxMLP(6, (8,) * 5, 3, activation="sigmoid", rngs=nnx.Rngs(0)))
@@ -177,8 +177,10 @@ def test_nnx_equals_linen(name):
         assert_close(found, dict(expected), FLOAT64_ROUNDING)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2], ids=["stack", "inputs", "outputs"])
-@pytest.mark.parametrize("name", ["center", "polar_growth", "deep_muon-recondition"])
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [("center", 2), ("polar_growth", 0), ("deep_muon-recondition", 0), ("deep_muon", 1)],
+)
 def test_sharded_equals_unsharded(name, axis):
     problem, batch = mlp(depth=9), batch_of()
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
