@@ -28,8 +28,7 @@ def deep_muon(
     Nesterov momentum makes the steps of all kernels but the last, the sign of the momentum those
     of the last and of the biases; and a step of a kernel moves its bias so that the layer's mean
     output stays (`vanishjax.center`). Trains plain sigmoid networks of 64 layers, where Adam and
-    Muon stay at chance, faster and further inside `vanishjax.polar_growth`; costs healthy networks
-    a little.
+    Muon stay at chance, faster and further inside `vanishjax.polar_growth`.
 
     Args:
       learning_rate: The first rate, a float, or a schedule. A float falls linearly to `end_rate`

@@ -88,8 +88,8 @@ def deflate(
 
     for kernels `[in, out]`. As g_W = hbar g_b^T + sum (h - hbar)(delta - mean delta)^T over the
     batch, this takes the first term out, all of it, and what the second has along u. It is for
-    networks whose mean has collapsed (deep sigmoids), under `orthogonalize` or `scale_by_muon`; it
-    harms deep ReLU networks.
+    networks whose mean has collapsed (deep sigmoids), under `orthogonalize` or `scale_by_muon`;
+    where it hasn't, what is taken out may be signal.
 
     Args:
       layers: Division of the tree into layers; derived from the parameters if None.
