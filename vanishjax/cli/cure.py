@@ -22,9 +22,9 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from vanishjax.cli.network import add_target_options, make_problem, network_options
+from vanishjax.cli.network import add_target_options, load_examples, make_problem, network_options
 from vanishjax.cli.options import add_output_options, number, warn, whole
 
 if TYPE_CHECKING:
@@ -83,14 +83,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _mlp(options: argparse.Namespace) -> tuple[Problem, Any]:
-    from vanishjax.cli.inputs import load_data
-
     size = options.batch_size or BATCH_SIZE
-    settings = {"validation_split": 0.2, "batch_size": size}
-    targets: Literal["real", "classes"] = "real" if options.loss == "squared_error" else "classes"
-    dataset = load_data(
-        argparse.Namespace(**(vars(options) | settings)), targets, dtype=options.dtype
-    )
+    dataset = load_examples(options, size)
     whole_set = (dataset.train.inputs, dataset.train.labels)
     batches = list(_cut(whole_set, size))
     return make_problem(options, dataset, batches[0]), batches

@@ -16,9 +16,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from vanishjax.cli.network import add_target_options, make_problem, network_options, progress
+from vanishjax.cli.network import (
+    add_target_options,
+    load_examples,
+    make_problem,
+    network_options,
+    progress,
+)
 
 if TYPE_CHECKING:
     from vanishjax.health import Diagnosis
@@ -75,15 +81,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _diagnose_mlp(options: argparse.Namespace) -> Diagnosis:
-    from vanishjax.cli.inputs import load_data
-
     size = options.batch_size or BATCH_SIZE
-    # The split of `vanishjax train`. A small data set is only too small for a batch asked for.
-    settings = {"validation_split": 0.2, "batch_size": options.batch_size or 1}
-    targets: Literal["real", "classes"] = "real" if options.loss == "squared_error" else "classes"
-    dataset = load_data(
-        argparse.Namespace(**(vars(options) | settings)), targets, dtype=options.dtype
-    )
+    # A small data set is only too small for a batch asked for.
+    dataset = load_examples(options, options.batch_size or 1)
     with progress(_COMPILING):
         from vanishjax.health import diagnose
 

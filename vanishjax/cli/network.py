@@ -123,6 +123,18 @@ def network_options(options: argparse.Namespace) -> argparse.Namespace:
     return chosen
 
 
+def load_examples(options: argparse.Namespace, least: int) -> Dataset:
+    """The data that `vanishjax train` would split and train on, of `least` examples at least."""
+    from vanishjax.cli.inputs import load_data
+
+    settings = {"validation_split": 0.2, "batch_size": least}
+    return load_data(
+        argparse.Namespace(**(vars(options) | settings)),
+        "real" if options.loss == "squared_error" else "classes",
+        dtype=options.dtype,
+    )
+
+
 def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> Problem:
     """The network that `vanishjax train` would start with, by any initialiser."""
     import dataclasses

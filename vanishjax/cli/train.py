@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=number(above=0.0),
         metavar="RATE",
-        help="(default: 0.001; sgd 0.01, lion 0.0001, lars 1, muon 0.02)",
+        help="(default: 0.001; sgd 0.01, lion 0.0001, lars 1, muon and deep_muon 0.02)",
     )
     group.add_argument(
         "--momentum", type=number(0.0, 1.0), metavar="DECAY", help="for sgd, rmsprop and lars"

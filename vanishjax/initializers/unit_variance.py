@@ -14,7 +14,7 @@ import numpy as np
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.layers import Layers, Leaf
-from vanishjax.layers.dense import bias_of, output_axes
+from vanishjax.layers.dense import bias_of, matrix_axes, output_axes
 from vanishjax.layers.order import layers_met, parameter_leaves
 from vanishjax.validation import check_floating
 
@@ -178,9 +178,7 @@ def _over(x: jax.Array, values: jax.Array) -> jax.Array:
 
 def _orthogonal(kernel: Leaf, bias: Leaf | None, x: jax.Array) -> jax.Array:
     """The orthogonal polar factors of a kernel's matrices."""
-    outputs = output_axes(kernel, bias)
-    inputs = tuple(axis for axis in kernel.inner_axes if axis not in outputs)
-    order = (*kernel.axes, *inputs, *outputs)
+    outputs, order = output_axes(kernel, bias), matrix_axes(kernel, bias)
     laid = jnp.transpose(numerics.upcast(x), order)
     columns = math.prod(kernel.shape[axis] for axis in outputs)
     matrices = laid.reshape(*kernel.stack, -1, columns)

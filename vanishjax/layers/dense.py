@@ -110,9 +110,7 @@ def dense_layers(layers: Layers, tree: Any) -> tuple[Dense, ...]:
             )
         own = places[kernel.path]
         depths = tuple(layers.depths[place] for place in own)
-        outputs = output_axes(kernel, bias)
-        inputs = (axis for axis in kernel.inner_axes if axis not in outputs)
-        axes = (*kernel.axes, *inputs, *outputs)
+        axes = matrix_axes(kernel, bias)
         pairs.append(Dense(kernel, bias, depths, own, places[bias.path], axes))
     return tuple(sorted(pairs, key=lambda pair: min(pair.kernel_places)))
 
@@ -150,6 +148,12 @@ def output_axes(kernel: Leaf, bias: Leaf | None) -> tuple[int, ...]:
             "loss_fn, batch), which knows that"
         )
     return outputs
+
+
+def matrix_axes(kernel: Leaf, bias: Leaf | None) -> tuple[int, ...]:
+    """All axes of a kernel in the order stack, inputs, outputs: see `output_axes`."""
+    outputs = output_axes(kernel, bias)
+    return (*kernel.axes, *(axis for axis in kernel.inner_axes if axis not in outputs), *outputs)
 
 
 def _places(layers: Layers) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from vanishjax.transforms.centering import (
     read_activations,
 )
 from vanishjax.transforms.orthogonalization import polar_factor
-from vanishjax.transforms.per_layer import check_layers, layers_of
+from vanishjax.transforms.per_layer import check_given, check_layers, layers_of
 from vanishjax.validation import check_non_negative
 
 # Gains that an activation can ask for: 1 / rms f' of a sigmoid at the origin is 4.
@@ -307,7 +307,6 @@ def _ranked(dense: Sequence[Dense]) -> list[int]:
 def _with_params(
     layers: Layers | None, updates: optax.Updates, params: optax.Params | None
 ) -> tuple[dict[str, jax.Array], Callable[[dict[str, jax.Array]], Any]]:
-    if params is None:
-        raise ValueError("this transform needs the parameters: call update(updates, state, params)")
+    check_given(params)
     found = layers_of(layers, updates)
     return found.by_path(params)[0], found.by_path(updates)[1]

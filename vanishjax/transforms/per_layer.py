@@ -53,6 +53,12 @@ def check_layers(layers: Layers | None, params: Any) -> None:
     layers.expand(jnp.zeros(len(layers)), params)
 
 
+def check_given(params: Any) -> None:
+    """Raises ValueError unless `update` got the parameters."""
+    if params is None:
+        raise ValueError("this transform needs the parameters: call update(updates, state, params)")
+
+
 def per_layer(
     fn: Callable[..., jax.Array], layers: Layers | None, *, with_params: bool = False
 ) -> optax.GradientTransformation:
@@ -80,10 +86,8 @@ def per_layer(
     def update_fn(
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        if with_params and params is None:
-            raise ValueError(
-                "this transform needs the parameters: call update(updates, state, params)"
-            )
+        if with_params:
+            check_given(params)
         rest = (params,) if with_params else ()
 
         def apply(update: jax.Array, *params: jax.Array, axes: tuple[int, ...]) -> jax.Array:

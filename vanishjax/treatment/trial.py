@@ -15,6 +15,7 @@ import optax
 from vanishjax.health import Diagnosis
 from vanishjax.health.finding import json_value
 from vanishjax.problem import Problem
+from vanishjax.training import TrainState, local_step
 
 Outcome = Literal["untreated", "accepted", "better", "no better", "diverged", "failed"]
 
@@ -138,23 +139,21 @@ def _run_all(
         value = loss_fn(params, batch)
         return value[0] if isinstance(value, tuple) else value
 
-    def step(carry: tuple[Any, Any], batch: Any) -> tuple[Any, jax.Array]:
-        params, state = carry
-        loss, gradient = jax.value_and_grad(loss_of)(params, batch)
-        updates, state = tx.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), loss
+    step = local_step(loss_of, tx)
 
     def right(params: Any, batch: Any) -> jax.Array:
         outputs = predict_fn(params, batch[0])  # type: ignore[misc]  # called only if there is one
         return jnp.mean(jnp.argmax(outputs, axis=-1) == batch[1])
 
     def run(params: Any) -> tuple[Any, ...]:
-        (params, state), losses = jax.lax.scan(step, (params, tx.init(params)), batches)
+        # Nothing in these steps is random: the key is never used.
+        start = TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), jnp.zeros([]))
+        (_, params, state, _), metrics = jax.lax.scan(step, start, batches)
         held = jax.lax.map(lambda batch: loss_of(params, batch), held_out)
         scored = None
         if predict_fn is not None:
             scored = jnp.mean(jax.lax.map(lambda batch: right(params, batch), held_out))
-        return params, state, losses, held, scored
+        return params, state, metrics["loss"], held, scored
 
     # Side by side, unless there are convolutions: with kernels of their own these are slow.
     if any(leaf.ndim > _CONVOLUTION for leaf in jax.tree.leaves(params)):
