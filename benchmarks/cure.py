@@ -31,6 +31,7 @@ import optax
 import vanishjax as vj
 from benchmarks import networks, record
 from vanishjax.layers import find_layers
+from vanishjax.training import local_step
 from vanishjax.training.data import load_dataset
 from vanishjax.treatment import remedies
 
@@ -71,19 +72,22 @@ def problem_of(network, seed):
 
 def trained(problem, opt_state, data, steps, seed):
     """Parameters after so many more steps."""
-    x, y = (jnp.asarray(a) for a in data)
-
-    def step(carry, key):
-        params, state = carry
-        rows = jax.random.randint(key, (BATCH,), 0, len(x))
-        gradient = jax.grad(problem.loss_fn)(params, (x[rows], y[rows]))
-        updates, state = problem.tx.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
     state = problem.tx.init(problem.params) if opt_state is None else opt_state
     keys = jax.random.split(jax.random.key(seed + 1000), steps)
-    (params, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, keys))((problem.params, state))
-    return params
+    examples = tuple(jnp.asarray(a) for a in data)
+    return _trained(problem.loss_fn, problem.tx, problem.params, state, examples, keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _trained(loss_fn, tx, params, state, data, keys):
+    step = local_step(loss_fn, tx)
+
+    def one(state, key):
+        rows = jax.random.randint(key, (BATCH,), 0, len(data[0]))
+        return step(state, tuple(a[rows] for a in data))[0], None
+
+    start = vj.TrainState(jnp.zeros([], jnp.int32), params, state, jnp.zeros([]))
+    return jax.lax.scan(one, start, keys)[0].params
 
 
 def batches_of(data, seed, count=BATCHES):

@@ -116,6 +116,29 @@ def test_means_and_directions(scan):
         np.testing.assert_allclose(w / np.linalg.norm(w, 2), left @ right, atol=1e-4)
 
 
+@pytest.mark.parametrize("model", [linen, nnx_scanned])
+def test_any_variance(model):
+    loss_fn, params = model()
+    small = lsuv(loss_fn, params, BATCH, variance=0.04)
+    found = vj.probe(loss_fn, small, BATCH)
+    np.testing.assert_allclose(found.preactivation_rms, 0.2, rtol=1e-3)
+
+
+def test_small_variance_keeps_deep_gradients_and_unit_variance_does_not():
+    """tanh: each layer hands on 1.17 times the energy at unit variance, 1 + 4/3 v^2 at small v."""
+    problem = vj.mlp_problem(6, (64,) * 60, 3, activation="tanh", key=jax.random.key(1))
+    unit, small = (
+        vj.probe(
+            problem.loss_fn,
+            lsuv(problem.loss_fn, problem.params, BATCH, variance=variance),
+            BATCH,
+        )
+        for variance in (1.0, 0.1)
+    )
+    assert unit.sum_log_chi > 6
+    assert abs(small.sum_log_chi) < 2
+
+
 def test_stacked_equals_unrolled():
     loss_fn, params = linen(scan=True)
     unrolled, _ = linen(scan=False)
@@ -194,3 +217,5 @@ def test_bad_input():
         lsuv(lambda p, b: jnp.sum(p["w"] * b), {"w": jnp.arange(3)}, jnp.ones(3))
     with pytest.raises(ValueError, match="must return a scalar"):
         lsuv(lambda p, b: p["w"] * b, {"w": jnp.ones(3)}, jnp.ones(3))
+    with pytest.raises(ValueError, match="variance must be positive, got 0"):
+        lsuv(lambda p, b: jnp.sum(p["w"] * b), {"w": jnp.ones(3)}, jnp.ones(3), variance=0)

@@ -26,13 +26,14 @@ def lsuv(
     *,
     centered: bool = True,
     orthogonal: bool = True,
+    variance: float = 1.0,
 ) -> Any:
     r"""Rescales every kernel so that what it puts out has unit variance on a batch.
 
     Layer by layer, each seeing what the layers before it now put out, in one forward pass of any
     loss (linen, nnx, Equinox or plain functions; unrolled or scanned):
 
-    .. math:: W_l \leftarrow Q_l / \mathrm{rms}(h Q_l - \overline{h Q_l}), \qquad
+    .. math:: W_l \leftarrow \sqrt{v} Q_l / \mathrm{rms}(h Q_l - \overline{h Q_l}), \qquad
               b_l \leftarrow -\overline{h W_l}
 
     with the mean taken for each unit over the batch and Q_l the orthogonal polar factor of W_l.
@@ -46,6 +47,10 @@ def lsuv(
       centered: Whether to move the biases so that every unit's mean is zero. A kernel without a
         bias beside it (kernel and bias, weight and bias, w and b) is only rescaled.
       orthogonal: Whether the kernels become orthogonal before they are scaled.
+      variance: v, if not 1. Smooth activations are the more linear the smaller it is: at unit
+        variance each layer of a tanh network makes gradients 1.17 times as large and inputs less
+        alike, at v = .1 only 1.01 times. So v = 1 / sqrt(depth) keeps a network of any depth
+        trainable, where unit variance ends at some tens of layers.
 
     Returns:
       New parameters. Left as they are: kernels used more than once (tied weights, recurrent cells)
@@ -53,7 +58,8 @@ def lsuv(
       that is neither such a kernel nor its bias.
 
     Raises:
-      ValueError: The loss isn't a scalar, or a leaf isn't a real floating-point array.
+      ValueError: The loss isn't a scalar, a leaf isn't a real floating-point array, or the variance
+        isn't positive.
 
     Example:
       >>> import vanishjax as vj
@@ -68,6 +74,8 @@ def lsuv(
       Mishkin and Matas, All you need is a good init, 2016, algorithm 1; Saxe et al., 2014, for
       orthogonal kernels; centring is this package's.
     """
+    if not variance > 0:
+        raise ValueError(f"variance must be positive, got {variance}")
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
     inputs = [jnp.asarray(x) for x in jax.tree_util.tree_leaves(batch) if _jaxpr.is_array(x)]
@@ -76,7 +84,9 @@ def lsuv(
     layers = layers_met(parameter_leaves(params), trace)
     anatomy = _jaxpr.dissect(program, trace)
     kernels = _kernels(layers, trace, anatomy, centered)
-    adjusted = jax.jit(functools.partial(_adjusted, program, anatomy, kernels, orthogonal))
+    adjusted = jax.jit(
+        functools.partial(_adjusted, program, anatomy, kernels, orthogonal, variance**0.5)
+    )
     return jax.tree_util.tree_unflatten(structure, adjusted(leaves, inputs))
 
 
@@ -115,6 +125,7 @@ def _adjusted(
     anatomy: _jaxpr.Anatomy,
     kernels: Sequence[_Kernel],
     orthogonal: bool,
+    deviation: float,
     leaves: list[jax.Array],
     inputs: list[jax.Array],
 ) -> list[jax.Array]:
@@ -139,7 +150,7 @@ def _adjusted(
         # What carries nothing but rounding errors isn't blown up to unit size.
         noise = 4 * float(jnp.finfo(y.dtype).eps) * numerics.rms(wide)
         alive = (size > noise) & jnp.isfinite(size)
-        scale = jnp.where(alive, 1 / jnp.where(alive, size, 1.0), 1.0)
+        scale = jnp.where(alive, deviation / jnp.where(alive, size, 1.0), 1.0)
         shift = jnp.where(alive, mean * scale, 0.0)
         adjusted = numerics.saturating_cast(wide * scale - shift, y.dtype)
         return adjusted, (scale, -shift.ravel(), alive)

@@ -31,8 +31,9 @@ from vanishjax.treatment.trial import (
 _HELD_OUT = 8
 _LEAST_BATCHES = 3
 _PROBE_STEPS = 3.0  # what a probe costs, in training steps
-# A cured network's held-out loss is at most this share of the untreated one's, or more is tried.
-_LEARNT = 0.9
+# A cured network's held-out loss is at most this share of the untreated one's, or more is tried:
+# a slow learner may be all that a remedy makes of it.
+_LEARNT = 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,7 +227,7 @@ class _Ward:
             wave.append((None, self._problem))
         for remedy in candidates:
             try:
-                treated = remedy.apply(self._problem if remedy.alone else self.start)
+                treated = remedy.apply(self._before(remedy))
             except Exception as error:
                 self.tried.add(remedy.name)
                 self._record(_failure(self._name(remedy), error))
@@ -272,7 +273,7 @@ class _Ward:
             self._record(_trial(names[rank], outcome, course, after, reason))
             if not rank:
                 self._best, self.verdict, self.start = course, after, course.problem
-                self._accepted = (remedy,) if remedy.alone else (*self._accepted, remedy)
+                self._accepted = (*remedy.follows(self._accepted), remedy)
 
     def treatment(self, before: Diagnosis, steps: int) -> Treatment:
         """What came of it."""
@@ -294,8 +295,17 @@ class _Ward:
         )
 
     def _name(self, remedy: Remedy) -> str:
-        before = () if remedy.alone else self._accepted
-        return " + ".join(one.name for one in (*before, remedy))
+        return " + ".join(one.name for one in (*remedy.follows(self._accepted), remedy))
+
+    def _before(self, remedy: Remedy) -> Problem:
+        """The problem that a remedy treats: with those accepted before that it leaves in force."""
+        left = remedy.follows(self._accepted)
+        if left == self._accepted:
+            return self.start
+        problem = self._problem
+        for one in left:
+            problem = one.apply(problem)
+        return problem
 
     def _record(self, trial: Trial) -> None:
         self._trials.append(trial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -18,15 +19,18 @@ from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
 from vanishjax.treatment.remedy import Remedy
 
+# What may help a deep chain, whatever is wrong with its size: new kernels, at the rate given and,
+# because the deeper a network is the smaller a step it bears, at a tenth of it.
+_DEEP = ("lsuv", "small_lsuv", "lsuv, slower", "small_lsuv, slower")
 # What may help against each cause (`benchmarks.cure`).
 FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "nonfinite": ("redraw", "clip"),
         "zero_gradient": ("redraw", "rezero"),
-        "mean_collapse": ("lsuv", "rezero", "deep_muon"),
-        "rank_collapse": ("lsuv", "looks_linear", "rezero", "muon"),
-        "vanishing_gradient": ("lsuv", "rezero", "adam_atan2", "deep_muon"),
-        "exploding_gradient": ("lsuv", "rezero", "clip"),
+        "mean_collapse": (*_DEEP, "rezero", "deep_muon"),
+        "rank_collapse": (*_DEEP, "looks_linear", "looks_linear, slower", "rezero", "muon"),
+        "vanishing_gradient": (*_DEEP, "rezero", "adam_atan2", "deep_muon"),
+        "exploding_gradient": (*_DEEP, "rezero", "clip"),
         "saturated_units": ("lsuv", "redraw"),
         "dead_units": ("lsuv", "redraw"),
         "underflow": ("loss_scale", "lsuv", "adam_atan2"),
@@ -36,6 +40,10 @@ FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 # The gradients of 16-bit networks are computed this many times as large.
 LOSS_SCALE = 2.0**10
+# What a slower remedy multiplies the updates by.
+SLOWER = 0.1
+
+_KERNELS, _OPTIMIZER = "kernels", "optimizer"
 
 
 def lsuv(batch: Any) -> Remedy:
@@ -49,7 +57,40 @@ def lsuv(batch: Any) -> Remedy:
         return dataclasses.replace(problem, params=params)
 
     recipe = "params = vj.initializers.lsuv(loss_fn, params, batch)"
-    return Remedy("lsuv", apply, recipe)
+    return Remedy("lsuv", apply, recipe, part=_KERNELS)
+
+
+def small_lsuv(layers: Layers, batch: Any) -> Remedy:
+    """As `lsuv`, at a variance of 1 / sqrt(depth), where smooth activations are nearly linear.
+
+    See `vanishjax.initializers.lsuv`.
+    """
+    depth = sum(math.prod(leaf.stack) for leaf in layers.leaves if len(leaf.inner_axes) >= 2)
+    variance = float(f"{max(1, depth) ** -0.5:.1g}")
+
+    def apply(problem: Problem) -> Problem:
+        params = initializers.lsuv(problem.loss_fn, problem.params, batch, variance=variance)
+        return dataclasses.replace(problem, params=params)
+
+    recipe = f"params = vj.initializers.lsuv(loss_fn, params, batch, variance={variance:g})"
+    return Remedy("small_lsuv", apply, recipe, part=_KERNELS)
+
+
+def slower(remedy: Remedy) -> Remedy:
+    """A remedy with a tenth of the learning rate beside it."""
+
+    def apply(problem: Problem) -> Problem:
+        treated = remedy.apply(problem)
+        return dataclasses.replace(treated, tx=_slowed(treated.tx))
+
+    recipe = f"{remedy.recipe}\ntx = optax.chain(tx, optax.scale({SLOWER:g}))"
+    return dataclasses.replace(remedy, name=f"{remedy.name}, slower", apply=apply, recipe=recipe)
+
+
+# The same object for the same transform, so that problems slowed down can run side by side.
+@functools.lru_cache(maxsize=8)
+def _slowed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.chain(tx, optax.scale(SLOWER))
 
 
 def looks_linear(layers: Layers, key: jax.Array) -> Remedy:
@@ -63,7 +104,7 @@ def looks_linear(layers: Layers, key: jax.Array) -> Remedy:
         "layers = vj.find_layers(params, loss_fn, batch)\n"
         "params = vj.initializers.looks_linear(jax.random.key(1), params, layers)"
     )
-    return Remedy("looks_linear", apply, recipe)
+    return Remedy("looks_linear", apply, recipe, part=_KERNELS)
 
 
 def redraw(batch: Any, key: jax.Array) -> Remedy:
@@ -88,7 +129,7 @@ def redraw(batch: Any, key: jax.Array) -> Remedy:
         'params = model.init(jax.random.key(1), inputs)["params"]    # drawn anew\n'
         "params = vj.initializers.lsuv(loss_fn, params, batch)"
     )
-    return Remedy("redraw", apply, recipe)
+    return Remedy("redraw", apply, recipe, part=_KERNELS)
 
 
 def rezero() -> Remedy:
@@ -112,7 +153,7 @@ def adam_atan2(learning_rate: float) -> Remedy:
         )
 
     recipe = f"tx = vj.adam_atan2({learning_rate:g}, scale=4 / jnp.pi)"
-    return Remedy("adam_atan2", apply, recipe)
+    return Remedy("adam_atan2", apply, recipe, part=_OPTIMIZER)
 
 
 def muon(layers: Layers, learning_rate: float) -> Remedy:
@@ -125,7 +166,7 @@ def muon(layers: Layers, learning_rate: float) -> Remedy:
         "layers = vj.find_layers(params, loss_fn, batch)\n"
         f"tx = vj.muon({learning_rate:g}, layers=layers)"
     )
-    return Remedy("muon", apply, recipe)
+    return Remedy("muon", apply, recipe, part=_OPTIMIZER)
 
 
 def deep_muon(layers: Layers, learning_rate: float, total_steps: int) -> Remedy:
@@ -143,7 +184,7 @@ def deep_muon(layers: Layers, learning_rate: float, total_steps: int) -> Remedy:
         f"tx = vj.deep_muon({learning_rate:g}, total_steps={total_steps}, layers=layers,\n"
         "                  recondition=True)"
     )
-    return Remedy("deep_muon", apply, recipe)
+    return Remedy("deep_muon", apply, recipe, part=_OPTIMIZER)
 
 
 def clip(layers: Layers, max_norm: float = 1.0) -> Remedy:
@@ -212,8 +253,9 @@ def fitting_remedies(
       >>> findings = vj.diagnose(problem.loss_fn, problem.params, batch).findings
       >>> found = fitting_remedies(findings, problem, batch, learning_rate=1e-3, total_steps=100,
       ...                          key=jax.random.key(0))
-      >>> [remedy.name for remedy in found]
-      ['lsuv', 'rezero', 'adam_atan2', 'deep_muon']
+      >>> print([remedy.name for remedy in found])
+      ['lsuv', 'small_lsuv', 'rezero', 'lsuv, slower', 'small_lsuv, slower', 'adam_atan2',
+       'deep_muon']
     """
     layers = find_layers(problem.params, problem.loss_fn, batch)
     # In the order in which to try them, the cheapest and most certain first: what makes up for the
@@ -221,9 +263,13 @@ def fitting_remedies(
     known: dict[str, Callable[[], Remedy]] = {
         "loss_scale": loss_scale,
         "lsuv": lambda: lsuv(batch),
+        "small_lsuv": lambda: small_lsuv(layers, batch),
         "looks_linear": lambda: looks_linear(layers, key),
         "redraw": lambda: redraw(batch, key),
         "rezero": rezero,
+        "lsuv, slower": lambda: slower(lsuv(batch)),
+        "small_lsuv, slower": lambda: slower(small_lsuv(layers, batch)),
+        "looks_linear, slower": lambda: slower(looks_linear(layers, key)),
         "adam_atan2": lambda: adam_atan2(learning_rate),
         "muon": lambda: muon(layers, 10 * learning_rate),
         "deep_muon": lambda: deep_muon(layers, 10 * learning_rate, total_steps),

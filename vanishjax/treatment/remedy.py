@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vanishjax.problem import Problem
 
@@ -19,6 +19,8 @@ class Remedy:
       recipe: Lines of Python that do the same to a script's own `loss_fn`, `params`, `batch`, `tx`.
       alone: Whether it starts from the untreated problem, whatever was accepted before, because it
         draws parameters for another architecture.
+      part: What it sets, such as "kernels", if a remedy after it that sets the same would undo it:
+        that one is tried instead of it, not on top of it.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -32,3 +34,24 @@ class Remedy:
     apply: Callable[[Problem], Problem]
     recipe: str = ""
     alone: bool = False
+    part: str = ""
+
+    def follows(self, accepted: Sequence[Remedy]) -> tuple[Remedy, ...]:
+        """Those of the accepted remedies that it leaves in force.
+
+        Args:
+          accepted: In the order in which they were accepted.
+
+        Returns:
+          Those on top of which to try it.
+
+        Example:
+          >>> def kernels(name):
+          ...     return Remedy(name, lambda problem: problem, part="kernels")
+          >>> other = Remedy("clip", lambda problem: problem)
+          >>> [one.name for one in kernels("second").follows([kernels("first"), other])]
+          ['clip']
+        """
+        if self.alone:
+            return ()
+        return tuple(one for one in accepted if not self.part or one.part != self.part)

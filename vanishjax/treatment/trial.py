@@ -192,11 +192,11 @@ def improvement(treated: Course, untreated: Course) -> tuple[bool, str]:
 
 
 def cause_improved(after: Diagnosis, before: Diagnosis) -> tuple[bool, str]:
-    """Whether a network suffers less from what ailed it.
+    """Whether a network suffers less from what ailed it; a healthy one has but to stay so.
 
     Args:
       after: Its diagnosis now.
-      before: Its diagnosis then, with something critical.
+      before: Its diagnosis then.
 
     Returns:
       The answer, and the numbers behind it in words.
@@ -205,6 +205,8 @@ def cause_improved(after: Diagnosis, before: Diagnosis) -> tuple[bool, str]:
         {finding.rule for finding in verdict.findings if finding.severity == "critical"}
         for verdict in (after, before)
     )
+    if not had:
+        return not left, "still healthy" if not left else f"now {', '.join(sorted(left))}"
     if had - left:
         gone = ", ".join(sorted(rule.replace("_", " ") for rule in had - left))
         return True, f"no more {gone}"
