@@ -9,21 +9,22 @@ import optax
 import pytest
 
 import vanishjax as vj
+from vanishjax.models import unstack_params
 from vanishjax.transforms.orthogonalization import polar_factor
 
 DEPTH, WIDTH = 8, 16
 
 
-def sigmoid_network(depth=DEPTH, activation="sigmoid"):
-    problem = vj.mlp_problem(
-        6, (WIDTH,) * depth, 3, activation=activation, scan=False, key=jax.random.key(1)
-    )
+def sigmoid_network(depth=DEPTH, activation="sigmoid", **options):
+    """A network, its batch, layers and first gradient."""
+    options = {"key": jax.random.key(1)} | options
+    problem = vj.mlp_problem(6, (WIDTH,) * depth, 3, activation=activation, **options)
     batch = jax.random.normal(jax.random.key(0), (64, 6)), jnp.arange(64) % 3
     if jax.config.jax_enable_x64:
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem.params)
         problem = dataclasses.replace(problem, params=params)
     layers = vj.find_layers(problem.params, problem.loss_fn, batch)
-    return problem, batch, layers, jax.grad(problem.loss_fn)(problem.params, batch)
+    return problem, batch, layers, jax.jit(jax.grad(problem.loss_fn))(problem.params, batch)
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def float64():
 
 def in_order(tree, depth=DEPTH):
     names = [*(f"hidden_{i}" for i in range(depth)), "output"]
+    tree = unstack_params(tree)
     return [{k: np.asarray(v, np.float64) for k, v in tree[name].items()} for name in names]
 
 
@@ -88,7 +90,7 @@ def test_the_first_step_of_recondition_is_the_float64_loop(float64):
     # 1 / rms f' of a collapsed sigmoid network is a little over 4.
     assert 3.5 < gain < 5
     # From the second step on it is the transform inside.
-    again, _ = tx.update(gradient, state, problem.params)
+    again, _ = jax.jit(tx.update)(gradient, state, problem.params)
     jax.tree.map(np.testing.assert_array_equal, again, gradient)
 
 
@@ -96,16 +98,16 @@ def test_recondition_makes_a_collapsed_network_trainable():
     problem, batch, layers, gradient = sigmoid_network(depth=24)
     assert not vj.diagnose(problem.loss_fn, problem.params, batch).healthy
     tx = vj.recondition(layers, inner=vj.adam(1e-3))
-    updates, _ = tx.update(gradient, tx.init(problem.params), problem.params)
+    updates, _ = jax.jit(tx.update)(gradient, tx.init(problem.params), problem.params)
     after = vj.diagnose(problem.loss_fn, optax.apply_updates(problem.params, updates), batch)
     assert after.healthy, str(after)
 
 
 @pytest.mark.parametrize(("activation", "gain"), [("tanh", 1.1), ("relu", 1.41)])
 def test_the_gain_read_is_that_of_the_activation(activation, gain):
-    problem, _, layers, gradient = sigmoid_network(12, activation)
+    problem, _, layers, gradient = sigmoid_network(12, activation, scan=False)
     tx = vj.polar_growth(layers)
-    _, state = tx.update(gradient, tx.init(problem.params), problem.params)
+    _, state = jax.jit(tx.update)(gradient, tx.init(problem.params), problem.params)
     np.testing.assert_allclose(float(state.gain), gain, rtol=0.15)
 
 
@@ -117,7 +119,7 @@ def test_polar_growth_is_the_float64_loop(float64):
     expected, means = in_order(params), None
     gain, _ = read(expected, in_order(gradient))
     for step in range(steps + 1):
-        gradient = jax.grad(problem.loss_fn)(params, batch)
+        gradient = jax.jit(jax.grad(problem.loss_fn))(params, batch)
         _, new = read(expected, in_order(gradient))
         means = (
             new if means is None else [0.95 * m + 0.05 * n for m, n in zip(means, new, strict=True)]
@@ -138,7 +140,7 @@ def test_growth_adds_to_what_the_transform_inside_makes():
 
     def updates(inner):
         tx = vj.polar_growth(layers, inner=inner)
-        return tx.update(gradient, tx.init(problem.params), problem.params)[0]
+        return jax.jit(tx.update)(gradient, tx.init(problem.params), problem.params)[0]
 
     alone, both = updates(optax.sgd(0.0)), updates(optax.sgd(1.0))
     jax.tree.map(
@@ -150,24 +152,25 @@ def test_growth_adds_to_what_the_transform_inside_makes():
 def test_without_a_gradient_nothing_moves(make):
     problem, _, layers, gradient = sigmoid_network()
     zeros = jax.tree.map(jnp.zeros_like, gradient)
-    updates, _ = make(layers).update(zeros, make(layers).init(problem.params), problem.params)
+    tx = make(layers)
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(problem.params), problem.params)
     jax.tree.map(lambda u: np.testing.assert_array_equal(u, 0), updates)
 
 
 def test_layers_whose_gradient_has_vanished_are_left_out_of_gain_and_mean():
-    problem, _, layers, gradient = sigmoid_network()
+    problem, _, layers, gradient = sigmoid_network(scan=False)
     dead = {
         name: jax.tree.map(lambda x, n=name: x * (n not in ("hidden_0", "hidden_1")), layer)
         for name, layer in gradient.items()
     }
     tx = vj.polar_growth(layers)
     gains = [
-        float(tx.update(g, tx.init(problem.params), problem.params)[1].gain)
+        float(jax.jit(tx.update)(g, tx.init(problem.params), problem.params)[1].gain)
         for g in (gradient, dead)
     ]
     np.testing.assert_allclose(gains[1], gains[0], rtol=0.1)
     tx = vj.recondition(layers)
-    updates, _ = tx.update(dead, tx.init(problem.params), problem.params)
+    updates, _ = jax.jit(tx.update)(dead, tx.init(problem.params), problem.params)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(updates))
     # It is still a hidden kernel: it moves to the common gain.
     assert np.abs(updates["hidden_1"]["kernel"]).max() > 1

@@ -449,7 +449,7 @@ def test_constants_give_what_arguments_give(name):
 
         return jax.lax.scan(step, (params, tx.init(params)), None, length=3)[1]
 
-    for magnitude in (0.0, 1e-36, 1e-20, 1e20, 1e36):
+    for magnitude in (0.0, 1e-36, 1e20):
         gradient = jax.tree.map(lambda x, m=magnitude: jnp.full_like(x, m), params)
         known, given = jax.jit(lambda g=gradient: run(g))(), jax.jit(run)(gradient)
         if name == "deep_muon":
