@@ -13,7 +13,8 @@ import pytest
 
 import vanishjax as vj
 from vanishjax.training import TrainState, fit, local_step, make_evaluate, make_train_step
-from vanishjax.training.loop import CHUNK, _shuffle
+from vanishjax.training.batches import shuffled
+from vanishjax.training.loop import CHUNK
 
 
 def loss_fn(params, batch):
@@ -208,7 +209,7 @@ def test_chunks_equal_single_steps():
     tx = vj.sgd(0.05, momentum=0.9)
     state, _ = fit(loss_fn, tx, TrainState.create(params, tx), train, epochs=1, batch_size=2)
     step, single = make_train_step(loss_fn, tx), TrainState.create(params, tx)
-    order = _shuffle(single, 2 * CHUNK + 7)
+    order = shuffled(single.key, 0, 2 * CHUNK + 7)
     for start in range(0, len(order), 2):
         rows = order[start : start + 2]
         single, _ = step(single, jax.tree.map(lambda a, rows=rows: a[rows], train))

@@ -41,6 +41,7 @@ from .optimizers import nadamw as nadamw
 from .optimizers import rmsprop as rmsprop
 from .optimizers import sgd as sgd
 from .problem import Problem as Problem
+from .training import Checkpoints as Checkpoints
 from .training import History as History
 from .training import TrainState as TrainState
 from .training import fit as fit

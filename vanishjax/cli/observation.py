@@ -27,12 +27,13 @@ _REDRAW_SECONDS = 0.1
 _LOG_COLUMNS = 32
 
 
-def open_events(folder: str, overwrite: bool) -> EventFile:
+def open_events(folder: str, overwrite: bool, resume: bool = False) -> EventFile:
     """An event file for TensorBoard in a folder of its own.
 
     Args:
       folder: Made if it doesn't exist.
       overwrite: Whether event files that are there already may be replaced.
+      resume: Whether those that are there are of the same run: they stay.
 
     Returns:
       The file, open.
@@ -42,7 +43,7 @@ def open_events(folder: str, overwrite: bool) -> EventFile:
     """
     from vanishjax.report import EventFile
 
-    older = list(Path(folder).glob("*.tfevents.*"))
+    older = [] if resume else list(Path(folder).glob("*.tfevents.*"))
     if older and not overwrite:
         # TensorBoard would draw both runs as one.
         raise ValueError(
@@ -126,6 +127,26 @@ class Observer:
             if now >= self._drawn + _REDRAW_SECONDS or done[-1] == self._steps:
                 self._drawn = now
                 self._live.update(self._panel(int(done[-1])), refresh=True)
+
+    def arrays(self) -> dict[str, Any]:
+        """All that was taken in, as arrays `[observations, ...]` by name; none before the first."""
+        if not self._healths:
+            return {}
+        fields = type(self._healths[0])._fields
+        return {
+            name: np.stack([np.asarray(getattr(health, name)) for health in self._healths])
+            for name in fields
+        }
+
+    def restore(self, arrays: Mapping[str, Any]) -> None:
+        """Takes back what `arrays` gave, in place of what was taken in since."""
+        from vanishjax.health import Health
+
+        count = len(arrays["step"]) if arrays else 0
+        self._healths = [
+            Health(**{name: np.array(arrays[name][row]) for name in Health._fields})  # type: ignore[arg-type]
+            for row in range(count)
+        ]
 
     def line(self) -> str:
         """The last observation as part of a line; nothing where a terminal shows it anyway."""

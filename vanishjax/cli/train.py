@@ -6,6 +6,10 @@ The article's runs:
   vanishjax train --data mnist --optimizer nadam
   vanishjax train --data mnist --loss squared_error     (one linear output, scored by its MAE)
 
+Save the run as it goes, and go on with it after Ctrl-C, a kill or a power cut:
+  vanishjax train --epochs 50 --checkpoint-every 500 --out run
+  vanishjax train --epochs 50 --checkpoint-every 500 --out run --resume
+
 See what every layer's gradient does while it trains:
   vanishjax train --depth 12 --activation sigmoid --monitor
 """
@@ -32,6 +36,7 @@ from vanishjax.cli.options import (
     warn,
     whole,
 )
+from vanishjax.cli.resume import add_checkpoint_options, make_checkpoints, run_folder, saves
 
 if TYPE_CHECKING:
     from vanishjax.layers import Layers
@@ -117,6 +122,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="folder for the observations as TensorBoard scalars; implies --monitor; needs "
         "tensorboardX",
     )
+    add_checkpoint_options(parser)
     add_output_options(parser, f"{MODEL_FILE}, {RESULT_FILE} and {CURVES_FILE}")
 
 
@@ -130,12 +136,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
 
     from vanishjax.cli.inputs import load_data
-    from vanishjax.cli.output import results_folder
 
     targets: Literal["real", "classes"] = "real" if options.loss == "squared_error" else "classes"
     dataset = load_data(options, targets, options.dtype)
-    files = (*FILES, MONITOR_FILE)
-    with results_folder(NAME, options.out, files, options.overwrite) as folder:
+    with run_folder(NAME, options, (*FILES, MONITOR_FILE)) as folder:
         return _train(options, hidden, epochs, every, dataset, folder)
 
 
@@ -213,11 +217,24 @@ def _train(
     if every is not None:
         events = None
         if options.tensorboard is not None:
-            events = open_events(options.tensorboard, options.overwrite)
+            events = open_events(options.tensorboard, options.overwrite, options.resume)
         steps = epochs * math.ceil(len(dataset.train) / options.batch_size)
         sizes = layers.norms(jax.tree.map(jnp.ones_like, problem.params)) ** 2
         observer = Observer(console, layers, sizes, every, steps, events)
         tx = monitor(tx, layers, every)
+    architecture = {
+        "in_features": dataset.train.inputs.shape[1],
+        "hidden": list(hidden),
+        "classes": outputs,
+        "activation": options.activation,
+        "residual": options.residual,
+        "scan": "hidden_stack" in problem.params,
+        "dtype": options.dtype,
+        "param_dtype": options.dtype,
+    }
+    settings = {**architecture, **_settings(options, epochs)}
+    decisive = {**settings, "monitor_every": every}
+    checkpoints = make_checkpoints(options, folder, decisive, observer, console)
     with observer or contextlib.nullcontext():
         state, history = fit(
             loss_fn,
@@ -231,18 +248,9 @@ def _train(
             on_epoch=on_epoch,
             observe=(lambda state: (state.step, read_health(state))) if observer else None,
             on_observed=observer.take if observer else None,
+            checkpoints=checkpoints,
         )
     scores = make_evaluate(loss_fn, has_aux=True)(state.params, test)
-    architecture = {
-        "in_features": dataset.train.inputs.shape[1],
-        "hidden": list(hidden),
-        "classes": outputs,
-        "activation": options.activation,
-        "residual": options.residual,
-        "scan": "hidden_stack" in state.params,
-        "dtype": options.dtype,
-        "param_dtype": options.dtype,
-    }
     description = {
         "data": dataset.name,
         "image_shape": dataset.image_shape,
@@ -252,7 +260,7 @@ def _train(
     }
     result = {
         "command": NAME,
-        "settings": {**architecture, **_settings(options, epochs)},
+        "settings": settings,
         "examples": {
             "train": len(train[0]),
             "validation": len(validation[0]),
@@ -303,6 +311,7 @@ def _train(
     if history.interrupted:
         warn(
             f"interrupted in epoch {int(history.last['epoch'])} of {epochs}; what was done is saved"
+            + (", go on with --resume" if saves(options) else "")
         )
         return 130
     if not math.isfinite(history.last["loss"]):

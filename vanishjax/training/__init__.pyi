@@ -1,11 +1,15 @@
 from . import data as data
+from .checkpoint import Notes as Notes
+from .checkpoint import best_checkpoint as best_checkpoint
+from .checkpoint import checkpoint_notes as checkpoint_notes
 from .checkpoint import checkpoint_steps as checkpoint_steps
 from .checkpoint import restore_checkpoint as restore_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
+from .evaluation import make_evaluate as make_evaluate
 from .history import History as History
 from .loop import Progress as Progress
 from .loop import fit as fit
-from .loop import make_evaluate as make_evaluate
+from .resumption import Checkpoints as Checkpoints
 from .state import TrainState as TrainState
 from .step import local_step as local_step
 from .step import make_train_step as make_train_step

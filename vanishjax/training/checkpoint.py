@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["checkpoint_steps", "restore_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Notes",
+    "best_checkpoint",
+    "checkpoint_notes",
+    "checkpoint_steps",
+    "restore_checkpoint",
+    "save_checkpoint",
+]
 
 _State = TypeVar("_State")
-_STATE, _CONTENT = "state", "content"
+_STATE, _CONTENT, _RECORD, _ARRAYS = "state", "content", "record", "arrays"
+_LOSS = "loss"
+
+
+class Notes(NamedTuple):
+    """What a checkpoint holds beside the state.
+
+    Attributes:
+      record: JSON types, by name.
+      arrays: NumPy arrays, by name, whose shapes needn't be known when they're read again.
+    """
+
+    record: Mapping[str, Any] = {}
+    arrays: Mapping[str, Any] = {}
 
 
 def save_checkpoint(
-    folder: str | os.PathLike[str], state: Any, *, step: int | None = None, keep: int | None = 3
+    folder: str | os.PathLike[str],
+    state: Any,
+    *,
+    step: int | None = None,
+    keep: int | None = 3,
+    loss: float | None = None,
+    notes: Notes | None = None,
 ) -> Path:
     """Saves a training state.
 
@@ -30,6 +57,8 @@ def save_checkpoint(
       state: A `TrainState`, or any pytree of arrays. Sharded arrays are saved as they lie.
       step: The checkpoint's number; `state.step` if None.
       keep: How many of the latest to keep; None for all.
+      loss: How good it is; the checkpoint of the least loss is kept beside the latest.
+      notes: What to save beside the state; `checkpoint_notes` reads it again.
 
     Returns:
       The checkpoint's folder, `<folder>/<step>`.
@@ -57,16 +86,18 @@ def save_checkpoint(
     folder = Path(folder).absolute()
     if number in checkpoint_steps(folder):
         raise ValueError(f"{folder}: already holds a checkpoint of step {number}")
+    items: dict[str, Any] = {
+        _STATE: ocp.args.StandardSave(state),
+        _CONTENT: ocp.args.JsonSave(_content(state)),
+    }
+    if notes is not None:
+        items[_RECORD] = ocp.args.JsonSave(dict(notes.record))
+        if notes.arrays:
+            items[_ARRAYS] = ocp.args.StandardSave(dict(notes.arrays))
+    known = loss is not None and math.isfinite(loss)
+    metrics = {_LOSS: loss if known else math.inf}
     with _manager(folder, keep) as manager:
-        manager.save(
-            number,
-            args=ocp.args.Composite(
-                **{
-                    _STATE: ocp.args.StandardSave(state),
-                    _CONTENT: ocp.args.JsonSave(_content(state)),
-                }
-            ),
-        )
+        manager.save(number, args=ocp.args.Composite(**items), metrics=metrics)
         manager.wait_until_finished()
     return folder / str(number)
 
@@ -105,13 +136,7 @@ def restore_checkpoint(
     import orbax.checkpoint as ocp
 
     folder = Path(folder).absolute()
-    steps = checkpoint_steps(folder)
-    if not steps:
-        raise FileNotFoundError(f"{folder}: holds no checkpoint")
-    number = steps[-1] if step is None else step
-    if number not in steps:
-        known = ", ".join(map(str, steps))
-        raise FileNotFoundError(f"{folder}: no checkpoint of step {number}; there are {known}")
+    number = _chosen_step(folder, step)
     with _manager(folder, None) as manager:
         content = manager.restore(
             number, args=ocp.args.Composite(**{_CONTENT: ocp.args.JsonRestore()})
@@ -124,6 +149,67 @@ def restore_checkpoint(
             number, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
         )[_STATE]
     return restored
+
+
+def checkpoint_notes(folder: str | os.PathLike[str], *, step: int | None = None) -> Notes:
+    """What `save_checkpoint` was given as notes; empty if it was given none.
+
+    Args:
+      folder: Where the checkpoints lie.
+      step: Which; the latest if None.
+
+    Returns:
+      The notes.
+
+    Raises:
+      FileNotFoundError: There is no such checkpoint.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     notes = Notes({"epoch": 3}, {"seen": np.arange(2)})
+      ...     _ = save_checkpoint(folder, {"w": jnp.ones(3)}, step=7, notes=notes)
+      ...     checkpoint_notes(folder)
+      Notes(record={'epoch': 3}, arrays={'seen': array([0, 1])})
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    number = _chosen_step(folder, step)
+    present = {path.name for path in (folder / str(number)).iterdir()}
+    readers = {_RECORD: ocp.args.JsonRestore(), _ARRAYS: ocp.args.StandardRestore()}
+    items = {name: reader for name, reader in readers.items() if name in present}
+    if not items:
+        return Notes()
+    with _manager(folder, None) as manager:
+        found = manager.restore(number, args=ocp.args.Composite(**items))
+    return Notes(found.get(_RECORD) or {}, found.get(_ARRAYS) or {})
+
+
+def best_checkpoint(folder: str | os.PathLike[str]) -> int | None:
+    """The step of the checkpoint that was saved with the least loss; None if none had one.
+
+    Args:
+      folder: Where the checkpoints lie.
+
+    Returns:
+      The step, for `restore_checkpoint`.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     for step, loss in enumerate([3.0, 1.0, 2.0, 2.5]):
+      ...         _ = save_checkpoint(folder, {"w": jnp.ones(3)}, step=step, loss=loss, keep=1)
+      ...     best_checkpoint(folder), checkpoint_steps(folder)
+      (1, [1, 3])
+    """
+    steps = checkpoint_steps(folder)
+    if not steps:
+        return None
+    with _manager(Path(folder).absolute(), None) as manager:
+        losses = {step: _loss_of(manager.metrics(step)) for step in steps}
+    known = [step for step in steps if losses[step] < math.inf]
+    return min(known, key=lambda step: losses[step]) if known else None
 
 
 def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
@@ -146,14 +232,36 @@ def _manager(folder: Path, keep: int | None) -> Iterator[Any]:
     # where orbax's own overwriting of one path loses the old checkpoint.
     import orbax.checkpoint as ocp
 
+    policies = ocp.checkpoint_managers
+    best = policies.BestN(get_metric_fn=_loss_of, reverse=True, n=1)
+    preserved = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, enable_async_checkpointing=False
+        preservation_policy=preserved if keep is not None else None,
+        best_fn=_loss_of,
+        create=True,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
     )
     manager = ocp.CheckpointManager(folder, options=options)
     try:
         yield manager
     finally:
         manager.close()
+
+
+def _loss_of(metrics: Mapping[str, float] | None) -> float:
+    return math.inf if metrics is None else float(metrics[_LOSS])
+
+
+def _chosen_step(folder: Path, step: int | None) -> int:
+    steps = checkpoint_steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"{folder}: holds no checkpoint")
+    number = steps[-1] if step is None else step
+    if number not in steps:
+        known = ", ".join(map(str, steps))
+        raise FileNotFoundError(f"{folder}: no checkpoint of step {number}; there are {known}")
+    return number
 
 
 def _step_of(state: Any) -> int:

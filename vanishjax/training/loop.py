@@ -1,23 +1,24 @@
-"""The training loop: epochs of chunks of scanned steps over arrays, and evaluation."""
+"""The training loop: epochs of chunks of scanned steps over arrays."""
 
 import contextlib
+import dataclasses
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vanishjax.training.batches import Arrays, chunked, count_examples, fingerprint, shuffled
+from vanishjax.training.evaluation import Means, make_evaluate
 from vanishjax.training.history import History
+from vanishjax.training.resumption import Checkpoints, Position, key_numbers
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
-
-Arrays: TypeAlias = Any
-LossFn: TypeAlias = Callable[..., Any]
 
 # Steps in one compiled scan: enough that Python costs nothing, few enough that Ctrl-C is prompt.
 CHUNK = 50
@@ -33,7 +34,7 @@ class Progress(NamedTuple):
 
 
 def fit(
-    loss_fn: LossFn,
+    loss_fn: Callable[..., Any],
     tx: optax.GradientTransformation,
     state: TrainState,
     train: Arrays,
@@ -46,6 +47,7 @@ def fit(
     on_epoch: Callable[[Progress], None] | None = None,
     observe: Callable[[TrainState], Any] | None = None,
     on_observed: Callable[[Any], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainState, History]:
     """Trains on arrays that fit the device.
 
@@ -70,6 +72,8 @@ def fit(
         step.
       on_observed: Called with NumPy arrays `[steps, ...]` of what `observe` gave, some steps at a
         time, in order, while training goes on; all of an epoch's before its `on_epoch`.
+      checkpoints: Where to save the run, how often, and whether to go on from what was saved. They
+        are made between two scans: those of `every` steps are exact if it's at most `CHUNK`.
 
     Returns:
       The state after the last step and the learning curves: "epoch", "loss" and loss_fn's metrics
@@ -77,8 +81,9 @@ def fit(
       apart) and "steps_per_second".
 
     Raises:
-      ValueError: Arrays of different length, epochs below 1, a batch_size below 1 or above the
-        number of examples, or one of observe and on_observed without the other.
+      ValueError: Arrays of different length, epochs below 1 or fewer than a checkpoint has behind
+        it, a batch_size below 1 or above the number of examples, one of observe and on_observed
+        without the other, or checkpoints of another run: see `Checkpoints.restore`.
 
     Example:
       >>> loss_fn = lambda w, batch: jnp.mean((w - batch) ** 2)
@@ -88,7 +93,7 @@ def fit(
       >>> print(state.params, state.step, history.to_dict()["epoch"])
       1.0 4 [1, 2]
     """
-    examples = _count(train)
+    examples = count_examples(train)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     if not 1 <= batch_size <= examples:
@@ -97,8 +102,21 @@ def fit(
         )
     if (observe is None) != (on_observed is None):
         raise ValueError("observe and on_observed go together: give both or none")
+    position = Position()
+    if checkpoints is not None:
+        checkpoints = _with_settings(checkpoints, batch_size, state.key, train, validation)
+        state, position = checkpoints.restore(state)
+        if len(position.history.records) > epochs or (
+            position.means.steps and len(position.history.records) == epochs
+        ):
+            raise ValueError(
+                f"{checkpoints.folder}: holds {len(position.history.records)} epochs; epochs must "
+                f"be at least that, got {epochs}"
+            )
     step = local_step(loss_fn, tx, has_aux=has_aux, with_key=with_key)
     evaluate_fn = make_evaluate(loss_fn, has_aux=has_aux, with_key=with_key)
+    chunk = CHUNK if checkpoints is None else min(CHUNK, checkpoints.every or CHUNK)
+    train = jax.tree.map(jnp.asarray, train)
 
     def run_chunk(state: TrainState, data: Arrays, rows: jax.Array) -> tuple[TrainState, Any]:
         def one(state: TrainState, row: jax.Array) -> tuple[TrainState, Any]:
@@ -107,128 +125,91 @@ def fit(
 
         return jax.lax.scan(one, state, rows)
 
-    def hand_out(observed: Any) -> None:
-        if on_observed is not None:
-            on_observed(jax.device_get(observed))
-
-    train = jax.tree.map(jnp.asarray, train)
-    compiled: dict[tuple[int, ...], Any] = {}
-    shapes = {rows.shape for rows in _chunks(np.arange(examples), batch_size)}
-    for shape in shapes:
+    def compile_chunk(shape: tuple[int, ...]) -> Any:
         like = jax.ShapeDtypeStruct(shape, jnp.int32)
-        compiled[shape] = jax.jit(run_chunk, donate_argnums=0).lower(state, train, like).compile()
+        return jax.jit(run_chunk, donate_argnums=0).lower(state, train, like).compile()
 
-    history = History()
+    def take(means: Means, rows: np.ndarray, out: Any) -> Means:
+        metrics, observed = jax.device_get(out)
+        if on_observed is not None:
+            on_observed(observed)
+        return means.add(rows.shape[1], metrics)
+
+    done = position.means.steps
+    shapes = {
+        rows.shape
+        for start in (done, 0)
+        for rows in chunked(np.arange(examples), batch_size, chunk, start)
+    }
+    compiled = {shape: compile_chunk(shape) for shape in shapes}
+    history, step_count = position.history, int(state.step)
+    saved_at = step_count
+
     with _interrupt_flag() as interrupted:
-        started = time.perf_counter()
-        for epoch in range(1, epochs + 1):
-            epoch_started = time.perf_counter()
-            order = _shuffle(state, examples)
-            metrics: list[tuple[int, Any]] = []
-            observed: Any = None
-            for rows in _chunks(order, batch_size):
-                before = observed
-                state, (chunk_metrics, observed) = compiled[rows.shape](state, train, rows)
-                metrics.append((rows.size, chunk_metrics))
-                if len(metrics) > 1:
+        started, first_epoch = time.perf_counter(), len(history.records)
+        for epoch in range(first_epoch + 1, epochs + 1):
+            epoch_started = time.perf_counter() - position.seconds
+            means, pending = position.means, None
+            order = shuffled(state.key, step_count - means.steps, examples)
+            for rows in chunked(order, batch_size, chunk, means.steps):
+                state, out = compiled[rows.shape](state, train, rows)
+                step_count += len(rows)
+                if pending is not None:
                     # One chunk computes while the next is dispatched, never more.
-                    jax.block_until_ready(metrics[-2][1])
-                    hand_out(before)
-                if interrupted.is_set():
+                    means = take(means, *pending)
+                pending = rows, out
+                stop = interrupted.is_set()
+                if checkpoints is not None and (
+                    stop or checkpoints.due(step_count - saved_at, epoch_ended=False)
+                ):
+                    means, pending = take(means, *pending), None
+                    if means.examples < examples:
+                        seconds = time.perf_counter() - epoch_started
+                        checkpoints.save(state, Position(history, means, seconds))
+                        saved_at = step_count
+                if stop:
                     break
-            hand_out(observed)
-            record = {"epoch": epoch, **_average(metrics)}
+            if pending is not None:
+                means = take(means, *pending)
             seconds = time.perf_counter() - epoch_started
+            record = {"epoch": epoch, **means.values()}
             if validation is not None:
                 scores = evaluate_fn(state.params, validation)
                 record |= {f"validation_{name}": value for name, value in scores.items()}
-            steps = sum(np.shape(values["loss"])[0] for _, values in metrics)
-            record |= {"seconds": seconds, "steps_per_second": steps / seconds}
-            history = history.add(record)
+            record |= {"seconds": seconds, "steps_per_second": means.steps / seconds}
+            history, position = history.add(record), Position()
             if on_epoch is not None:
                 elapsed = time.perf_counter() - started
-                remaining = elapsed / epoch * (epochs - epoch)
-                on_epoch(Progress(epochs, record, steps / seconds, remaining))
-            if interrupted.is_set():
+                remaining = elapsed / (epoch - first_epoch) * (epochs - epoch)
+                on_epoch(Progress(epochs, record, means.steps / seconds, remaining))
+            stop, whole = interrupted.is_set(), means.examples == examples
+            if (
+                checkpoints is not None
+                and whole
+                and (
+                    stop
+                    or epoch == epochs
+                    or checkpoints.due(step_count - saved_at, epoch_ended=True)
+                )
+            ):
+                checkpoints.save(state, Position(history))
+                saved_at = step_count
+            if stop:
                 return state, History(history.records, interrupted=True)
     return state, history
 
 
-def make_evaluate(
-    loss_fn: LossFn, *, has_aux: bool = False, with_key: bool = False, batch_size: int = 1024
-) -> Callable[[Any, Arrays], dict[str, float]]:
-    """Compiles the mean of a loss and its metrics over all examples of some arrays.
-
-    Args:
-      loss_fn: As in `make_train_step`.
-      has_aux: As in `make_train_step`.
-      with_key: Whether loss_fn takes `key=`; it gets None.
-      batch_size: Examples at a time.
-
-    Returns:
-      `evaluate(params, arrays)` -> "loss" and loss_fn's metrics as Python floats.
-
-    Example:
-      >>> evaluate = make_evaluate(lambda w, batch: jnp.mean((w - batch) ** 2))
-      >>> evaluate(jnp.zeros(()), jnp.array([1.0, 3.0]))["loss"]
-      5.0
-    """
-
-    @jax.jit
-    def batch_means(params: Any, batch: Arrays) -> dict[str, jax.Array]:
-        value = loss_fn(params, batch, **({"key": None} if with_key else {}))
-        loss, aux = value if has_aux else (value, {})
-        return {"loss": loss, **aux}
-
-    def evaluate(params: Any, arrays: Arrays) -> dict[str, float]:
-        examples = _count(arrays)
-        parts = []
-        for start in range(0, examples, batch_size):
-            stop = min(start + batch_size, examples)
-            batch = jax.tree.map(lambda a, rows=slice(start, stop): a[rows], arrays)
-            means = batch_means(params, batch)
-            parts.append((stop - start, jax.tree.map(lambda x: x[None], means)))
-        return _average(parts)
-
-    return evaluate
-
-
-def _count(arrays: Arrays) -> int:
-    sizes = {
-        jax.tree_util.keystr(path): len(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+def _with_settings(
+    checkpoints: Checkpoints, batch_size: int, key: jax.Array, train: Arrays, validation: Arrays
+) -> Checkpoints:
+    """With what decides the run's course beside the state, so that no other run goes on from it."""
+    own = {
+        "batch_size": batch_size,
+        "key": key_numbers(key),
+        "training data of checksum": fingerprint(train),
+        "validation data of checksum": fingerprint(validation),
     }
-    if len(set(sizes.values())) != 1 or not min(sizes.values()):
-        found = ", ".join(f"{path or 'array'}: {size}" for path, size in sizes.items()) or "none"
-        raise ValueError(f"expected arrays of one length and at least one example, got {found}")
-    return next(iter(sizes.values()))
-
-
-def _shuffle(state: TrainState, examples: int) -> np.ndarray:
-    """An order that the state's key and step decide; drawn on the host, where nothing compiles."""
-    entropy = [*np.ravel(jax.random.key_data(state.key)).tolist(), int(state.step)]
-    return np.random.default_rng(entropy).permutation(examples).astype(np.int32)
-
-
-def _chunks(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Rows of the examples as `[steps, batch_size]`, `CHUNK` steps at a time, then the rest."""
-    full = len(order) // batch_size * batch_size
-    rows = order[:full].reshape(-1, batch_size)
-    for start in range(0, len(rows), CHUNK):
-        yield rows[start : start + CHUNK]
-    if full < len(order):
-        yield order[None, full:]
-
-
-def _average(parts: list[tuple[int, Any]]) -> dict[str, float]:
-    """Mean over examples of per-step means `[steps]`, each part weighted by its examples."""
-    total = sum(examples for examples, _ in parts)
-    sums: dict[str, float] = {}
-    for examples, values in parts:
-        for name, value in values.items():
-            mean = float(np.mean(np.asarray(value, np.float64)))
-            sums[name] = sums.get(name, 0.0) + mean * examples / total
-    return sums
+    return dataclasses.replace(checkpoints, settings={**checkpoints.settings, **own})
 
 
 @contextlib.contextmanager

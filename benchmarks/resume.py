@@ -1,0 +1,122 @@
+"""Runs killed by SIGKILL at random moments, half of them in mid-save: does each end the same?
+
+Every trial starts `vanishjax train` in a process, kills it, goes on with `--resume`, and compares
+parameters, curves and observations with those of a run that nobody touched, bit for bit. In
+mid-save means that the folder of an unfinished checkpoint was there when the process was killed.
+
+    python -m benchmarks.resume
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import record
+
+TRIALS, SEED = 20, 0
+TRAIN = [
+    *("train", "--hidden", "32", "--batch-size", "16", "--epochs", "10", "--monitor-every", "8"),
+    *("--checkpoint-every", "20"),
+]
+UNFINISHED = "*orbax-checkpoint-tmp*"
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    """The run in a process of its own."""
+    command = [sys.executable, "-m", "vanishjax", *TRAIN, "--out", str(folder), *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill(run: subprocess.Popen[bytes], folder: Path, seconds: float, in_save: bool) -> bool:
+    """Kills a run some seconds after it began to save, and in mid-save if asked to.
+
+    Returns:
+      Whether it was saving.
+    """
+    saves = folder / "checkpoints"
+    before = set(saves.glob("*"))
+
+    def unfinished() -> set[Path]:
+        return set(saves.glob(UNFINISHED)) - before
+
+    _wait(run, lambda: set(saves.glob("*")) - before)
+    time.sleep(seconds)
+    if in_save:
+        _wait(run, unfinished)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    return bool(unfinished())
+
+
+def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a run came to, times apart, and its parameters."""
+    from safetensors.numpy import load_file
+
+    result = json.loads((folder / "train.json").read_text())
+    for name in ("seconds", "steps_per_second"):
+        result["history"].pop(name)
+    return result, load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs came to the same, bit for bit."""
+    (result, params), (result2, params2) = outcome(one), outcome(other)
+    bits = {name: value.tobytes() for name, value in params.items()}
+    return result == result2 and bits == {name: value.tobytes() for name, value in params2.items()}
+
+
+def main() -> None:
+    """Kills and resumes, and writes resume.json."""
+    from vanishjax.training import checkpoint_steps
+
+    options = record.parser(__doc__).parse_args()
+    trials = 2 if options.quick else TRIALS
+    rng = np.random.default_rng(SEED)
+    results = []
+    with tempfile.TemporaryDirectory() as top:
+        whole = Path(top, "whole")
+        if start(whole).wait():
+            raise RuntimeError("the untouched run failed")
+        for trial in range(trials):
+            folder, in_save = Path(top, str(trial)), trial % 2 == 1
+            after = rng.uniform(0.0, 4.0)
+            was_saving = kill(start(folder), folder, after, in_save)
+            steps = checkpoint_steps(folder / "checkpoints")
+            status = start(folder, "--resume").wait()
+            results.append(
+                {
+                    "killed_after_seconds": after,
+                    "in_mid_save": was_saving,
+                    "went_on_from_step": steps[-1] if steps else None,
+                    "status": status,
+                    "same_bits": status == 0 and same(folder, whole),
+                }
+            )
+            print(trial, results[-1], flush=True)
+    settings = {"command": ["vanishjax", *TRAIN], "trials": trials, "seed": SEED}
+    summary = {
+        "trials": len(results),
+        "in_mid_save": sum(result["in_mid_save"] for result in results),
+        "same_bits": sum(result["same_bits"] for result in results),
+        "runs": results,
+    }
+    record.write("resume", options.out, {**settings, "quick": options.quick}, summary)
+
+
+def _wait(run: subprocess.Popen[bytes], condition: Any, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if run.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the run ended with {run.poll()} before it could be killed")
+        time.sleep(0.001)
+
+
+if __name__ == "__main__":
+    main()

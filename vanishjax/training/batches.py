@@ -1,0 +1,54 @@
+"""Arrays of examples: how many, in which order, and which of them a step sees."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+Arrays: TypeAlias = Any
+
+
+def count_examples(arrays: Arrays) -> int:
+    """The length that all arrays of a tree share; raises ValueError if they don't or it's 0."""
+    sizes = {
+        jax.tree_util.keystr(path): len(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    if len(set(sizes.values())) != 1 or not min(sizes.values()):
+        found = ", ".join(f"{path or 'array'}: {size}" for path, size in sizes.items()) or "none"
+        raise ValueError(f"expected arrays of one length and at least one example, got {found}")
+    return next(iter(sizes.values()))
+
+
+def shuffled(key: jax.Array, first_step: int, examples: int) -> np.ndarray:
+    """The order of an epoch, which the key and the epoch's first step decide.
+
+    Drawn on the host, where nothing compiles; the epoch can be entered again at any of its steps.
+    """
+    entropy = [*np.ravel(jax.random.key_data(key)).tolist(), first_step]
+    return np.random.default_rng(entropy).permutation(examples).astype(np.int32)
+
+
+def chunked(order: np.ndarray, batch_size: int, chunk: int, done: int = 0) -> Iterator[np.ndarray]:
+    """Rows of the examples as `[steps, batch_size]`, `chunk` steps at a time, then the rest.
+
+    The first `done` steps are left out.
+    """
+    full = len(order) // batch_size
+    rows = order[: full * batch_size].reshape(-1, batch_size)
+    for start in range(done, full, chunk):
+        yield rows[start : start + chunk]
+    if full * batch_size < len(order) and done <= full:
+        yield order[None, full * batch_size :]
+
+
+def fingerprint(arrays: Arrays) -> str:
+    """A checksum of what arrays hold, for telling other data from the same."""
+    total = 0
+    for leaf in jax.tree.leaves(arrays):
+        array = np.ascontiguousarray(leaf)
+        total = zlib.crc32(f"{array.shape}{array.dtype}".encode(), total)
+        total = zlib.crc32(array.reshape(-1).view(np.uint8).data, total)
+    return f"{total:08x}"
