@@ -114,14 +114,6 @@ def test_every_device_and_step_has_its_own_key(parallel):
     np.testing.assert_allclose(state.params["w"], expected, rtol=1e-5)
 
 
-def test_batch_that_does_not_divide_is_named():
-    params, (x, y) = problem(63)
-    tx = vj.sgd(0.1)
-    step = make_train_step(loss_fn, tx, parallel="jit")
-    with pytest.raises(ValueError, match=r"batch\[0\]: 63 examples don't divide among 8 devices"):
-        step(TrainState.create(params, tx), (x, y))
-
-
 def test_unknown_parallel():
     with pytest.raises(ValueError, match="parallel must be None, 'jit', 'pmap' or 'shard_map'"):
         make_train_step(loss_fn, vj.sgd(0.1), parallel="threads")

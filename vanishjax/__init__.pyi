@@ -48,6 +48,7 @@ from .training import fit as fit
 from .training import make_train_step as make_train_step
 from .training import restore_checkpoint as restore_checkpoint
 from .training import save_checkpoint as save_checkpoint
+from .training import shard_state as shard_state
 from .transforms import adaptive_clip as adaptive_clip
 from .transforms import center as center
 from .transforms import centralize as centralize

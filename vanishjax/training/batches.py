@@ -52,3 +52,37 @@ def fingerprint(arrays: Arrays) -> str:
         total = zlib.crc32(f"{array.shape}{array.dtype}".encode(), total)
         total = zlib.crc32(array.reshape(-1).view(np.uint8).data, total)
     return f"{total:08x}"
+
+
+def divided(arrays: Arrays, parts: int, axis: int = 0) -> tuple[Arrays | None, Arrays | None]:
+    """The most examples that divide among so many parts, and those that are left over.
+
+    Args:
+      arrays: A pytree of arrays.
+      parts: How many parts.
+      axis: The examples' axis.
+
+    Returns:
+      Both; None for one that is empty.
+
+    Raises:
+      ValueError: The arrays' lengths differ, or there is no example.
+
+    Example:
+      >>> divided(np.arange(11), 4)
+      (array([0, 1, 2, 3, 4, 5, 6, 7]), array([ 8,  9, 10]))
+    """
+    sizes = {
+        jax.tree_util.keystr(path): np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    if len(set(sizes.values())) != 1 or not min(sizes.values()):
+        found = ", ".join(f"batch{path}: {size}" for path, size in sizes.items()) or "no arrays"
+        raise ValueError(f"expected a batch of one length and at least one example, got {found}")
+    size = next(iter(sizes.values()))
+    whole = size // parts * parts
+    if whole == size:
+        return arrays, None
+    before = (slice(None),) * axis
+    rest = jax.tree.map(lambda x: x[(*before, slice(whole, None))], arrays)
+    return jax.tree.map(lambda x: x[(*before, slice(whole))], arrays) if whole else None, rest

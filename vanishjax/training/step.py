@@ -1,21 +1,32 @@
 """One pure training step, and its wrappers for one device, a sharded jit, shard_map and pmap."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from vanishjax.training.batches import divided
+from vanishjax.training.layout import Parallel, Sharded, make_layout
 from vanishjax.training.state import TrainState
 from vanishjax.transforms import read_loss_scale
 
 Metrics: TypeAlias = Mapping[str, jax.Array]
 Step: TypeAlias = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-Parallel: TypeAlias = Literal["jit", "pmap", "shard_map"]
 
-_AXIS = "batch"
+# Folded into the step's key for the examples that all devices see: the number of no device.
+_REST = 2**32 - 1
+
+
+class LocalStep(Protocol):
+    """What `local_step` gives."""
+
+    def __call__(
+        self, state: TrainState, batch: Any, rest: Any = None
+    ) -> tuple[TrainState, Metrics]:
+        """One step."""
 
 
 def local_step(
@@ -25,7 +36,8 @@ def local_step(
     has_aux: bool = False,
     with_key: bool = False,
     axis: str | None = None,
-) -> Step:
+    accumulate: int = 1,
+) -> LocalStep:
     """The pure step on one device's share of the batch; nothing is compiled here.
 
     Args:
@@ -34,9 +46,11 @@ def local_step(
       has_aux: See `make_train_step`.
       with_key: See `make_train_step`.
       axis: Name of the mapped axis over which gradients and metrics are averaged; None for none.
+      accumulate: See `make_train_step`; it must divide the batch.
 
     Returns:
-      A function (state, batch) -> (state, metrics).
+      A function (state, batch, rest=None) -> (state, metrics). All devices see the same rest: the
+      examples of the whole batch that don't divide among them, each counted as often as the others.
 
     Example:
       >>> tx = optax.sgd(0.5)
@@ -47,29 +61,66 @@ def local_step(
     """
     extended = optax.with_extra_args_support(tx)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        params, arguments = state.params, {}
-        if axis is not None:
-            # Else the gradient of a replicated parameter arrives already summed over the axis,
-            # and its mean is that sum: too large by the number of devices.
-            params = jax.lax.pcast(params, axis, to="varying")
-        if with_key:
-            key = jax.random.fold_in(state.key, state.step)
-            arguments["key"] = (
-                key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
-            )
-        scale = read_loss_scale(state.opt_state)
-
+    def gradients(
+        params: Any, batch: Any, key: jax.Array | None, scale: jax.Array | None
+    ) -> tuple[Any, Metrics]:
         def scaled_loss(params: Any) -> tuple[jax.Array, Metrics]:
-            value = loss_fn(params, batch, **arguments)
+            value = loss_fn(params, batch, **({"key": key} if with_key else {}))
             loss, aux = value if has_aux else (value, {})
             return loss if scale is None else loss * scale, {"loss": loss, **aux}
 
-        gradients, metrics = jax.grad(scaled_loss, has_aux=True)(params)
+        return jax.grad(scaled_loss, has_aux=True)(params)
+
+    def accumulated(
+        params: Any, batch: Any, key: jax.Array | None, scale: jax.Array | None
+    ) -> tuple[Any, Metrics]:
+        # Every K-th example, so that a batch that lies on several devices stays where it is.
+        parts = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), batch
+        )
+
+        def one(_: None, numbered: tuple[jax.Array, Any]) -> tuple[None, tuple[Any, Metrics]]:
+            number, part = numbered
+            own = None if key is None else jax.random.fold_in(key, number)
+            return None, gradients(params, part, own, scale)
+
+        numbers = jnp.arange(accumulate)
+        first = jax.eval_shape(lambda: one(None, jax.tree.map(lambda x: x[0], (numbers, parts)))[1])
+
+        def add(total: Any, numbered: tuple[jax.Array, Any]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, one(None, numbered)[1]), None
+
+        def zero(x: Any) -> jax.Array:
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            zeros: jax.Array = _varying(jnp.zeros(x.shape, wide), axis)
+            return zeros
+
+        total, _ = jax.lax.scan(add, jax.tree.map(zero, first), (numbers, parts))
+        return jax.tree.map(lambda x, like: (x / accumulate).astype(like.dtype), total, first)
+
+    def step(state: TrainState, batch: Any, rest: Any = None) -> tuple[TrainState, Metrics]:
+        # Else the gradient of a replicated parameter arrives already summed over the axis, and its
+        # mean is that sum: too large by the number of devices.
+        params, key, key_of_rest = _varying(state.params, axis), None, None
+        if with_key:
+            key = jax.random.fold_in(state.key, state.step)
+            key_of_rest = jax.random.fold_in(key, _REST)
+            if axis is not None:
+                key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        scale = read_loss_scale(state.opt_state)
+
+        found = []
+        if batch is not None:
+            compute = gradients if accumulate == 1 else accumulated
+            devices = 1 if axis is None else jax.lax.axis_size(axis)
+            found.append((_examples(batch) * devices, compute(params, batch, key, scale)))
+        if rest is not None:
+            found.append((_examples(rest), gradients(params, rest, key_of_rest, scale)))
+        gradient, metrics = _weighted_mean(found)
         if axis is not None:
-            gradients, metrics = jax.lax.pmean((gradients, metrics), axis)
+            gradient, metrics = jax.lax.pmean((gradient, metrics), axis)
         updates, opt_state = extended.update(
-            gradients, state.opt_state, state.params, value=metrics["loss"]
+            gradient, state.opt_state, state.params, value=metrics["loss"]
         )
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
@@ -83,6 +134,8 @@ def make_train_step(
     *,
     parallel: Parallel | None = None,
     mesh: Mesh | None = None,
+    shard_state: Sharded | None = None,
+    accumulate: int = 1,
     has_aux: bool = False,
     with_key: bool = False,
 ) -> Step:
@@ -91,24 +144,37 @@ def make_train_step(
     The state is donated and comes back in the same order: XLA pairs donated inputs with outputs
     by order, and a crossed order would copy every buffer.
 
+    Every example counts once, also in a batch that doesn't divide: the examples that are left over
+    are computed by all devices alike, and weigh as much as the others. That is exact for a loss
+    that is a mean over examples. One that looks across examples, as batch normalisation does, sees
+    a device's own part of the batch under "shard_map" and "pmap", and a microbatch of an
+    accumulated one.
+
     Args:
       loss_fn: `loss_fn(params, batch)` -> a scalar, the mean over the batch.
       tx: The gradient transform. If it holds a `dynamic_loss_scale`, the loss is scaled by it.
       parallel: None runs on one device. "jit" shards the batch and lets the compiler write the
-        collectives, "shard_map" and "pmap" average the gradients themselves; all three keep the
-        state replicated and take the whole batch.
+        collectives, "shard_map" and "pmap" average the gradients themselves; all three take the
+        whole batch and the same state, wherever it lies.
       mesh: Devices for `parallel`, one axis; all devices if None.
+      shard_state: For "jit": None keeps the state whole on every device, "zero1" divides the
+        transform's state among them, "fsdp" the parameters too: see `vanishjax.training.
+        shard_state`.
+      accumulate: Into how many microbatches to divide the batch, one computed after the other, for
+        less memory; the transforms see the mean gradient once. Fewer examples than devices times
+        microbatches are left over, and are computed in one go.
       has_aux: Whether loss_fn gives `(loss, metrics)`, metrics a dict of scalars (batch means).
-      with_key: Whether loss_fn takes a `key=` argument (dropout); every step and every device
-        gets its own.
+      with_key: Whether loss_fn takes a `key=` argument (dropout); every step, every device and
+        every microbatch gets its own.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; metrics holds "loss" and loss_fn's own. The state
       handed in is used up.
 
     Raises:
-      ValueError: An unknown `parallel`, a mesh of several axes, or (when called) a batch that
-        doesn't divide among the devices.
+      ValueError: An unknown `parallel` or `shard_state`, one that doesn't go with the other, a mesh
+        of several axes, accumulate below 1, or (when called) a batch of arrays of different
+        lengths.
 
     Example:
       >>> tx = optax.sgd(0.5)
@@ -117,47 +183,51 @@ def make_train_step(
       >>> print(state.params, metrics["loss"])
       1.0 1.0
     """
-    axis = _AXIS if parallel in ("pmap", "shard_map") else None
-    step = local_step(loss_fn, tx, has_aux=has_aux, with_key=with_key, axis=axis)
-    if parallel is None:
-        return jax.jit(step, donate_argnums=0)
-    if parallel not in ("jit", "pmap", "shard_map"):
-        raise ValueError(f"parallel must be None, 'jit', 'pmap' or 'shard_map', got {parallel!r}")
-    devices = jax.devices() if mesh is None else list(mesh.devices.flat)
-    if mesh is not None and len(mesh.axis_names) != 1:
-        raise ValueError(f"mesh must have one axis, got {mesh.axis_names}")
-    mesh = Mesh(devices, (_AXIS,))
-    replicated, split = PartitionSpec(), PartitionSpec(_AXIS)
-
-    if parallel == "pmap":
-        mapped = jax.pmap(
-            step,
-            axis_name=_AXIS,
-            in_axes=(None, 0),
-            out_axes=None,
-            devices=devices,
-            donate_argnums=0,
-        )
-        return lambda state, batch: mapped(state, _divide_batch(batch, len(devices), stack=True))
-    if parallel == "shard_map":
-        step = jax.shard_map(
-            step, mesh=mesh, in_specs=(replicated, split), out_specs=(replicated, replicated)
-        )
-    whole, part = NamedSharding(mesh, replicated), NamedSharding(mesh, split)
-    compiled = jax.jit(
-        step, in_shardings=(whole, part), out_shardings=(whole, whole), donate_argnums=0
+    layout = make_layout(parallel, mesh, shard_state)
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    step = local_step(
+        loss_fn,
+        tx,
+        has_aux=has_aux,
+        with_key=with_key,
+        axis=layout.axis,
+        accumulate=accumulate,
     )
-    return lambda state, batch: compiled(state, _divide_batch(batch, len(devices), stack=False))
+    if layout.mesh is None:
 
-
-def _divide_batch(batch: Any, parts: int, *, stack: bool) -> Any:
-    def divide(path: Any, x: Any) -> Any:
-        size = jnp.shape(x)[0] if jnp.ndim(x) else 0
-        if size == 0 or size % parts:
-            raise ValueError(
-                f"batch{jax.tree_util.keystr(path)}: {size} examples don't divide among {parts} "
-                f"devices; use a multiple of {parts}"
+        def alone(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+            return (
+                step(state, *divided(batch, accumulate)) if accumulate > 1 else step(state, batch)
             )
-        return jnp.reshape(x, (parts, size // parts, *jnp.shape(x)[1:])) if stack else x
 
-    return jax.tree_util.tree_map_with_path(divide, batch)
+        return jax.jit(alone, donate_argnums=0)
+    compiled = layout.compile(lambda state, _, batch, rest: step(state, batch, rest))
+
+    def spread(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = compiled(
+            layout.place(state), None, *divided(batch, layout.devices * accumulate)
+        )
+        return state, metrics
+
+    return spread
+
+
+def _varying(tree: Any, axis: str | None) -> Any:
+    """The same values, marked as a device's own; vmap, as in a fake pmap, has no such mark."""
+    if axis not in jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    return jax.lax.pcast(tree, axis, to="varying")
+
+
+def _examples(batch: Any) -> int:
+    return int(jnp.shape(jax.tree.leaves(batch)[0])[0])
+
+
+def _weighted_mean(found: list[tuple[int, Any]]) -> Any:
+    """The mean of trees, each weighted by its examples."""
+    if len(found) == 1:
+        return found[0][1]
+    (first, a), (second, b) = found
+    share = first / (first + second)
+    return jax.tree.map(lambda x, y: (share * x + (1 - share) * y).astype(x.dtype), a, b)

@@ -1,0 +1,196 @@
+"""Where a step's state and batch lie: on one device, or on many by jit, shard_map or pmap."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vanishjax.training.state import TrainState
+
+Parallel: TypeAlias = Literal["jit", "pmap", "shard_map"]
+Sharded: TypeAlias = Literal["zero1", "fsdp"]
+
+_State = TypeVar("_State")
+_AXIS = "batch"
+_WHOLE = PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a step is spread over devices; made by `make_layout`.
+
+    Attributes:
+      parallel: None for one device.
+      mesh: The devices, on one axis; None for one device.
+      sharded: What of the state is divided among them.
+    """
+
+    parallel: Parallel | None = None
+    mesh: Mesh | None = None
+    sharded: Sharded | None = None
+
+    @property
+    def axis(self) -> str | None:
+        """The mapped axis that the step must average over by itself."""
+        return _AXIS if self.parallel in ("pmap", "shard_map") else None
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return 1 if self.mesh is None else int(self.mesh.size)
+
+    def place(self, state: _State) -> _State:
+        """Puts a state where the step takes it; nothing moves that lies there already."""
+        if self.mesh is None:
+            return state
+        leaves, structure = jax.tree.flatten(state)
+        wanted = _shardings(structure, tuple(map(jnp.shape, leaves)), self.mesh, self.sharded)
+        # Comparing costs microseconds, device_put milliseconds.
+        if all(getattr(x, "sharding", None) == at for x, at in zip(leaves, wanted, strict=True)):
+            return state
+        placed: _State = jax.tree.unflatten(structure, jax.device_put(leaves, list(wanted)))
+        return placed
+
+    def compile(
+        self, fn: Callable[..., Any], *, batch_axis: int = 0
+    ) -> Callable[[Any, Any, Any, Any], Any]:
+        """Compiles a step, or a scan of steps.
+
+        Args:
+          fn: `fn(state, data, batch, rest) -> (state, out)`. With a mapped axis it sees its own
+            part of batch; data, rest, state and out are the same on all devices.
+          batch_axis: The axis of batch's arrays that is divided; its size must divide.
+
+        Returns:
+          A function of the same arguments; state is donated, and comes back where it lay.
+        """
+        if self.mesh is None:
+            return jax.jit(fn, donate_argnums=0)
+        mesh, n = self.mesh, self.devices
+        split = PartitionSpec(*[None] * batch_axis, _AXIS)
+        if self.parallel == "pmap":
+            # What is mapped comes first: pmap counts a None in an argument as an array, and then
+            # confuses the axes of those that follow. The numbers tell it how many devices there
+            # are, whatever else is missing.
+            numbers = jnp.arange(n)
+            mapped = jax.pmap(
+                lambda _, batch, state, data, rest: fn(state, data, batch, rest),
+                axis_name=_AXIS,
+                in_axes=(0, batch_axis, None, None, None),
+                out_axes=None,
+                devices=list(mesh.devices.flat),
+                donate_argnums=2,
+            )
+
+            def stacked(x: Any) -> Any:
+                shape = jnp.shape(x)
+                before, size, after = shape[:batch_axis], shape[batch_axis], shape[batch_axis + 1 :]
+                return jnp.reshape(x, (*before, n, size // n, *after))
+
+            return lambda state, data, batch, rest: mapped(
+                numbers, jax.tree.map(stacked, batch), state, data, rest
+            )
+        if self.parallel == "shard_map":
+            specs = (_WHOLE, _WHOLE, split, _WHOLE)
+            fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=(_WHOLE, _WHOLE))
+        whole, part = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, split)
+
+        @functools.cache
+        def compiled(form: Any) -> Any:
+            held = whole
+            if form is not None:
+                held = jax.tree.unflatten(form[0], _shardings(*form, mesh, self.sharded))
+            return jax.jit(
+                fn,
+                in_shardings=(held, whole, part, whole),
+                out_shardings=(held, whole),
+                donate_argnums=0,
+            )
+
+        def run(state: Any, data: Any, batch: Any, rest: Any) -> Any:
+            form = None
+            if self.sharded is not None:
+                leaves, structure = jax.tree.flatten(state)
+                form = structure, tuple(map(jnp.shape, leaves))
+            return compiled(form)(state, data, batch, rest)
+
+        return run
+
+
+def make_layout(
+    parallel: Parallel | None, mesh: Mesh | None = None, sharded: Sharded | None = None
+) -> Layout:
+    """The layout of some arguments of `make_train_step`, checked."""
+    if sharded not in (None, "zero1", "fsdp"):
+        raise ValueError(f"shard_state must be None, 'zero1' or 'fsdp', got {sharded!r}")
+    if sharded is not None and parallel != "jit":
+        raise ValueError(f"shard_state={sharded!r} goes with parallel='jit', not {parallel!r}")
+    if parallel is None:
+        return Layout()
+    if parallel not in ("jit", "pmap", "shard_map"):
+        raise ValueError(f"parallel must be None, 'jit', 'pmap' or 'shard_map', got {parallel!r}")
+    return Layout(parallel, _own_mesh(mesh), sharded)
+
+
+def shard_state(
+    state: TrainState, mesh: Mesh | None = None, kind: Sharded | None = "fsdp"
+) -> TrainState:
+    """Divides a state among devices, as a step with `shard_state` takes and gives it.
+
+    Every array is divided along its last axis that the number of devices divides; one without such
+    an axis lies whole on each device. A restored state lies where the one that it's restored into
+    does, so that `restore_checkpoint(folder, shard_state(...))` carries a run over to another
+    number of devices.
+
+    Args:
+      state: The state, wherever it lies.
+      mesh: Devices, on one axis; all if None.
+      kind: "zero1" divides the transform's state, "fsdp" the parameters too, None nothing.
+
+    Returns:
+      The same numbers, laid out.
+
+    Raises:
+      ValueError: An unknown kind, or a mesh of several axes.
+
+    Example:
+      >>> import optax
+      >>> state = TrainState.create(jnp.ones((3, 8)), optax.adam(0.1))
+      >>> divided = shard_state(state, kind="zero1")
+      >>> tuple(divided.opt_state[0].mu.sharding.spec), tuple(divided.params.sharding.spec)
+      ((None, 'batch'), ())
+    """
+    return make_layout("jit", mesh, kind).place(state)
+
+
+def _own_mesh(mesh: Mesh | None) -> Mesh:
+    if mesh is not None and len(mesh.axis_names) != 1:
+        raise ValueError(f"mesh must have one axis, got {mesh.axis_names}")
+    devices = jax.devices() if mesh is None else list(mesh.devices.flat)
+    return Mesh(devices, (_AXIS,))
+
+
+@functools.lru_cache(maxsize=64)
+def _shardings(
+    structure: Any, shapes: tuple[tuple[int, ...], ...], mesh: Mesh, sharded: Sharded | None
+) -> tuple[NamedSharding, ...]:
+    """Where each array of a state lies."""
+    divided = {None: (), "zero1": ("opt_state",), "fsdp": ("opt_state", "params")}[sharded]
+
+    def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
+        if getattr(path[0], "name", None) in divided:
+            # The last axis: the first is a stack's, which a scan over layers takes apart.
+            for axis in reversed(range(len(shape))):
+                if shape[axis] and shape[axis] % mesh.size == 0:
+                    return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXIS))
+        return NamedSharding(mesh, _WHOLE)
+
+    numbered = jax.tree.unflatten(structure, range(len(shapes)))
+    paths = jax.tree_util.tree_leaves_with_path(numbered)
+    return tuple(sharding(path, shapes[number]) for path, number in paths)
