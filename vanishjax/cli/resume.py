@@ -96,6 +96,7 @@ def make_checkpoints(
     settings: Mapping[str, Any],
     observer: Observer | None,
     console: Console,
+    writes: bool = True,
 ) -> Checkpoints | None:
     """What `fit` takes, and says on the console where the run starts.
 
@@ -105,18 +106,24 @@ def make_checkpoints(
       settings: All that decides the run; "epochs" may change where nothing depends on it.
       observer: Whose observations are part of the run.
       console: Where to say it.
+      writes: Whether this is the process that may take older checkpoints away.
 
     Returns:
       The checkpoints, or None if the run makes none.
     """
+    import jax
+    from jax.experimental import multihost_utils
+
     from vanishjax.training import Checkpoints, checkpoint_steps
 
     place = folder / FOLDER
-    if not options.resume and place.is_dir():
+    if not options.resume and writes and place.is_dir():
         # Those of an older run, that may be replaced: they'd be taken for this one's.
         shutil.rmtree(place)
     if not saves(options):
         return None
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("vanishjax: checkpoints")
     if options.resume:
         steps = checkpoint_steps(place)
         console.print(

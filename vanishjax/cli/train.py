@@ -23,6 +23,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vanishjax.cli.devices import (
+    add_device_options,
+    check_device_options,
+    joined_processes,
+    layout_arguments,
+)
 from vanishjax.cli.optimizer import LEARNING_RATES, make_optimizer
 from vanishjax.cli.options import (
     OPTIMIZERS,
@@ -123,6 +129,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "tensorboardX",
     )
     add_checkpoint_options(parser)
+    add_device_options(parser)
     add_output_options(parser, f"{MODEL_FILE}, {RESULT_FILE} and {CURVES_FILE}")
 
 
@@ -130,6 +137,7 @@ def run(options: argparse.Namespace) -> int:
     """Trains, scores and saves."""
     hidden, epochs = hidden_widths(options), options.epochs or (1 if options.quick else 5)
     _check_optimizer_options(options)
+    check_device_options(options)
     monitored = options.monitor or bool(options.monitor_every) or options.tensorboard is not None
     every = (options.monitor_every or 16) if monitored else None
     if options.tensorboard is not None and importlib.util.find_spec("tensorboardX") is None:
@@ -139,8 +147,10 @@ def run(options: argparse.Namespace) -> int:
 
     targets: Literal["real", "classes"] = "real" if options.loss == "squared_error" else "classes"
     dataset = load_data(options, targets, options.dtype)
-    with run_folder(NAME, options, (*FILES, MONITOR_FILE)) as folder:
-        return _train(options, hidden, epochs, every, dataset, folder)
+    with joined_processes(options) as writes:
+        files = (*FILES, MONITOR_FILE) if writes else ()
+        with run_folder(NAME, options, files) as folder:
+            return _train(options, hidden, epochs, every, dataset, folder, writes)
 
 
 def _train(
@@ -150,6 +160,7 @@ def _train(
     every: int | None,
     dataset: Dataset,
     folder: Path,
+    writes: bool,
 ) -> int:
     import jax
     import jax.numpy as jnp
@@ -163,9 +174,9 @@ def _train(
     from vanishjax.model_file import TrainedModel, save_model
     from vanishjax.models import mlp_problem
     from vanishjax.report import plots, text
-    from vanishjax.training import Progress, TrainState, fit, make_evaluate
+    from vanishjax.training import Progress, TrainState, fit, gathered, make_evaluate
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, quiet=not writes)
     outputs = dataset.classes or math.prod(dataset.train.labels.shape[1:])
     problem = mlp_problem(
         dataset.train.inputs.shape[1],
@@ -216,7 +227,7 @@ def _train(
     observer = None
     if every is not None:
         events = None
-        if options.tensorboard is not None:
+        if options.tensorboard is not None and writes:
             events = open_events(options.tensorboard, options.overwrite, options.resume)
         steps = epochs * math.ceil(len(dataset.train) / options.batch_size)
         sizes = layers.norms(jax.tree.map(jnp.ones_like, problem.params)) ** 2
@@ -233,8 +244,9 @@ def _train(
         "param_dtype": options.dtype,
     }
     settings = {**architecture, **_settings(options, epochs)}
+    # One device or many: the same run but for the last digit.
     decisive = {**settings, "monitor_every": every}
-    checkpoints = make_checkpoints(options, folder, decisive, observer, console)
+    checkpoints = make_checkpoints(options, folder, decisive, observer, console, writes)
     with observer or contextlib.nullcontext():
         state, history = fit(
             loss_fn,
@@ -249,8 +261,12 @@ def _train(
             observe=(lambda state: (state.step, read_health(state))) if observer else None,
             on_observed=observer.take if observer else None,
             checkpoints=checkpoints,
+            **layout_arguments(options),
         )
-    scores = make_evaluate(loss_fn, has_aux=True)(state.params, test)
+    params = gathered(state.params)
+    if not writes:
+        return 130 if history.interrupted else 0
+    scores = make_evaluate(loss_fn, has_aux=True)(params, test)
     description = {
         "data": dataset.name,
         "image_shape": dataset.image_shape,
@@ -275,7 +291,7 @@ def _train(
         "monitor": observer.result() if observer else None,
         "environment": environment(),
     }
-    save_model(folder / MODEL_FILE, TrainedModel(state.params, architecture, description))
+    save_model(folder / MODEL_FILE, TrainedModel(params, architecture, description))
     printed = write_json(folder / RESULT_FILE, result)
     title = f"{options.optimizer} on {dataset.name}, hidden layers {','.join(map(str, hidden))}"
     plots.learning_curves(history.to_dict(), folder / CURVES_FILE, title)

@@ -7,6 +7,7 @@ from .checkpoint import restore_checkpoint as restore_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .evaluation import make_evaluate as make_evaluate
 from .history import History as History
+from .layout import gathered as gathered
 from .layout import shard_state as shard_state
 from .loop import Progress as Progress
 from .loop import fit as fit

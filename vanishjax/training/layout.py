@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vanishjax.training.state import TrainState
@@ -54,12 +56,17 @@ class Layout:
         # Comparing costs microseconds, device_put milliseconds.
         if all(getattr(x, "sharding", None) == at for x, at in zip(leaves, wanted, strict=True)):
             return state
-        placed: _State = jax.tree.unflatten(structure, jax.device_put(leaves, list(wanted)))
+        placed: _State = jax.tree.unflatten(structure, map(_put, leaves, wanted))
         return placed
 
-    def compile(
-        self, fn: Callable[..., Any], *, batch_axis: int = 0
-    ) -> Callable[[Any, Any, Any, Any], Any]:
+    def put(self, arrays: _State) -> _State:
+        """Arrays of the host, the same in every process, whole on every device."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, arrays)
+        whole = NamedSharding(self.mesh, _WHOLE)
+        return jax.tree.map(lambda x: _put(x, whole), arrays)
+
+    def compile(self, fn: Callable[..., Any], *, batch_axis: int = 0) -> Compiled:
         """Compiles a step, or a scan of steps.
 
         Args:
@@ -71,31 +78,11 @@ class Layout:
           A function of the same arguments; state is donated, and comes back where it lay.
         """
         if self.mesh is None:
-            return jax.jit(fn, donate_argnums=0)
-        mesh, n = self.mesh, self.devices
-        split = PartitionSpec(*[None] * batch_axis, _AXIS)
+            jitted = jax.jit(fn, donate_argnums=0)
+            return Compiled(lambda _: jitted, lambda *arguments: arguments)
         if self.parallel == "pmap":
-            # What is mapped comes first: pmap counts a None in an argument as an array, and then
-            # confuses the axes of those that follow. The numbers tell it how many devices there
-            # are, whatever else is missing.
-            numbers = jnp.arange(n)
-            mapped = jax.pmap(
-                lambda _, batch, state, data, rest: fn(state, data, batch, rest),
-                axis_name=_AXIS,
-                in_axes=(0, batch_axis, None, None, None),
-                out_axes=None,
-                devices=list(mesh.devices.flat),
-                donate_argnums=2,
-            )
-
-            def stacked(x: Any) -> Any:
-                shape = jnp.shape(x)
-                before, size, after = shape[:batch_axis], shape[batch_axis], shape[batch_axis + 1 :]
-                return jnp.reshape(x, (*before, n, size // n, *after))
-
-            return lambda state, data, batch, rest: mapped(
-                numbers, jax.tree.map(stacked, batch), state, data, rest
-            )
+            return _mapped(fn, self.mesh, batch_axis)
+        mesh, split = self.mesh, PartitionSpec(*[None] * batch_axis, _AXIS)
         if self.parallel == "shard_map":
             specs = (_WHOLE, _WHOLE, split, _WHOLE)
             fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=(_WHOLE, _WHOLE))
@@ -113,14 +100,68 @@ class Layout:
                 donate_argnums=0,
             )
 
-        def run(state: Any, data: Any, batch: Any, rest: Any) -> Any:
-            form = None
-            if self.sharded is not None:
-                leaves, structure = jax.tree.flatten(state)
-                form = structure, tuple(map(jnp.shape, leaves))
-            return compiled(form)(state, data, batch, rest)
+        def jitted_for(state: Any) -> Any:
+            if self.sharded is None:
+                return compiled(None)
+            leaves, structure = jax.tree.flatten(state)
+            return compiled((structure, tuple(map(jnp.shape, leaves))))
 
-        return run
+        def arranged(state: Any, data: Any, batch: Any, rest: Any) -> tuple[Any, ...]:
+            if jax.process_count() > 1:
+                # jit takes no array of the host that several processes share.
+                batch = jax.tree.map(lambda x: _put(x, part), batch)
+                rest = jax.tree.map(lambda x: _put(x, whole), rest)
+            return state, data, batch, rest
+
+        return Compiled(jitted_for, arranged)
+
+
+class Compiled(NamedTuple):
+    """A compiled function (state, data, batch, rest) -> (state, out).
+
+    Attributes:
+      jitted_for: Gives the jitted function for a state.
+      arranged: Turns the arguments into those of the jitted function.
+    """
+
+    jitted_for: Callable[[Any], Any]
+    arranged: Callable[..., tuple[Any, ...]]
+
+    def __call__(self, state: Any, data: Any, batch: Any, rest: Any) -> Any:
+        """Runs it, compiling for new shapes."""
+        return self.jitted_for(state)(*self.arranged(state, data, batch, rest))
+
+    def ahead(self, state: Any, data: Any, batch: Any, rest: Any) -> Callable[..., Any]:
+        """Compiles it for arguments of these shapes, and runs nothing."""
+        arguments = self.arranged(state, data, batch, rest)
+        executable = self.jitted_for(state).lower(*arguments).compile()
+        return lambda *arguments: executable(*self.arranged(*arguments))
+
+
+def _mapped(fn: Callable[..., Any], mesh: Mesh, batch_axis: int) -> Compiled:
+    # What is mapped comes first: pmap counts a None in an argument as an array, and then confuses
+    # the axes of those that follow. The numbers tell it how many devices there are, whatever else
+    # is missing.
+    n = int(mesh.size)
+    numbers = jnp.arange(n)
+    jitted = jax.pmap(
+        lambda _, batch, state, data, rest: fn(state, data, batch, rest),
+        axis_name=_AXIS,
+        in_axes=(0, batch_axis, None, None, None),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+        donate_argnums=2,
+    )
+
+    def stacked(x: Any) -> Any:
+        shape = jnp.shape(x)
+        before, size, after = shape[:batch_axis], shape[batch_axis], shape[batch_axis + 1 :]
+        return jnp.reshape(x, (*before, n, size // n, *after))
+
+    def arranged(state: Any, data: Any, batch: Any, rest: Any) -> tuple[Any, ...]:
+        return numbers, jax.tree.map(stacked, batch), state, data, rest
+
+    return Compiled(lambda _: jitted, arranged)
 
 
 def make_layout(
@@ -135,6 +176,8 @@ def make_layout(
         return Layout()
     if parallel not in ("jit", "pmap", "shard_map"):
         raise ValueError(f"parallel must be None, 'jit', 'pmap' or 'shard_map', got {parallel!r}")
+    if parallel == "pmap" and jax.process_count() > 1:
+        raise ValueError("parallel='pmap' is for one process; several take 'jit' or 'shard_map'")
     return Layout(parallel, _own_mesh(mesh), sharded)
 
 
@@ -169,11 +212,34 @@ def shard_state(
     return make_layout("jit", mesh, kind).place(state)
 
 
+def gathered(tree: Any) -> Any:
+    """Every array whole, as NumPy arrays in every process that calls it: all must.
+
+    Example:
+      >>> gathered({"w": jnp.ones(2)})
+      {'w': array([1., 1.], dtype=float32)}
+    """
+    if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def _own_mesh(mesh: Mesh | None) -> Mesh:
     if mesh is not None and len(mesh.axis_names) != 1:
         raise ValueError(f"mesh must have one axis, got {mesh.axis_names}")
     devices = jax.devices() if mesh is None else list(mesh.devices.flat)
     return Mesh(devices, (_AXIS,))
+
+
+def _put(x: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+        return jax.device_put(x, sharding)
+    # Every process has the whole of it, and gives its devices their part.
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        numbers = _put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,13 +9,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from vanishjax.training.batches import Arrays, chunked, count_examples, fingerprint, shuffled
+from vanishjax.training.batches import (
+    Arrays,
+    chunked,
+    count_examples,
+    divided,
+    fingerprint,
+    shuffled,
+)
 from vanishjax.training.evaluation import Means, make_evaluate
 from vanishjax.training.history import History
+from vanishjax.training.layout import Parallel, Sharded, make_layout
 from vanishjax.training.resumption import Checkpoints, Position, key_numbers
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
@@ -48,6 +57,10 @@ def fit(
     observe: Callable[[TrainState], Any] | None = None,
     on_observed: Callable[[Any], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    parallel: Parallel | None = None,
+    mesh: Mesh | None = None,
+    shard_state: Sharded | None = None,
+    accumulate: int = 1,
 ) -> tuple[TrainState, History]:
     """Trains on arrays that fit the device.
 
@@ -74,6 +87,11 @@ def fit(
         time, in order, while training goes on; all of an epoch's before its `on_epoch`.
       checkpoints: Where to save the run, how often, and whether to go on from what was saved. They
         are made between two scans: those of `every` steps are exact if it's at most `CHUNK`.
+      parallel: As in `make_train_step`; every device holds the data and takes its part of each
+        batch. In several processes, all call this with the same arguments.
+      mesh: As in `make_train_step`.
+      shard_state: As in `make_train_step`.
+      accumulate: As in `make_train_step`.
 
     Returns:
       The state after the last step and the learning curves: "epoch", "loss" and loss_fn's metrics
@@ -86,6 +104,7 @@ def fit(
         without the other, or checkpoints of another run: see `Checkpoints.restore`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> loss_fn = lambda w, batch: jnp.mean((w - batch) ** 2)
       >>> tx = optax.sgd(0.5)
       >>> state = TrainState.create(jnp.zeros(()), tx)
@@ -102,32 +121,47 @@ def fit(
         )
     if (observe is None) != (on_observed is None):
         raise ValueError("observe and on_observed go together: give both or none")
+    layout = make_layout(parallel, mesh, shard_state)
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    state = layout.place(state)
     position = Position()
     if checkpoints is not None:
         checkpoints = _with_settings(checkpoints, batch_size, state.key, train, validation)
         state, position = checkpoints.restore(state)
-        if len(position.history.records) > epochs or (
-            position.means.steps and len(position.history.records) == epochs
-        ):
+        records = len(position.history.records)
+        if records + bool(position.means.steps) > epochs:
             raise ValueError(
-                f"{checkpoints.folder}: holds {len(position.history.records)} epochs; epochs must "
-                f"be at least that, got {epochs}"
+                f"{checkpoints.folder}: holds {records} epochs; epochs must be at least that, got "
+                f"{epochs}"
             )
-    step = local_step(loss_fn, tx, has_aux=has_aux, with_key=with_key)
+    step = local_step(
+        loss_fn,
+        tx,
+        has_aux=has_aux,
+        with_key=with_key,
+        axis=layout.axis,
+        accumulate=accumulate,
+    )
     evaluate_fn = make_evaluate(loss_fn, has_aux=has_aux, with_key=with_key)
     chunk = CHUNK if checkpoints is None else min(CHUNK, checkpoints.every or CHUNK)
-    train = jax.tree.map(jnp.asarray, train)
+    train = layout.put(train)
 
-    def run_chunk(state: TrainState, data: Arrays, rows: jax.Array) -> tuple[TrainState, Any]:
-        def one(state: TrainState, row: jax.Array) -> tuple[TrainState, Any]:
-            state, metrics = step(state, jax.tree.map(lambda a: a[row], data))
+    def run_chunk(state: TrainState, data: Arrays, rows: Any, rest: Any) -> tuple[TrainState, Any]:
+        def one(state: TrainState, numbers: Any) -> tuple[TrainState, Any]:
+            gathered = [
+                None if number is None else jax.tree.map(lambda a, number=number: a[number], data)
+                for number in numbers
+            ]
+            state, metrics = step(state, *gathered)
             return state, (metrics, None if observe is None else observe(state))
 
-        return jax.lax.scan(one, state, rows)
+        return jax.lax.scan(one, state, (rows, rest))
 
-    def compile_chunk(shape: tuple[int, ...]) -> Any:
-        like = jax.ShapeDtypeStruct(shape, jnp.int32)
-        return jax.jit(run_chunk, donate_argnums=0).lower(state, train, like).compile()
+    jitted = layout.compile(run_chunk, batch_axis=1)
+
+    def parts_of(rows: np.ndarray) -> tuple[Any, Any]:
+        return divided(rows, layout.devices * accumulate, axis=1)
 
     def take(means: Means, rows: np.ndarray, out: Any) -> Means:
         metrics, observed = jax.device_get(out)
@@ -141,7 +175,9 @@ def fit(
         for start in (done, 0)
         for rows in chunked(np.arange(examples), batch_size, chunk, start)
     }
-    compiled = {shape: compile_chunk(shape) for shape in shapes}
+    compiled = {
+        shape: jitted.ahead(state, train, *parts_of(np.zeros(shape, np.int32))) for shape in shapes
+    }
     history, step_count = position.history, int(state.step)
     saved_at = step_count
 
@@ -152,13 +188,13 @@ def fit(
             means, pending = position.means, None
             order = shuffled(state.key, step_count - means.steps, examples)
             for rows in chunked(order, batch_size, chunk, means.steps):
-                state, out = compiled[rows.shape](state, train, rows)
+                state, out = compiled[rows.shape](state, train, *parts_of(rows))
                 step_count += len(rows)
                 if pending is not None:
                     # One chunk computes while the next is dispatched, never more.
                     means = take(means, *pending)
                 pending = rows, out
-                stop = interrupted.is_set()
+                stop = _anywhere(interrupted)
                 if checkpoints is not None and (
                     stop or checkpoints.due(step_count - saved_at, epoch_ended=False)
                 ):
@@ -182,7 +218,7 @@ def fit(
                 elapsed = time.perf_counter() - started
                 remaining = elapsed / (epoch - first_epoch) * (epochs - epoch)
                 on_epoch(Progress(epochs, record, means.steps / seconds, remaining))
-            stop, whole = interrupted.is_set(), means.examples == examples
+            stop, whole = stop or _anywhere(interrupted), means.examples == examples
             if (
                 checkpoints is not None
                 and whole
@@ -210,6 +246,13 @@ def _with_settings(
         "validation data of checksum": fingerprint(validation),
     }
     return dataclasses.replace(checkpoints, settings={**checkpoints.settings, **own})
+
+
+def _anywhere(interrupted: threading.Event) -> bool:
+    """Whether any of the processes was interrupted: all must stop at the same step."""
+    if jax.process_count() == 1:
+        return interrupted.is_set()
+    return bool(multihost_utils.process_allgather(np.array(interrupted.is_set())).any())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,170 @@
+"""Several processes on the loopback address: one trajectory, and no peer that dies unheard."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.commands import read_json, vanishjax
+from vanishjax.training import checkpoint_notes, checkpoint_steps
+
+# 67 steps of seventeen and one of eleven, which two and four devices divide unevenly.
+TRAIN = [
+    *("train", "--hidden", "16", "--optimizer", "sgd", "--learning-rate", "0.1"),
+    *("--batch-size", "17", "--epochs", "2"),
+]
+
+
+@contextlib.contextmanager
+def started(count, *arguments):
+    """The processes of a run, one device each; none outlives the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for index in range(count):
+            command = [sys.executable, "-m", "vanishjax", *map(str, arguments), *together]
+            process = subprocess.Popen(
+                [*command, "--process-id", str(index)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
+
+
+def ended(processes, seconds=90):
+    """What each said on standard error, and its status."""
+    said = [process.communicate(timeout=seconds)[1] for process in processes]
+    return said, [process.returncode for process in processes]
+
+
+def wait_for(folder, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not checkpoint_steps(folder / "checkpoints"):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process on one device trains."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert vanishjax(*TRAIN, "--out", folder).status == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "more"),
+    [
+        (2, ["--parallel", "shard_map", "--checkpoint-every", "epoch"]),
+        (4, ["--shard-state", "--accumulate", "2"]),
+    ],
+)
+def test_processes_train_what_one_trains(tmp_path, alone, count, more):
+    with started(count, *TRAIN, *more, "--out", tmp_path) as processes:
+        said, statuses = ended(processes)
+    assert statuses == [0] * count, said
+    # Only the first says and writes anything.
+    assert all("epoch 1/2" not in text for text in said[1:])
+    expected = load_file(alone / "model.safetensors")
+    for name, found in load_file(tmp_path / "model.safetensors").items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-5)
+    mine, theirs = (read_json(folder / "train.json") for folder in (tmp_path, alone))
+    np.testing.assert_allclose(mine["history"]["loss"], theirs["history"]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(mine["test_loss"], theirs["test_loss"], rtol=1e-5)
+    if "--checkpoint-every" in more:
+        # A process alone goes on with what several have saved.
+        assert checkpoint_steps(tmp_path / "checkpoints") == [68, 136]
+        ran = vanishjax(*TRAIN, "--epochs", "3", "--out", tmp_path, "--resume")
+        assert ran.status == 0
+        assert "going on from step 136" in ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "victim", "blow", "seconds", "reason"),
+    [
+        (2, 0, signal.SIGKILL, 15, "process 0 has died"),
+        (3, 1, signal.SIGKILL, 15, "process 1 has died"),
+        (2, 1, signal.SIGSTOP, 30, "process 1 has stopped answering"),
+    ],
+)
+def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
+    tmp_path, count, victim, blow, seconds, reason
+):
+    endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "68", "--out", tmp_path]
+    with started(count, *endless) as processes:
+        wait_for(tmp_path, processes[0])
+        processes[victim].send_signal(blow)
+        struck = time.monotonic()
+        others = [process for index, process in enumerate(processes) if index != victim]
+        said, statuses = ended(others)
+        assert time.monotonic() - struck < seconds
+    for text, status in zip(said, statuses, strict=True):
+        assert status == 1, text
+        assert f"vanishjax: error: {reason}" in text
+    assert checkpoint_notes(tmp_path / "checkpoints").record["position"]["records"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "2"], "--processes and --process-id go with --coordinator HOST:PORT"),
+        (["--coordinator", "here"], "--coordinator takes HOST:PORT, such as 10.0.0.1:1234, got"),
+        (["--coordinator", "h:1"], "needs --processes N and --process-id I"),
+        (
+            ["--coordinator", "h:1", "--processes", "2", "--process-id", "2"],
+            "--process-id counts from 0 to 1, got 2",
+        ),
+        (
+            ["--coordinator", "h:1", "--processes", "2", "--process-id", "1"],
+            "--coordinator needs --out DIR, a folder that all processes share",
+        ),
+        (
+            ["--parallel", "pmap", "--shard-state"],
+            "--shard-state goes with --parallel jit, not pmap",
+        ),
+        (["--parallel", "threads"], "unknown way to run in parallel 'threads'"),
+        (["--shard-state", "zero3"], "unknown way to divide the state 'zero3'"),
+        (["--accumulate", "0"], "expected a whole number of at least 1, got '0'"),
+    ],
+)
+def test_options_that_clash(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    ran = vanishjax("train", *arguments)
+    assert ran.status == 2
+    assert message in ran.error
+
+
+def test_more_devices_than_there_are(tmp_path):
+    ran = vanishjax(*TRAIN, "--devices", "99", "--out", tmp_path)
+    assert ran.status == 2
+    assert "--devices 99: there are only 8" in ran.err
+
+
+@pytest.mark.parametrize(
+    "how", [["--devices", "3"], ["--parallel", "pmap"], ["--shard-state", "zero1"]]
+)
+def test_the_command_on_many_devices(tmp_path, alone, how):
+    ran = vanishjax(*TRAIN, "--out", tmp_path / "many", *how, "--accumulate", "2")
+    assert ran.status == 0
+    one, many = (load_file(f / "model.safetensors") for f in (alone, tmp_path / "many"))
+    for name, found in many.items():
+        np.testing.assert_allclose(found, one[name], rtol=1e-5, atol=1e-5)
