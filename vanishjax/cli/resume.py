@@ -54,13 +54,16 @@ def saves(options: argparse.Namespace) -> bool:
 
 
 @contextlib.contextmanager
-def run_folder(command: str, options: argparse.Namespace, files: Sequence[str]) -> Iterator[Path]:
+def run_folder(
+    command: str, options: argparse.Namespace, files: Sequence[str], writes: bool = True
+) -> Iterator[Path]:
     """The folder of a run: a new one, or that of the run to go on with.
 
     Args:
       command: Its name.
       options: With those of `add_checkpoint_options` and `add_output_options`.
       files: Names of the files that the command will write.
+      writes: Whether this process looks after the folder, and not another one.
 
     Yields:
       The folder, as `results_folder` does.
@@ -71,6 +74,9 @@ def run_folder(command: str, options: argparse.Namespace, files: Sequence[str]) 
     from vanishjax.cli.output import latest_folder, results_folder
 
     out = options.out
+    if not writes:
+        yield Path(out)
+        return
     if options.resume and out is None:
         newest = latest_folder(command, FOLDER)
         if newest is None:

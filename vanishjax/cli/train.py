@@ -147,10 +147,12 @@ def run(options: argparse.Namespace) -> int:
 
     targets: Literal["real", "classes"] = "real" if options.loss == "squared_error" else "classes"
     dataset = load_data(options, targets, options.dtype)
-    with joined_processes(options) as writes:
-        files = (*FILES, MONITOR_FILE) if writes else ()
-        with run_folder(NAME, options, files) as folder:
-            return _train(options, hidden, epochs, every, dataset, folder, writes)
+    files = (*FILES, MONITOR_FILE)
+    with (
+        joined_processes(options) as writes,
+        run_folder(NAME, options, files, writes) as folder,
+    ):
+        return _train(options, hidden, epochs, every, dataset, folder, writes)
 
 
 def _train(

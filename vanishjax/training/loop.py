@@ -194,6 +194,10 @@ def fit(
                     # One chunk computes while the next is dispatched, never more.
                     means = take(means, *pending)
                 pending = rows, out
+                if jax.process_count() > 1:
+                    # Two programs that wait for other processes must not run at once: each process
+                    # might take them in another order, and all would wait for ever.
+                    jax.block_until_ready((state, out))
                 stop = _anywhere(interrupted)
                 if checkpoints is not None and (
                     stop or checkpoints.due(step_count - saved_at, epoch_ended=False)
