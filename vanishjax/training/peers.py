@@ -69,7 +69,7 @@ def watched_peers(host: str, on_lost: Callable[[str], NoReturn] | None = None) -
 def _end(reason: str) -> NoReturn:
     # Without delay and in one piece: when process 0 dies, JAX is about to abort with lines of its
     # own.
-    line = f"vanishjax: error: {reason}; the run ends, its checkpoints are whole\n"
+    line = f"vanishjax: error: {reason}; the run ends here\n"
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
     os._exit(1)
 
