@@ -59,17 +59,19 @@ def test_a_trajectory_is_that_of_one_device(devices):
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_all_wrappers_give_the_same_bits(devices):
-    # Without momentum: the compiler may round its product once or twice, and does so under "jit".
-    tx, found = vj.sgd(0.05), []
+def test_pmap_and_shard_map_give_the_same_bits_and_jit_all_but_the_last(devices):
+    # Under jit the compiler joins the mean over devices with the update, which may round once less:
+    # with jax 0.10 SGD without momentum keeps its bits, with 0.12 it doesn't.
+    tx, found = vj.sgd(0.05), {}
     for kind in KINDS:
         step = vj.make_train_step(PROBLEM.loss_fn, tx, parallel=kind, mesh=mesh(devices))
         state = vj.TrainState.create(PROBLEM.params, tx)
         for number in range(100):
             inputs, labels = BATCH
             state, _ = step(state, (inputs + number / 100, labels))
-        found.append(jax.device_get(state.params))
-    chex.assert_trees_all_equal(*found)
+        found[kind] = jax.device_get(state.params)
+    chex.assert_trees_all_equal(found["pmap"], found["shard_map"])
+    chex.assert_trees_all_close(found["jit"], found["pmap"], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
