@@ -51,11 +51,11 @@ def test_equals_brute_force_on_a_small_network():
     params, loss_fn, forward = chain((8, 16, 12, 20, 4))
     batch = data()
     found = probe(loss_fn, params, batch)
-    outputs = forward(params, batch[0])
+    outputs = jax.jit(forward)(params, batch[0])
     shifts = [jnp.zeros_like(z) for z in outputs]
-    cotangents = jax.grad(loss_fn, argnums=2)(params, batch, shifts)
-    norms = np.array([float(jnp.linalg.norm(c)) for c in cotangents])
-    gradients = jax.grad(loss_fn)(params, batch)
+    cotangents = jax.jit(jax.grad(loss_fn, argnums=2))(params, batch, shifts)
+    norms = np.array([np.linalg.norm(c) for c in cotangents])
+    gradients = jax.jit(jax.grad(loss_fn))(params, batch)
 
     assert found.names == ("0/w", "1/w", "2/w", "3/w")
     assert found.is_chain.all()
@@ -63,12 +63,12 @@ def test_equals_brute_force_on_a_small_network():
     np.testing.assert_allclose(found.log_chi[:-1], 2 * np.log(norms[:-1] / norms[1:]), atol=1e-5)
     assert found.log_chi[-1] == 0
     np.testing.assert_allclose(found.sum_log_chi, 2 * np.log(norms[0] / norms[-1]), atol=1e-5)
-    rms = [float(jnp.sqrt(jnp.mean(c**2))) for c in cotangents]
+    rms = [np.sqrt(np.mean(np.square(c))) for c in cotangents]
     np.testing.assert_allclose(found.backward_rms, rms, rtol=1e-5)
-    rms = [float(jnp.sqrt(jnp.mean(g["w"] ** 2))) for g in gradients]
+    rms = [np.sqrt(np.mean(np.square(g["w"]))) for g in gradients]
     np.testing.assert_allclose(found.gradient_rms, rms, rtol=1e-5)
     np.testing.assert_allclose(found.log_gradient_rms, np.log(rms), atol=1e-5)
-    rms = [float(jnp.sqrt(jnp.mean(z**2))) for z in outputs]
+    rms = [np.sqrt(np.mean(np.square(z))) for z in outputs]
     np.testing.assert_allclose(found.preactivation_rms, rms, rtol=1e-6)
     assert found.widths.tolist() == [16, 12, 20, 4]
     assert found.batch_size == 64

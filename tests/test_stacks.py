@@ -1,5 +1,7 @@
 """A stack of layers gets the updates of its layers one by one, on one device and on eight."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,7 @@ def random_like(tree):
     return jax.tree.map(leaf, tree)
 
 
+@functools.cache
 def scanned_linen():
     model = vj.MLP(hidden=(WIDTH,) * (DEPTH + 1), classes=3, activation="tanh", scan=True)
     x = jnp.ones((4, 5))
@@ -56,6 +59,7 @@ def scanned_linen():
     return params, lambda p, x: jnp.sum(model.apply({"params": p}, x) ** 2), x
 
 
+@functools.cache
 def scanned_nnx():
     hidden = (WIDTH,) * (DEPTH + 1)
     model = vj.NnxMLP(5, hidden, classes=3, activation="tanh", scan=True, rngs=nnx.Rngs(0))
