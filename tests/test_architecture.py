@@ -22,6 +22,7 @@ PACKAGE = Path(vj.__file__).parent
 FLOORS = (
     {
         "activations",
+        "compilation",
         "files",
         "layers",
         "losses",

@@ -101,6 +101,23 @@ def test_a_cell_is_a_plain_loop(monkeypatch, optimizer, depth, residual, decay):
         assert cell[name] == pytest.approx(scores, rel=1e-4)
 
 
+@pytest.mark.parametrize(("devices", "used"), [(1, 1), (4, 4), (5, 4), (8, 4)])
+def test_runs_are_divided_among_devices(devices, used):
+    """Four runs: as many devices as divide them, and the numbers of one."""
+    grid = Grid(width=8, epochs=2, batch_size=16, seeds=(3, 5), learning_rates=(0.02, 0.1))
+    start, seen = draw_networks(3, grid, TRAIN, classes=2), []
+
+    def watched(ends, data):
+        seen.append(jax.tree.leaves(ends)[0].sharding.device_set)
+        return start.accuracy(ends, data)
+
+    cell = train_cell("adam", start._replace(accuracy=watched), grid, TRAIN, VALIDATION, TEST,
+                      devices=jax.devices()[:devices])  # fmt: skip
+    assert {len(found) for found in seen} == {used}
+    alone = train_cell("adam", start, grid, TRAIN, VALIDATION, TEST, devices=jax.devices()[:1])
+    assert cell == alone
+
+
 def test_the_rate_is_chosen_on_validation_data_alone():
     inverted = (TEST[0], 1 - TEST[1])
     grid = Grid(width=8, epochs=10, batch_size=10, seeds=(0, 1), learning_rates=(1e-9, 0.1, 1e-8))

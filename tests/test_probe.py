@@ -14,6 +14,7 @@ import vanishjax as vj
 from tests import zoo
 from vanishjax import _jaxpr, theory
 from vanishjax.activations import ACTIVATIONS
+from vanishjax.compilation import jit_once
 from vanishjax.health import probe
 
 KEY = jax.random.key(0)
@@ -223,7 +224,7 @@ def test_any_model_is_probed(name):
         return jnp.asarray(jax.tree.leaves(model.loss_fn(params, model.batch))[0])
 
     # Compiled like the probe's: 16-bit sums depend on it.
-    loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(model.params)
+    loss, gradients = jit_once(jax.value_and_grad(loss_fn))(model.params)
     np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
     layers = found.parameters.layers
     norms = np.asarray(layers.norms(gradients))

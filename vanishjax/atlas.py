@@ -8,7 +8,7 @@ that is reported is the test data's.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from vanishjax import losses, numerics, optimizers
+from vanishjax.compilation import RUNS_ONCE
 from vanishjax.health import probe
 from vanishjax.initializers import center_biases, initialization
 from vanishjax.layers import Layers, find_layers
@@ -72,9 +74,8 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
 
 # What is left of the learning rate at the end of a run, with `Grid.decay`.
 _LAST_RATE = 0.02
-
-# Of a program that runs but a few times: to optimise it takes longer than it would save.
-_RUNS_ONCE = {"xla_backend_optimization_level": 0}
+# The axis of devices over which runs are divided.
+_RUNS = "runs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,7 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
         return params, numerics.rms(first), numerics.rms(last)
 
     # Not under vmap: random numbers for one network compile three times as fast.
-    draw_one = jax.jit(draw, compiler_options=_RUNS_ONCE)
+    draw_one = jax.jit(draw, compiler_options=RUNS_ONCE)
     drawn = [draw_one(jnp.uint32(seed)) for seed in grid.seeds]
 
     def accuracy(params: Any, data: Arrays) -> jax.Array:
@@ -202,9 +203,17 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
 
 
 def train_cell(
-    optimizer: str, start: Start, grid: Grid, train: Arrays, validation: Arrays, test: Arrays
+    optimizer: str,
+    start: Start,
+    grid: Grid,
+    train: Arrays,
+    validation: Arrays,
+    test: Arrays,
+    devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
     """Trains one optimizer at one depth with every rate and seed, in one compiled program.
+
+    The runs are divided among devices: as many of them as divide the number of runs.
 
     Args:
       optimizer: A key of `CONTENDERS`.
@@ -213,6 +222,7 @@ def train_cell(
       train: Inputs `[n, features]` and integer labels `[n]`.
       validation: What the learning rate is chosen on.
       test: What is reported.
+      devices: Where to run; all devices if None.
 
     Returns:
       A JSON-able mapping: the chosen "learning_rate", "validation_accuracy" and "test_accuracy"
@@ -245,8 +255,24 @@ def train_cell(
         )
         return end.params
 
-    every_run = jax.jit(jax.vmap(jax.vmap(run, (None, 0, 0)), (0, None, None)))
-    ends = every_run(jnp.array(rates), start.params, orders)
+    def numbered(number: jax.Array, rates: jax.Array, params: Any, orders: jax.Array) -> Any:
+        rate, seed = number // len(orders), number % len(orders)
+        return run(rates[rate], jax.tree.map(lambda a: a[seed], params), orders[seed])
+
+    runs = len(rates) * len(orders)
+    mesh = Mesh(_dividing(runs, jax.devices() if devices is None else devices), (_RUNS,))
+    every_run = jax.jit(
+        jax.shard_map(
+            jax.vmap(numbered, (0, None, None, None)),
+            mesh=mesh,
+            in_specs=(PartitionSpec(_RUNS), PartitionSpec(), PartitionSpec(), PartitionSpec()),
+            out_specs=PartitionSpec(_RUNS),
+            # The runs have nothing to do with one another: no collective whose sums it could check.
+            check_vma=False,
+        )
+    )
+    ends = every_run(jnp.arange(runs), jnp.array(rates), start.params, jnp.asarray(orders))
+    ends = jax.tree.map(lambda a: a.reshape(len(rates), len(orders), *a.shape[1:]), ends)
     on_validation, on_test = (
         np.asarray(start.accuracy(ends, data), np.float64) for data in (validation, test)
     )
@@ -258,6 +284,12 @@ def train_cell(
         "test_accuracy": on_test[best].tolist(),
         "rates": {f"{rate:g}": float(score) for rate, score in zip(rates, scores, strict=True)},
     }
+
+
+def _dividing(runs: int, devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """As many of the devices as divide the number of runs."""
+    most = max(n for n in range(1, len(devices) + 1) if runs % n == 0)
+    return list(devices[:most])
 
 
 def predicted_log_chi(start: Start, grid: Grid, train: Arrays) -> float:

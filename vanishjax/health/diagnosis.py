@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
 from vanishjax import report
+from vanishjax.compilation import jit_once
 from vanishjax.health.finding import Finding, json_value
 from vanishjax.health.probe import Probe, probe
 from vanishjax.health.response import effectiveness, step_response
@@ -69,7 +69,7 @@ class Diagnosis:
 
 
 # Compiled once for a transform: pass the same object again to save that.
-_step_response = jax.jit(step_response, static_argnums=(0, 2))
+_step_response = jit_once(step_response, static_argnums=(0, 2))
 
 
 def diagnose(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vanishjax import _jaxpr, numerics
+from vanishjax.compilation import jit_once
 from vanishjax.health.finding import json_value
 from vanishjax.health.statistics import Statistics, statistics
 from vanishjax.layers import Layers
@@ -222,7 +223,7 @@ class _Measured:
     plan: _Plan
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit_once, static_argnums=0)
 def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
     params, batch = loss.arguments(leaves, arrays)
     program = _jaxpr.trace_loss(loss.fn, params, batch)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vanishjax import _jaxpr, numerics
+from vanishjax.compilation import jit_once
 from vanishjax.layers import Layers, Leaf
 from vanishjax.layers.dense import bias_of, matrix_axes, output_axes
 from vanishjax.layers.order import layers_met, parameter_leaves
@@ -84,7 +85,7 @@ def lsuv(
     layers = layers_met(parameter_leaves(params), trace)
     anatomy = _jaxpr.dissect(program, trace)
     kernels = _kernels(layers, trace, anatomy, centered)
-    adjusted = jax.jit(
+    adjusted = jit_once(
         functools.partial(_adjusted, program, anatomy, kernels, orthogonal, variance**0.5)
     )
     return jax.tree_util.tree_unflatten(structure, adjusted(leaves, inputs))

@@ -58,8 +58,9 @@ def watched_peers(host: str, on_lost: Callable[[str], NoReturn] | None = None) -
         yield
         multihost_utils.sync_global_devices("vanishjax: the end")
     except BaseException as error:
-        if isinstance(error, RuntimeError):
-            # What a dead peer leaves in a computation: the watch, which knows which, speaks first.
+        if isinstance(error, Exception):
+            # A dead peer leaves errors of any type in a computation, a ValueError among them: the
+            # watch, which knows which peer it is, speaks first.
             time.sleep(2.0)
         watch.fail()
         raise
