@@ -136,12 +136,27 @@ def cure(results):
     return rows
 
 
+def scaling(results):
+    """What each of 1,000 devices sends in a step, over the parameters' bytes; collectives."""
+    layouts = list(dict.fromkeys(key.rsplit(", ", 1)[1] for key in results))
+    rows = [f"| | {' | '.join(layouts)} |", "|---" * (len(layouts) + 1) + "|"]
+    for name in dict.fromkeys(key.rsplit(", ", 1)[0] for key in results):
+        cells = [name]
+        for layout in layouts:
+            found = results[f"{name}, {layout}"]
+            count = sum(found["collectives"].values())
+            cells.append(f"{found['sent_over_parameters_1000']:.1f} ({count})")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 TABLES = {
     "article": article,
     "cure": cure,
     "diagnosis": diagnosis,
     "headline": headline,
     "monitoring": monitoring,
+    "scaling": scaling,
     "step_time": step_time,
     "training_speed": training_speed,
 }
