@@ -97,7 +97,7 @@ def diagnose(
       ValueError: See `probe`.
 
     Example:
-      >>> import vanishjax as vj
+      >>> import jax, vanishjax as vj
       >>> problem = vj.mlp_problem(8, (64,) * 24, 4, activation="sigmoid")
       >>> batch = jax.random.normal(jax.random.key(0), (64, 8)), np.arange(64) % 4
       >>> verdict = diagnose(problem.loss_fn, problem.params, batch, problem.tx)
