@@ -200,6 +200,15 @@ def test_sharded_equals_unsharded(name, axis):
         assert_close(trained(twin, batch, OPTIMIZERS[name]), plain, 1e-6)
 
 
+def test_a_mean_beyond_belief_is_bounded():
+    """Where the bias's gradient cancels over the batch, what is read off it is noise."""
+    tx = vj.center(optax.sgd(1.0))
+    params = {"w": jnp.eye(2), "b": jnp.zeros(2)}
+    gradient = {"w": jnp.array([[1.0, 1.0], [-1.0, -1.0]]), "b": jnp.full(2, 1e-3)}
+    _, state = tx.update(gradient, tx.init(params), params)
+    np.testing.assert_allclose(state.activations.means[0], [[5.0, -5.0]])
+
+
 def test_names_and_shapes_of_other_libraries():
     rng = np.random.default_rng(0)
     h, delta = 2 + rng.normal(size=(32, 6)), rng.normal(size=(32, 4)) + 1
