@@ -179,6 +179,33 @@ def test_a_download_shows_one_line_a_file(here, monkeypatch, capsys):
         ("train a\nb", "unrecognized arguments: a b"),
         ("trian", "invalid choice: 'trian'"),
         ("train --data a\0b", "no such data set or file"),
+        ("train --resume", "--resume: there is no run with checkpoints under runs/"),
+        (
+            "train --checkpoint-every 0",
+            "expected a whole number of at least 1, got '0'; or 'epoch'",
+        ),
+        ("train --keep-checkpoints 0", "expected a whole number of at least 1, got '0'"),
+        ("train --processes 2", "--processes and --process-id go with --coordinator HOST:PORT"),
+        (
+            "train --coordinator here",
+            "--coordinator takes HOST:PORT, such as 10.0.0.1:1234, got",
+        ),
+        ("train --coordinator h:1", "needs --processes N and --process-id I"),
+        (
+            "train --coordinator h:1 --processes 2 --process-id 2",
+            "--process-id counts from 0 to 1, got 2",
+        ),
+        (
+            "train --coordinator h:1 --processes 2 --process-id 1",
+            "--coordinator needs --out DIR, a folder that all processes share",
+        ),
+        (
+            "train --parallel pmap --shard-state",
+            "--shard-state goes with --parallel jit, not pmap",
+        ),
+        ("train --parallel threads", "unknown way to run in parallel 'threads'"),
+        ("train --shard-state zero3", "unknown way to divide the state 'zero3'"),
+        ("train --accumulate 0", "expected a whole number of at least 1, got '0'"),
     ],
 )
 def test_bad_usage_gets_one_line(here, arguments, message):

@@ -123,36 +123,6 @@ def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
     assert checkpoint_notes(tmp_path / "checkpoints").record["position"]["records"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--processes", "2"], "--processes and --process-id go with --coordinator HOST:PORT"),
-        (["--coordinator", "here"], "--coordinator takes HOST:PORT, such as 10.0.0.1:1234, got"),
-        (["--coordinator", "h:1"], "needs --processes N and --process-id I"),
-        (
-            ["--coordinator", "h:1", "--processes", "2", "--process-id", "2"],
-            "--process-id counts from 0 to 1, got 2",
-        ),
-        (
-            ["--coordinator", "h:1", "--processes", "2", "--process-id", "1"],
-            "--coordinator needs --out DIR, a folder that all processes share",
-        ),
-        (
-            ["--parallel", "pmap", "--shard-state"],
-            "--shard-state goes with --parallel jit, not pmap",
-        ),
-        (["--parallel", "threads"], "unknown way to run in parallel 'threads'"),
-        (["--shard-state", "zero3"], "unknown way to divide the state 'zero3'"),
-        (["--accumulate", "0"], "expected a whole number of at least 1, got '0'"),
-    ],
-)
-def test_options_that_clash(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    ran = vanishjax("train", *arguments)
-    assert ran.status == 2
-    assert message in ran.error
-
-
 def test_more_devices_than_there_are(tmp_path):
     ran = vanishjax(*TRAIN, "--devices", "99", "--out", tmp_path)
     assert ran.status == 2

@@ -50,8 +50,8 @@ def lsuv(
       orthogonal: Whether the kernels become orthogonal before they are scaled.
       variance: v, if not 1. Smooth activations are the more linear the smaller it is: at unit
         variance each layer of a tanh network makes gradients 1.17 times as large and inputs less
-        alike, at v = .1 only 1.01 times. So v = 1 / sqrt(depth) keeps a network of any depth
-        trainable, where unit variance ends at some tens of layers.
+        alike, at v = .1 only 1.01 times. v = 1 / sqrt(depth) keeps gradients their size at any
+        depth.
 
     Returns:
       New parameters. Left as they are: kernels used more than once (tied weights, recurrent cells)

@@ -12,14 +12,7 @@ Arrays: TypeAlias = Any
 
 def count_examples(arrays: Arrays) -> int:
     """The length that all arrays of a tree share; raises ValueError if they don't or it's 0."""
-    sizes = {
-        jax.tree_util.keystr(path): len(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
-    }
-    if len(set(sizes.values())) != 1 or not min(sizes.values()):
-        found = ", ".join(f"{path or 'array'}: {size}" for path, size in sizes.items()) or "none"
-        raise ValueError(f"expected arrays of one length and at least one example, got {found}")
-    return next(iter(sizes.values()))
+    return _common_size(arrays, 0, "arrays")
 
 
 def shuffled(key: jax.Array, first_step: int, examples: int) -> np.ndarray:
@@ -72,17 +65,23 @@ def divided(arrays: Arrays, parts: int, axis: int = 0) -> tuple[Arrays | None, A
       >>> divided(np.arange(11), 4)
       (array([0, 1, 2, 3, 4, 5, 6, 7]), array([ 8,  9, 10]))
     """
-    sizes = {
-        jax.tree_util.keystr(path): np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
-    }
-    if len(set(sizes.values())) != 1 or not min(sizes.values()):
-        found = ", ".join(f"batch{path}: {size}" for path, size in sizes.items()) or "no arrays"
-        raise ValueError(f"expected a batch of one length and at least one example, got {found}")
-    size = next(iter(sizes.values()))
+    size = _common_size(arrays, axis, "a batch", "batch")
     whole = size // parts * parts
     if whole == size:
         return arrays, None
     before = (slice(None),) * axis
     rest = jax.tree.map(lambda x: x[(*before, slice(whole, None))], arrays)
     return jax.tree.map(lambda x: x[(*before, slice(whole))], arrays) if whole else None, rest
+
+
+def _common_size(arrays: Arrays, axis: int, kind: str, name: str = "") -> int:
+    """The size that all arrays share along an axis; else a ValueError that names each array."""
+    sizes = {
+        jax.tree_util.keystr(path): np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    if len(set(sizes.values())) != 1 or not min(sizes.values()):
+        shown = [f"{name}{path}" or "array" for path in sizes]
+        found = ", ".join(map("{}: {}".format, shown, sizes.values())) or "no arrays"
+        raise ValueError(f"expected {kind} of one length and at least one example, got {found}")
+    return int(next(iter(sizes.values())))

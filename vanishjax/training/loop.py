@@ -122,8 +122,14 @@ def fit(
     if (observe is None) != (on_observed is None):
         raise ValueError("observe and on_observed go together: give both or none")
     layout = make_layout(parallel, mesh, shard_state)
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    step = local_step(
+        loss_fn,
+        tx,
+        has_aux=has_aux,
+        with_key=with_key,
+        axis=layout.axis,
+        accumulate=accumulate,
+    )
     state = layout.place(state)
     position = Position()
     if checkpoints is not None:
@@ -135,14 +141,6 @@ def fit(
                 f"{checkpoints.folder}: holds {records} epochs; epochs must be at least that, got "
                 f"{epochs}"
             )
-    step = local_step(
-        loss_fn,
-        tx,
-        has_aux=has_aux,
-        with_key=with_key,
-        axis=layout.axis,
-        accumulate=accumulate,
-    )
     evaluate_fn = make_evaluate(loss_fn, has_aux=has_aux, with_key=with_key)
     chunk = CHUNK if checkpoints is None else min(CHUNK, checkpoints.every or CHUNK)
     train = layout.put(train)

@@ -52,6 +52,9 @@ def local_step(
       A function (state, batch, rest=None) -> (state, metrics). All devices see the same rest: the
       examples of the whole batch that don't divide among them, each counted as often as the others.
 
+    Raises:
+      ValueError: accumulate below 1.
+
     Example:
       >>> tx = optax.sgd(0.5)
       >>> step = local_step(lambda w, batch: jnp.mean((w - batch) ** 2), tx)
@@ -59,6 +62,8 @@ def local_step(
       >>> print(state.params, metrics["loss"])
       1.0 1.0
     """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
     extended = optax.with_extra_args_support(tx)
 
     def gradients(
@@ -184,8 +189,6 @@ def make_train_step(
       1.0 1.0
     """
     layout = make_layout(parallel, mesh, shard_state)
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
     step = local_step(
         loss_fn,
         tx,

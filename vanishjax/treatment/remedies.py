@@ -51,29 +51,23 @@ def lsuv(batch: Any) -> Remedy:
 
     See `vanishjax.initializers.lsuv`.
     """
-
-    def apply(problem: Problem) -> Problem:
-        params = initializers.lsuv(problem.loss_fn, problem.params, batch)
-        return dataclasses.replace(problem, params=params)
-
-    recipe = "params = vj.initializers.lsuv(loss_fn, params, batch)"
-    return Remedy("lsuv", apply, recipe, part=_KERNELS)
+    return _lsuv("lsuv", batch, 1.0)
 
 
 def small_lsuv(layers: Layers, batch: Any) -> Remedy:
-    """As `lsuv`, at a variance of 1 / sqrt(depth), where smooth activations are nearly linear.
-
-    See `vanishjax.initializers.lsuv`.
-    """
+    """As `lsuv`, at a variance of 1 / sqrt(depth), where smooth activations are nearly linear."""
     depth = sum(math.prod(leaf.stack) for leaf in layers.leaves if len(leaf.inner_axes) >= 2)
-    variance = float(f"{max(1, depth) ** -0.5:.1g}")
+    return _lsuv("small_lsuv", batch, float(f"{max(1, depth) ** -0.5:.1g}"))
 
+
+def _lsuv(name: str, batch: Any, variance: float) -> Remedy:
     def apply(problem: Problem) -> Problem:
         params = initializers.lsuv(problem.loss_fn, problem.params, batch, variance=variance)
         return dataclasses.replace(problem, params=params)
 
-    recipe = f"params = vj.initializers.lsuv(loss_fn, params, batch, variance={variance:g})"
-    return Remedy("small_lsuv", apply, recipe, part=_KERNELS)
+    said = "" if variance == 1 else f", variance={variance:g}"
+    recipe = f"params = vj.initializers.lsuv(loss_fn, params, batch{said})"
+    return Remedy(name, apply, recipe, part=_KERNELS)
 
 
 def slower(remedy: Remedy) -> Remedy:
