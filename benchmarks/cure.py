@@ -99,10 +99,15 @@ def batches_of(data, seed, count=BATCHES):
 def all_remedies(problem, batch, key, steps=FULL_STEPS):
     """Every remedy for a problem without a factory."""
     layers = find_layers(problem.params, problem.loss_fn, batch)
+    kernels = [
+        remedies.lsuv(batch),
+        remedies.small_lsuv(layers, batch),
+        remedies.looks_linear(layers, key),
+    ]
     return [
         remedies.loss_scale(),
-        remedies.lsuv(batch),
-        remedies.looks_linear(layers, key),
+        *kernels,
+        *map(remedies.slower, kernels),
         remedies.redraw(batch, key),
         remedies.adam_atan2(1e-3),
         remedies.muon(layers, 1e-2),

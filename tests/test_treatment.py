@@ -46,6 +46,7 @@ def test_a_collapsed_sigmoid_network_is_cured(cured):
         "untreated": "untreated",
         "lsuv": "accepted",
         "small_lsuv": "better",
+        "lsuv, slower": "no better",
     }
     assert [remedy.name for remedy in treatment.accepted] == ["lsuv"]
     assert not treatment.before.healthy
@@ -58,7 +59,7 @@ def test_a_collapsed_sigmoid_network_is_cured(cured):
     assert accepted.accuracy > untreated.accuracy + 0.2
     assert "mean_collapse" in untreated.rules
     assert not accepted.rules
-    assert treatment.cost == 3 * STEPS + 3 * 3
+    assert treatment.cost == 4 * STEPS + 3 * 4
     assert treatment.recipe == "params = vj.initializers.lsuv(loss_fn, params, batch)"
 
 
@@ -229,6 +230,33 @@ def test_slower_is_a_tenth_of_every_step():
     chex.assert_trees_all_close(updates, jax.tree.map(lambda g: -0.05 * g, gradient), rtol=1e-6)
     again = remedies.slower(remedies.looks_linear(vj.find_layers(problem.params), KEY))
     assert again.apply(problem).tx is treated.tx  # so that both run side by side
+
+
+def test_of_two_that_get_as_far_the_slower_is_taken():
+    """Even where the faster one cured the network; one that gets less far isn't."""
+    lsuv = remedies.lsuv(data()[0])
+    further, less = (
+        dataclasses.replace(lsuv, name=name, safer_than="lsuv", apply=rate(factor))
+        for name, factor in (("further", 1.01), ("less", 0.02))
+    )
+    other = dataclasses.replace(further, name="other", safer_than="")
+    tried = [lsuv, less, further, other]
+    treatment = vj.cure(network(), data(), steps=STEPS, remedies=tried, key=KEY)
+    assert names(treatment) == {
+        "untreated": "untreated",
+        "lsuv": "accepted",
+        "less": "no better",
+        "further": "accepted",
+    }
+    assert [one.name for one in treatment.accepted] == ["further"]
+
+
+def rate(factor):
+    def apply(problem):
+        treated = remedies.lsuv(data()[0]).apply(problem)
+        return dataclasses.replace(treated, tx=optax.chain(problem.tx, optax.scale(factor)))
+
+    return apply
 
 
 def scaled_kernels(factor):

@@ -121,8 +121,9 @@ def cure(
     are tried, in order: from the same parameters, on the same batches, for the same few steps,
     beside the untreated network (those that change parameters alone run all at once). One that
     improves the cause's statistic and the held-out loss, both by more than the noise, is accepted.
-    If what ailed the network is then gone and it learns, that's the end; else what is left is tried
-    on top of it. Where nothing helped, the network comes back as it was.
+    If what ailed the network is then gone and it learns, that's the end, but for a more careful
+    form of what was accepted: a few steps may go well at a rate that many don't. Else what is left
+    is tried on top of it. Where nothing helped, the network comes back as it was.
 
     Args:
       problem: The network, its loss and its transform; left as it is.
@@ -167,7 +168,7 @@ def cure(
     order_key, remedy_key = jax.random.split(key)
     on = _sequence(trained_on, steps, order_key)
     ward = _Ward(problem, before, look_at, on, _stack(held_out), on_trial or (lambda _: None))
-    while not ward.done:
+    while True:
         candidates = remedies
         if candidates is None:
             candidates = fitting_remedies(
@@ -178,7 +179,7 @@ def cure(
                 total_steps=10 * steps if total_steps is None else total_steps,
                 key=remedy_key,
             )
-        wave = ward.next_wave([one for one in candidates if one.name not in ward.tried])
+        wave = ward.next_wave(candidates)
         if not wave:
             break
         ward.try_out(wave)
@@ -220,12 +221,16 @@ class _Ward:
         """The next remedies that can run all at once, each with the problem that it makes.
 
         The untreated network comes first of all, with those that leave its loss and transform
-        alone. Remedies that raise are recorded.
+        alone. Once the network is cured, what is left is a safer form of what cured it. Remedies
+        that raise are recorded.
         """
+        untried = [one for one in candidates if one.name not in self.tried]
+        if self.done:
+            untried = [one for one in untried if self._is_safer(one)]
         wave: list[tuple[Remedy | None, Problem]] = []
         if self._untreated is None:
             wave.append((None, self._problem))
-        for remedy in candidates:
+        for remedy in untried:
             try:
                 treated = remedy.apply(self._before(remedy))
             except Exception as error:
@@ -259,7 +264,7 @@ class _Ward:
             self._cost += _PROBE_STEPS
             # The untreated network leads the first wave.
             rival = self._best or self._untreated or courses[0]
-            lower, by = improvement(course, rival)
+            lower, by = improvement(course, rival, beyond_noise=not self._is_safer(remedy))
             better, how = cause_improved(after, self.verdict)
             if lower and better:
                 proven.append((remedy, course, after, f"{by}; {how}"))
@@ -293,6 +298,9 @@ class _Ward:
             steps,
             self._cost,
         )
+
+    def _is_safer(self, remedy: Remedy) -> bool:
+        return any(remedy.safer_than == one.name for one in self._accepted)
 
     def _name(self, remedy: Remedy) -> str:
         return " + ".join(one.name for one in (*remedy.follows(self._accepted), remedy))

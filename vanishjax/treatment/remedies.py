@@ -78,7 +78,13 @@ def slower(remedy: Remedy) -> Remedy:
         return dataclasses.replace(treated, tx=_slowed(treated.tx))
 
     recipe = f"{remedy.recipe}\ntx = optax.chain(tx, optax.scale({SLOWER:g}))"
-    return dataclasses.replace(remedy, name=f"{remedy.name}, slower", apply=apply, recipe=recipe)
+    return dataclasses.replace(
+        remedy,
+        name=f"{remedy.name}, slower",
+        apply=apply,
+        recipe=recipe,
+        safer_than=remedy.name,
+    )
 
 
 # The same object for the same transform, so that problems slowed down can run side by side.

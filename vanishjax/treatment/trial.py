@@ -168,7 +168,9 @@ def _has_labels(batch: Any) -> bool:
     return isinstance(batch[1], jax.Array) and jnp.issubdtype(batch[1].dtype, jnp.integer)
 
 
-def improvement(treated: Course, untreated: Course) -> tuple[bool, str]:
+def improvement(
+    treated: Course, untreated: Course, *, beyond_noise: bool = True
+) -> tuple[bool, str]:
     """Whether a treatment lowered the held-out loss by more than the noise.
 
     The batches are compared pair by pair: the mean difference must exceed two standard errors, and
@@ -177,6 +179,7 @@ def improvement(treated: Course, untreated: Course) -> tuple[bool, str]:
     Args:
       treated: Its course.
       untreated: What it is compared with.
+      beyond_noise: Whether by more than the noise, or at all.
 
     Returns:
       The answer, and the numbers behind it in words.
@@ -187,6 +190,7 @@ def improvement(treated: Course, untreated: Course) -> tuple[bool, str]:
     gain, count = float(np.mean(gains)), len(gains)
     error = float(np.std(gains, ddof=1)) / count**0.5 if count > 1 else 0.0
     least = max(2 * error, 0.01 * float(np.abs(np.mean(untreated.held_out))))
+    least *= beyond_noise
     relation = "more" if gain > least else "not more"
     return gain > least, f"held-out loss lower by {gain:.3g}, {relation} than {least:.2g}"
 
