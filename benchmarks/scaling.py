@@ -19,21 +19,16 @@ import math
 import os
 import re
 
+import jax
+import jax.numpy as jnp
+import optax
+
+import vanishjax as vj
+from benchmarks import record
+from vanishjax.training import local_step
+from vanishjax.training.layout import make_layout
+
 DEVICES, MANY = 8, 1000
-# Before JAX starts its backend.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={DEVICES}"
-)
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import optax  # noqa: E402
-
-import vanishjax as vj  # noqa: E402
-from benchmarks import record  # noqa: E402
-from vanishjax.training import local_step  # noqa: E402
-from vanishjax.training.layout import make_layout  # noqa: E402
-
 WIDTH, DEPTH, BATCH, FEATURES, CLASSES = 256, 8, 256, 256, 16
 LAYOUTS = {"data parallel": None, "zero1": "zero1", "fsdp": "fsdp"}
 # Bytes that a ring sends from each device, for one byte of the whole array, times n / (n - 1).
@@ -94,6 +89,9 @@ def program_of(problem, tx, batch, sharded):
 def main():
     """Counts and writes the JSON."""
     options = record.parser(__doc__).parse_args()
+    # JAX reads it when it is first used.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={DEVICES}"
     problem = vj.mlp_problem(
         FEATURES, (WIDTH,) * DEPTH, CLASSES, activation="tanh", scan=False, key=jax.random.key(0)
     )

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 import vanishjax as vj
+from benchmarks import scaling
 from vanishjax.training import local_step, shard_state
 
 KINDS = ["jit", "pmap", "shard_map"]
@@ -206,6 +207,20 @@ def test_a_divided_state_takes_an_eighth_on_each_device():
     assert sizes["zero1"][1] == whole[1]
     assert sizes["fsdp"][0] <= whole[0] / 7
     assert sizes["fsdp"][1] <= whole[1] / 7
+
+
+@pytest.mark.parametrize("kind", ["zero1", "fsdp"])
+@pytest.mark.parametrize("optimizer", ["muon", "deep_muon"])
+def test_a_divided_matrix_is_sent_once_not_for_every_product(optimizer, kind):
+    problem = vj.mlp_problem(64, (64,) * 4, 8, activation="tanh", scan=False)
+    batch = jnp.ones((32, 64)), jnp.arange(32) % 8
+    layers = vj.find_layers(problem.params, problem.loss_fn, batch)
+    program = scaling.program_of(problem, scaling.chains(layers)[optimizer], batch, kind)
+    found = scaling.collectives(program)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params))
+    # The gradient's all-reduce counts twice, then momentum and parameters are gathered once each;
+    # the products' sums would make thirteen of it, as they do of optax's Muon.
+    assert scaling.sent(found, 8) < 4.2 * size * 7 / 8
 
 
 def test_a_step_keeps_the_state_divided_and_the_stack_whole():

@@ -86,6 +86,8 @@ class Layout:
         if self.parallel == "shard_map":
             specs = (_WHOLE, _WHOLE, split, _WHOLE)
             fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=(_WHOLE, _WHOLE))
+        elif self.sharded is not None:
+            fn = _within(mesh, fn)
         whole, part = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, split)
 
         @functools.cache
@@ -136,6 +138,17 @@ class Compiled(NamedTuple):
         arguments = self.arranged(state, data, batch, rest)
         executable = self.jitted_for(state).lower(*arguments).compile()
         return lambda *arguments: executable(*self.arranged(*arguments))
+
+
+def _within(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Tells a function, while it is traced, over which devices its arrays are divided."""
+
+    @functools.wraps(fn)
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return fn(*arguments)
+
+    return traced
 
 
 def _mapped(fn: Callable[..., Any], mesh: Mesh, batch_axis: int) -> Compiled:

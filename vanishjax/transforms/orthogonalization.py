@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from vanishjax import numerics
 from vanishjax.layers import Layers
@@ -46,13 +47,26 @@ def newton_schulz(
     """
     a, b, c = coefficients
     scale, rest = numerics.split_norm(x, (x.ndim - 2, x.ndim - 1))
-    x = numerics.divide(numerics.upcast(x) * (1 / scale), rest)
+    x = _whole(numerics.divide(numerics.upcast(x) * (1 / scale), rest))
     tall = x.shape[-2] > x.shape[-1]
     x = jnp.swapaxes(x, -1, -2) if tall else x
     for _ in range(steps):
         gram = x @ jnp.swapaxes(x, -1, -2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = _whole(a * x + (b * gram + c * gram @ gram) @ x)
     return jnp.swapaxes(x, -1, -2) if tall else x
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """Matrices that lie whole on each device, where the program is divided over a known mesh.
+
+    A product of divided matrices is a sum over devices; an iteration of them sends many times what
+    the matrix itself takes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not mesh.are_all_axes_auto:
+        return x
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, None, None))
 
 
 def polar_factor(x: jax.Array) -> jax.Array:
