@@ -123,6 +123,25 @@ def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
     assert checkpoint_notes(tmp_path / "checkpoints").record["position"]["records"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("interrupted", [0, 1])
+def test_an_interrupt_of_one_ends_all_and_loses_nothing(tmp_path, interrupted):
+    endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "68", "--out", tmp_path]
+    with started(2, *endless) as processes:
+        wait_for(tmp_path, processes[0])
+        processes[interrupted].send_signal(signal.SIGINT)
+        said, statuses = ended(processes, 15)
+    assert statuses == [130, 130], said
+    assert "what was done is saved, go on with --resume" in said[0]
+    assert not said[1]
+    # More than the last whole epoch: what was done since is saved too.
+    last = checkpoint_steps(tmp_path / "checkpoints")[-1]
+    more = ["--epochs", str(last // 68 + 1), "--resume"]
+    ran = vanishjax(*TRAIN, *more, "--out", tmp_path)
+    assert ran.status == 0
+    assert f"going on from step {last}" in ran.err
+
+
 def test_more_devices_than_there_are(tmp_path):
     ran = vanishjax(*TRAIN, "--devices", "99", "--out", tmp_path)
     assert ran.status == 2
