@@ -102,12 +102,12 @@ def all_remedies(problem, batch, key, steps=FULL_STEPS):
     kernels = [
         remedies.lsuv(batch),
         remedies.small_lsuv(layers, batch),
-        remedies.looks_linear(layers, key),
+        remedies.looks_linear(layers, batch, key),
     ]
     return [
         remedies.loss_scale(),
         *kernels,
-        *map(remedies.slower, kernels),
+        *(remedies.slower(one, by) for by in remedies.RATES for one in kernels),
         remedies.redraw(batch, key),
         remedies.adam_atan2(1e-3),
         remedies.muon(layers, 1e-2),

@@ -46,7 +46,9 @@ def test_a_collapsed_sigmoid_network_is_cured(cured):
         "untreated": "untreated",
         "lsuv": "accepted",
         "small_lsuv": "better",
+        "looks_linear": "failed",  # no rectifier
         "lsuv, slower": "no better",
+        "small_lsuv, slower": "no better",
     }
     assert [remedy.name for remedy in treatment.accepted] == ["lsuv"]
     assert not treatment.before.healthy
@@ -59,7 +61,7 @@ def test_a_collapsed_sigmoid_network_is_cured(cured):
     assert accepted.accuracy > untreated.accuracy + 0.2
     assert "mean_collapse" in untreated.rules
     assert not accepted.rules
-    assert treatment.cost == 4 * STEPS + 3 * 4
+    assert treatment.cost == 5 * STEPS + 3 * 5
     assert treatment.recipe == "params = vj.initializers.lsuv(loss_fn, params, batch)"
 
 
@@ -203,7 +205,7 @@ def test_depth_asks_for_small_variance_and_small_steps():
     params["hidden_stack"] = jax.tree.map(lambda x: 0.6 * x, params["hidden_stack"])
     sick = vj.Problem(problem.loss_fn, params, problem.tx, problem.predict_fn)
     treatment = vj.cure(sick, data(), steps=STEPS, key=KEY)
-    assert [one.name for one in treatment.accepted] == ["small_lsuv, slower"], str(treatment)
+    assert [one.name for one in treatment.accepted] == ["small_lsuv, much slower"], str(treatment)
     assert treatment.recipe.splitlines() == [
         "params = vj.initializers.lsuv(loss_fn, params, batch, variance=0.1)",
         "tx = optax.chain(tx, optax.scale(0.1))",
@@ -213,7 +215,7 @@ def test_depth_asks_for_small_variance_and_small_steps():
 def test_new_kernels_replace_new_kernels_but_leave_the_optimizer():
     """Of what was accepted before, a remedy leaves in force what it doesn't set itself."""
     layers = vj.find_layers(network().params)
-    kernels, again = remedies.lsuv(data()[0]), remedies.looks_linear(layers, KEY)
+    kernels, again = remedies.lsuv(data()[0]), remedies.looks_linear(layers, data()[0], KEY)
     optimizer, clip = remedies.adam_atan2(1e-3), remedies.clip(layers)
     accepted = (kernels, optimizer, clip)
     assert [one.name for one in again.follows(accepted)] == ["adam_atan2", "clip"]
@@ -222,24 +224,40 @@ def test_new_kernels_replace_new_kernels_but_leave_the_optimizer():
     assert remedies.rezero().follows(accepted) == ()
 
 
-def test_slower_is_a_tenth_of_every_step():
+def test_slower_is_a_part_of_every_step():
     problem = network(tx=optax.sgd(0.5))
-    treated = remedies.slower(remedies.lsuv(data()[0])).apply(problem)
-    gradient = jax.grad(problem.loss_fn)(treated.params, data()[0])
-    updates, _ = treated.tx.update(gradient, treated.tx.init(treated.params), treated.params)
-    chex.assert_trees_all_close(updates, jax.tree.map(lambda g: -0.05 * g, gradient), rtol=1e-6)
-    again = remedies.slower(remedies.looks_linear(vj.find_layers(problem.params), KEY))
-    assert again.apply(problem).tx is treated.tx  # so that both run side by side
+    for by, rate in remedies.RATES.items():
+        treated = remedies.slower(remedies.lsuv(data()[0]), by).apply(problem)
+        gradient = jax.grad(problem.loss_fn)(treated.params, data()[0])
+        updates, _ = treated.tx.update(gradient, treated.tx.init(treated.params), treated.params)
+        expected = jax.tree.map(lambda g, rate=rate: -0.5 * rate * g, gradient)
+        chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+        again = remedies.slower(remedies.redraw(data()[0], KEY), by)
+        assert again.apply(problem).tx is treated.tx  # so that both run side by side
+    assert again.safer_than == ("redraw, slower", "redraw")
+
+
+def test_mirrored_kernels_are_for_rectifiers():
+    for activation in ("relu", "leaky_relu", "gelu"):
+        problem = network(activation, 8)
+        layers = vj.find_layers(problem.params, problem.loss_fn, data()[0])
+        treated = remedies.looks_linear(layers, data()[0], KEY).apply(problem)
+        chex.assert_trees_all_equal_shapes(treated.params, problem.params)
+    for activation in ("tanh", "sigmoid"):
+        problem = network(activation, 8)
+        layers = vj.find_layers(problem.params, problem.loss_fn, data()[0])
+        with pytest.raises(ValueError, match="its activations aren't rectifiers"):
+            remedies.looks_linear(layers, data()[0], KEY).apply(problem)
 
 
 def test_of_two_that_get_as_far_the_slower_is_taken():
     """Even where the faster one cured the network; one that gets less far isn't."""
     lsuv = remedies.lsuv(data()[0])
     further, less = (
-        dataclasses.replace(lsuv, name=name, safer_than="lsuv", apply=rate(factor))
+        dataclasses.replace(lsuv, name=name, safer_than=("lsuv",), apply=rate(factor))
         for name, factor in (("further", 1.01), ("less", 0.02))
     )
-    other = dataclasses.replace(further, name="other", safer_than="")
+    other = dataclasses.replace(further, name="other", safer_than=())
     tried = [lsuv, less, further, other]
     treatment = vj.cure(network(), data(), steps=STEPS, remedies=tried, key=KEY)
     assert names(treatment) == {

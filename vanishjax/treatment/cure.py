@@ -34,6 +34,9 @@ _PROBE_STEPS = 3.0  # what a probe costs, in training steps
 # A cured network's held-out loss is at most this share of the untreated one's, or more is tried:
 # a slow learner may be all that a remedy makes of it.
 _LEARNT = 0.5
+# So many of the remedies that proved themselves are tried at a slower rate too: the best may be the
+# one that bears the rate given worse.
+_LEADING = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,7 +203,9 @@ class _Ward:
     ) -> None:
         self.verdict = verdict
         self.start = problem
-        self.tried: set[str] = set()
+        self._tried: set[str] = set()
+        self._failed: set[str] = set()
+        self._leading: set[str] = set()
         self._problem, self._look_at, self._tell = problem, look_at, tell
         self._batches, self._held_out = batches, held_out
         self._untreated: Course | None = None
@@ -224,7 +229,12 @@ class _Ward:
         alone. Once the network is cured, what is left is a safer form of what cured it. Remedies
         that raise are recorded.
         """
-        untried = [one for one in candidates if one.name not in self.tried]
+        untried = [
+            one
+            for one in candidates
+            if one.name not in self._tried | self._failed
+            and self._failed.isdisjoint(one.safer_than)
+        ]
         if self.done:
             untried = [one for one in untried if self._is_safer(one)]
         wave: list[tuple[Remedy | None, Problem]] = []
@@ -234,7 +244,7 @@ class _Ward:
             try:
                 treated = remedy.apply(self._before(remedy))
             except Exception as error:
-                self.tried.add(remedy.name)
+                self._failed.add(remedy.name)
                 self._record(_failure(self._name(remedy), error))
                 continue
             if wave and not run_alike(wave[0][1], treated):
@@ -253,7 +263,7 @@ class _Ward:
                 self._untreated = course
                 self._record(_trial("untreated", "untreated", course, self.verdict, ""))
                 continue
-            self.tried.add(remedy.name)
+            self._tried.add(remedy.name)
             if not course.finite:
                 reason = "the loss isn't finite"
                 self._record(_trial(self._name(remedy), "diverged", course, None, reason))
@@ -264,7 +274,7 @@ class _Ward:
             self._cost += _PROBE_STEPS
             # The untreated network leads the first wave.
             rival = self._best or self._untreated or courses[0]
-            lower, by = improvement(course, rival, beyond_noise=not self._is_safer(remedy))
+            lower, by = improvement(course, rival, at_least_as_low=self._is_safer(remedy))
             better, how = cause_improved(after, self.verdict)
             if lower and better:
                 proven.append((remedy, course, after, f"{by}; {how}"))
@@ -273,6 +283,7 @@ class _Ward:
                 self._record(trial)
         proven.sort(key=lambda one: float(np.mean(one[1].held_out)))
         names = [self._name(remedy) for remedy, *_ in proven]
+        self._leading.update(remedy.name for remedy, *_ in proven[:_LEADING])
         for rank, (remedy, course, after, reason) in enumerate(proven):
             outcome: Outcome = "better" if rank else "accepted"
             self._record(_trial(names[rank], outcome, course, after, reason))
@@ -300,7 +311,10 @@ class _Ward:
         )
 
     def _is_safer(self, remedy: Remedy) -> bool:
-        return any(remedy.safer_than == one.name for one in self._accepted)
+        """Whether it's a more careful form of one of the best, and than what is in force."""
+        if not remedy.safer_than or remedy.safer_than[0] not in self._leading:
+            return False
+        return not any(remedy.name in one.safer_than for one in self._accepted)
 
     def _name(self, remedy: Remedy) -> str:
         return " + ".join(one.name for one in (*remedy.follows(self._accepted), remedy))

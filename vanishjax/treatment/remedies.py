@@ -14,21 +14,24 @@ import jax.numpy as jnp
 import optax
 
 from vanishjax import initializers, numerics, optimizers, transforms
-from vanishjax.health import Finding
+from vanishjax.health import Finding, probe
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
 from vanishjax.treatment.remedy import Remedy
 
+# What a slower remedy multiplies the updates by.
+RATES: Mapping[str, float] = MappingProxyType({"slower": 0.3, "much slower": 0.1})
+
 # What may help a deep chain, whatever is wrong with its size: new kernels, at the rate given and,
-# because the deeper a network is the smaller a step it bears, at a tenth of it.
-_DEEP = ("lsuv", "small_lsuv", "lsuv, slower", "small_lsuv, slower")
+# because the deeper a network is the smaller a step it bears, at a part of it.
+_DEEP = ("lsuv", "small_lsuv", "looks_linear")
 # What may help against each cause (`benchmarks.cure`).
 FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "nonfinite": ("redraw", "clip"),
+        "nonfinite": (*_DEEP, "redraw", "clip"),
         "zero_gradient": ("redraw", "rezero"),
         "mean_collapse": (*_DEEP, "rezero", "deep_muon"),
-        "rank_collapse": (*_DEEP, "looks_linear", "looks_linear, slower", "rezero", "muon"),
+        "rank_collapse": (*_DEEP, "rezero", "muon"),
         "vanishing_gradient": (*_DEEP, "rezero", "adam_atan2", "deep_muon"),
         "exploding_gradient": (*_DEEP, "rezero", "clip"),
         "saturated_units": ("lsuv", "redraw"),
@@ -40,9 +43,9 @@ FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 # The gradients of 16-bit networks are computed this many times as large.
 LOSS_SCALE = 2.0**10
-# What a slower remedy multiplies the updates by.
-SLOWER = 0.1
 
+# A linear chain of isometries has a ln chi of 0 in every layer.
+_LINEAR = 0.1
 _KERNELS, _OPTIMIZER = "kernels", "optimizer"
 
 
@@ -70,34 +73,41 @@ def _lsuv(name: str, batch: Any, variance: float) -> Remedy:
     return Remedy(name, apply, recipe, part=_KERNELS)
 
 
-def slower(remedy: Remedy) -> Remedy:
-    """A remedy with a tenth of the learning rate beside it."""
+def slower(remedy: Remedy, by: str = "slower") -> Remedy:
+    """A remedy with a part of the learning rate beside it: a key of `RATES`."""
+    rate = RATES[by]
 
     def apply(problem: Problem) -> Problem:
         treated = remedy.apply(problem)
-        return dataclasses.replace(treated, tx=_slowed(treated.tx))
+        return dataclasses.replace(treated, tx=_slowed(treated.tx, rate))
 
-    recipe = f"{remedy.recipe}\ntx = optax.chain(tx, optax.scale({SLOWER:g}))"
+    faster = [f"{remedy.name}, {other}" for other, factor in RATES.items() if factor > rate]
     return dataclasses.replace(
         remedy,
-        name=f"{remedy.name}, slower",
+        name=f"{remedy.name}, {by}",
         apply=apply,
-        recipe=recipe,
-        safer_than=remedy.name,
+        recipe=f"{remedy.recipe}\ntx = optax.chain(tx, optax.scale({rate:g}))",
+        safer_than=(*reversed(faster), remedy.name),
     )
 
 
 # The same object for the same transform, so that problems slowed down can run side by side.
 @functools.lru_cache(maxsize=8)
-def _slowed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    return optax.chain(tx, optax.scale(SLOWER))
+def _slowed(tx: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+    return optax.chain(tx, optax.scale(rate))
 
 
-def looks_linear(layers: Layers, key: jax.Array) -> Remedy:
+def looks_linear(layers: Layers, batch: Any, key: jax.Array) -> Remedy:
     """Mirrored orthogonal kernels: a rectifier network that starts as a linear one."""
 
     def apply(problem: Problem) -> Problem:
         params = initializers.looks_linear(key, problem.params, layers)
+        change = probe(problem.loss_fn, params, batch).sum_log_chi
+        if not abs(change) < _LINEAR * len(layers):
+            raise ValueError(
+                "mirrored kernels make no linear network of this one: its activations aren't "
+                f"rectifiers (sum of ln chi {change:.3g})"
+            )
         return dataclasses.replace(problem, params=params)
 
     recipe = (
@@ -258,22 +268,33 @@ def fitting_remedies(
        'deep_muon']
     """
     layers = find_layers(problem.params, problem.loss_fn, batch)
+    kernels: dict[str, Callable[[], Remedy]] = {
+        "lsuv": lambda: lsuv(batch),
+        "small_lsuv": lambda: small_lsuv(layers, batch),
+        "looks_linear": lambda: looks_linear(layers, batch, key),
+        "redraw": lambda: redraw(batch, key),
+    }
+
+    def at(rate: str) -> dict[str, Callable[[], Remedy]]:
+        return {
+            f"{name}, {rate}": functools.partial(lambda made: slower(made(), rate), made)
+            for name, made in kernels.items()
+        }
+
     # In the order in which to try them, the cheapest and most certain first: what makes up for the
     # type, parameters, the architecture where it can be rebuilt, and the optimizer.
     known: dict[str, Callable[[], Remedy]] = {
         "loss_scale": loss_scale,
-        "lsuv": lambda: lsuv(batch),
-        "small_lsuv": lambda: small_lsuv(layers, batch),
-        "looks_linear": lambda: looks_linear(layers, key),
-        "redraw": lambda: redraw(batch, key),
+        **kernels,
         "rezero": rezero,
-        "lsuv, slower": lambda: slower(lsuv(batch)),
-        "small_lsuv, slower": lambda: slower(small_lsuv(layers, batch)),
-        "looks_linear, slower": lambda: slower(looks_linear(layers, key)),
+        **at("much slower"),
         "adam_atan2": lambda: adam_atan2(learning_rate),
         "muon": lambda: muon(layers, 10 * learning_rate),
         "deep_muon": lambda: deep_muon(layers, 10 * learning_rate, total_steps),
         "clip": lambda: clip(layers),
+        # Last, as where neither the rate given nor a tenth of it went well there's little hope for
+        # what lies between: they are for a network that is cured already.
+        **at("slower"),
     }
     if problem.factory is None or problem.config.get("residual", ...) is not None:
         del known["rezero"]
@@ -283,4 +304,5 @@ def fitting_remedies(
         if finding.severity == "critical"
         for name in FITTING.get(finding.rule, ())
     }
-    return tuple(make() for name, make in known.items() if name in wanted)
+    # Whatever fits does so at another rate.
+    return tuple(make() for name, make in known.items() if name.partition(",")[0] in wanted)

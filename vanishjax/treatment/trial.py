@@ -169,7 +169,7 @@ def _has_labels(batch: Any) -> bool:
 
 
 def improvement(
-    treated: Course, untreated: Course, *, beyond_noise: bool = True
+    treated: Course, untreated: Course, *, at_least_as_low: bool = False
 ) -> tuple[bool, str]:
     """Whether a treatment lowered the held-out loss by more than the noise.
 
@@ -179,7 +179,7 @@ def improvement(
     Args:
       treated: Its course.
       untreated: What it is compared with.
-      beyond_noise: Whether by more than the noise, or at all.
+      at_least_as_low: Whether it's enough not to have raised it by more than the noise.
 
     Returns:
       The answer, and the numbers behind it in words.
@@ -190,7 +190,8 @@ def improvement(
     gain, count = float(np.mean(gains)), len(gains)
     error = float(np.std(gains, ddof=1)) / count**0.5 if count > 1 else 0.0
     least = max(2 * error, 0.01 * float(np.abs(np.mean(untreated.held_out))))
-    least *= beyond_noise
+    if at_least_as_low:
+        least = -least
     relation = "more" if gain > least else "not more"
     return gain > least, f"held-out loss lower by {gain:.3g}, {relation} than {least:.2g}"
 
