@@ -142,7 +142,7 @@ def test_remedies_that_raise_diverge_or_do_nothing_are_recorded():
         "wild": "diverged",
     }
     assert list(treatment.trials) == seen
-    assert treatment.trials[0].reason == "RuntimeError: no such layer"
+    assert treatment.trials[1].reason == "RuntimeError: no such layer"
     assert treatment.accepted == ()
     assert treatment.problem is problem
     assert str(treatment).startswith("Nothing helped, at the cost of ")

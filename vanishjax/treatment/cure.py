@@ -212,6 +212,7 @@ class _Ward:
         self._best: Course | None = None  # of what was accepted last
         self._accepted: tuple[Remedy, ...] = ()
         self._trials: list[Trial] = []
+        self._failures: list[Trial] = []  # not told yet: the untreated network comes first
         self._cost = _PROBE_STEPS
 
     @property
@@ -245,7 +246,7 @@ class _Ward:
                 treated = remedy.apply(self._before(remedy))
             except Exception as error:
                 self._failed.add(remedy.name)
-                self._record(_failure(self._name(remedy), error))
+                self._failures.append(_failure(self._name(remedy), error))
                 continue
             if wave and not run_alike(wave[0][1], treated):
                 break
@@ -290,9 +291,11 @@ class _Ward:
             if not rank:
                 self._best, self.verdict, self.start = course, after, course.problem
                 self._accepted = (*remedy.follows(self._accepted), remedy)
+        self._record_failures()
 
     def treatment(self, before: Diagnosis, steps: int) -> Treatment:
         """What came of it."""
+        self._record_failures()
         if self._best is None:
             cured, opt_state = self._problem, None
         else:
@@ -328,6 +331,11 @@ class _Ward:
         for one in left:
             problem = one.apply(problem)
         return problem
+
+    def _record_failures(self) -> None:
+        for trial in self._failures:
+            self._record(trial)
+        self._failures.clear()
 
     def _record(self, trial: Trial) -> None:
         self._trials.append(trial)

@@ -264,8 +264,9 @@ def fitting_remedies(
       >>> found = fitting_remedies(findings, problem, batch, learning_rate=1e-3, total_steps=100,
       ...                          key=jax.random.key(0))
       >>> print([remedy.name for remedy in found])
-      ['lsuv', 'small_lsuv', 'rezero', 'lsuv, slower', 'small_lsuv, slower', 'adam_atan2',
-       'deep_muon']
+      ['lsuv', 'small_lsuv', 'looks_linear', 'rezero', 'lsuv, much slower',
+       'small_lsuv, much slower', 'looks_linear, much slower', 'adam_atan2', 'deep_muon',
+       'lsuv, slower', 'small_lsuv, slower', 'looks_linear, slower']
     """
     layers = find_layers(problem.params, problem.loss_fn, batch)
     kernels: dict[str, Callable[[], Remedy]] = {
