@@ -16,7 +16,7 @@ from vanishjax.report.plots import MUTED, OKABE_ITO
 
 SMALLEST_FLOAT32 = 1.2e-38
 # Colours are enough of; more only cost bytes.
-PALETTE = 128
+PALETTE = 256
 
 
 def response(results, settings, path):
@@ -66,7 +66,7 @@ def response(results, settings, path):
             axes.set_xlabel("size of the gradient's entries")
             axes.grid(linewidth=0.5)
             axes.annotate(
-                "least\nfloat32 ",
+                "least  \nfloat32  ",
                 (SMALLEST_FLOAT32, 1e19),
                 ha="right",
                 va="top",
