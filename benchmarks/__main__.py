@@ -108,8 +108,8 @@ def run(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     return failed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what the command line names; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -120,6 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the JSON files")
     parser.add_argument("--data-dir", type=Path, help="folder with mnist and fashion-mnist")
     parser.add_argument("--list", action="store_true", help="name them all and end")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what the command line names; returns the exit status."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:

@@ -1,8 +1,8 @@
 """What a training loop's order of arguments costs, by turns: 8M parameters, Adam, one CPU process.
 
-JAX pairs donated inputs with outputs by their order. A loop that takes (state, params), the order of
-`tx.update`, and returns (params, state) gets them crossed, and XLA copies whole buffers to uncross
-them. The loss, a mean square of `x @ w` over few examples, costs next to nothing, so that
+JAX pairs donated inputs with outputs by their order. A loop that takes (state, params), the order
+of `tx.update`, and returns (params, state) gets them crossed, and XLA copies whole buffers to
+uncross them. The loss, a mean square of `x @ w` over few examples, costs next to nothing, so that
 what is timed is the optimizer.
 
     python -m benchmarks argument_order

@@ -160,7 +160,8 @@ def step_time(results, settings, path):
                 label=tree,
             )
         axes.axhline(1, color=OKABE_ITO["black"], linewidth=1)
-        axes.set_xticks(range(len(names)), names)
+        labels = [name.replace(", ", ",\n").replace(" + ", " +\n") for name in names]
+        axes.set_xticks(range(len(names)), labels)
         axes.set_ylabel("ours / optax's (1 = as fast)")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
