@@ -45,6 +45,7 @@ BENCHMARKS = {
     "resume": Benchmark(),
     "article": Benchmark(data=True, without_data=None),
     "diagnosis": Benchmark(),
+    "published_rules": Benchmark(),
     "headline": Benchmark(data=True, without_data=None),
     "cure": Benchmark(data=True, without_data=("--part", "zoo", "--part", "matrix"), quick=False),
 }
