@@ -26,11 +26,13 @@ class Benchmark(NamedTuple):
       data: It takes a folder of data sets.
       without_data: What it is told where no such folder is given; None if it can do nothing then.
       quick: It has a form that takes seconds.
+      package: One that it needs and vanishjax doesn't.
     """
 
     data: bool = False
     without_data: tuple[str, ...] | None = ()
     quick: bool = True
+    package: str | None = None
 
 
 PACKAGE = "benchmarks"
@@ -38,7 +40,7 @@ BENCHMARKS = {
     "response": Benchmark(),
     "step_time": Benchmark(),
     "argument_order": Benchmark(),
-    "training_speed": Benchmark(),
+    "training_speed": Benchmark(package="keras"),
     "monitoring": Benchmark(),
     "depth": Benchmark(),
     "scaling": Benchmark(),
@@ -58,6 +60,8 @@ def reason_to_skip(name: str, options: argparse.Namespace) -> str | None:
         return "it has no quick form"
     if options.data_dir is None and benchmark.without_data is None:
         return "it needs --data-dir, a folder with mnist and fashion-mnist"
+    if benchmark.package is not None and find_spec(benchmark.package) is None:
+        return f"it needs {benchmark.package}: pip install {benchmark.package}"
     return None
 
 

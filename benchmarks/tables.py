@@ -155,6 +155,25 @@ def diagnosis(results):
     return rows
 
 
+def published_rules(results):
+    """Alarms of other tools' rules beside the diagnosis, by what ails the network."""
+    tools = results["tools"]
+    truths = sorted(
+        tools["vanishjax"]["alarms_by_truth"], key=lambda name: (name != "healthy", name)
+    )
+    rows = [
+        f"| alarms, by truth | {' | '.join(tools)} |",
+        "|---" * (len(tools) + 1) + "|",
+    ]
+    for truth in truths:
+        cells = ["{} of {}".format(*found["alarms_by_truth"][truth]) for found in tools.values()]
+        rows.append(f"| {truth.replace('_', ' ')} | {' | '.join(cells)} |")
+    for label, kind in (("recall", "recall"), ("false alarms", "false_alarms")):
+        cells = [f"{found[kind]:.1%}" for found in tools.values()]
+        rows.append(f"| **{label}** | {' | '.join(cells)} |")
+    return rows
+
+
 def monitoring(results):
     """Training steps with a monitor over those without, and what a probe costs."""
     rows = ["| | stacked | unrolled |", "|---|---|---|"]
@@ -237,6 +256,7 @@ TABLES = {
     "diagnosis": diagnosis,
     "headline": headline,
     "monitoring": monitoring,
+    "published_rules": published_rules,
     "response": response,
     "scaling": scaling,
     "step_time": step_time,

@@ -29,6 +29,7 @@ def package(tmp_path, monkeypatch):
         "data": runner.Benchmark(data=True, without_data=None),
         "either": runner.Benchmark(data=True, without_data=("--part", "small")),
         "slow": runner.Benchmark(quick=False),
+        "more": runner.Benchmark(package="no_such_package"),
     }
     folder = tmp_path / "stand_ins"
     folder.mkdir()
@@ -50,12 +51,13 @@ def test_a_failure_stops_no_other_and_is_named(package, capfd):
     assert runner.main([]) == 1
     assert ran(package) == {"first": [], "second": [], "either": ["--part", "small"], "slow": []}
     out, err = capfd.readouterr()
-    assert err == "1 of 5 failed: second\n"
+    assert err == "1 of 6 failed: second\n"
     lines = out.splitlines()
-    assert lines[0] == "[1/5] first"
-    assert lines[1].startswith("[1/5] first: done after ")
-    assert lines[3].startswith("[2/5] second: failed with status 3 after ")
-    assert lines[4].startswith("[3/5] data: skipped, it needs --data-dir")
+    assert lines[0] == "[1/6] first"
+    assert lines[1].startswith("[1/6] first: done after ")
+    assert lines[3].startswith("[2/6] second: failed with status 3 after ")
+    assert lines[4].startswith("[3/6] data: skipped, it needs --data-dir")
+    assert lines[-1] == "[6/6] more: skipped, it needs no_such_package: pip install no_such_package"
 
 
 def test_options_are_passed_on(package):
@@ -75,7 +77,7 @@ def test_list_runs_nothing(package, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(maxsplit=1) == ["first", "What first measures."]
     assert lines[2].endswith("(needs --data-dir)")
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert ran(package) == {}
 
 
