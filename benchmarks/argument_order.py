@@ -8,6 +8,8 @@ what is timed is the optimizer.
     python -m benchmarks argument_order
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,6 +18,7 @@ import vanishjax as vj
 from benchmarks import record, timing
 
 EXAMPLES = 4
+ADAM = optax.adam(1e-3)
 
 
 def loss_fn(w, x):
@@ -29,69 +32,58 @@ def ours(w, x):
     return carried(vj.make_train_step(loss_fn, tx), vj.TrainState.create(w, tx), x)
 
 
+def step(params, state, x):
+    """One step of optax's Adam."""
+    loss, gradients = jax.value_and_grad(loss_fn)(params, x)
+    updates, state = ADAM.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
+def crossed_step(state, params, x):
+    """The same with arguments (state, params) and results (params, state)."""
+    return step(params, state, x)
+
+
 def in_order(w, x):
-    """One donated, jitted step of optax's Adam, its state first."""
-    tx = optax.adam(1e-3)
-
-    def step(carry, x):
-        params, state = carry
-        loss, gradients = jax.value_and_grad(loss_fn)(params, x)
-        updates, state = tx.update(gradients, state, params)
-        return (optax.apply_updates(params, updates), state), loss
-
-    return carried(jax.jit(step, donate_argnums=0), (w, tx.init(w)), x)
+    """One donated, jitted step of optax's Adam, arguments and results (params, state)."""
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+    return carried(lambda carry, x: split(compiled(*carry, x)), (w, ADAM.init(w)), x)
 
 
 def crossed(w, x):
     """The same step with arguments (state, params) and results (params, state)."""
-    tx = optax.adam(1e-3)
-
-    def step(state, params, x):
-        loss, gradients = jax.value_and_grad(loss_fn)(params, x)
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    compiled = jax.jit(step, donate_argnums=(0, 1))
-
-    def loop_step(carry, x):
-        params, state = carry
-        params, state, loss = compiled(state, params, x)
-        return (params, state), loss
-
-    return carried(loop_step, (w, tx.init(w)), x)
-
-
-def separate(w, x):
-    """A jitted gradient, then a jitted update (gradients, state, params) -> (params, state)."""
-    tx = optax.adam(1e-3)
-    gradient = jax.jit(jax.value_and_grad(loss_fn))
-
-    def update(gradients, state, params):
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    compiled = jax.jit(update, donate_argnums=(1, 2))
-
-    def step(carry, x):
-        params, state = carry
-        loss, gradients = gradient(params, x)
-        return compiled(gradients, state, params), loss
-
-    return carried(step, (w, tx.init(w)), x)
+    compiled = jax.jit(crossed_step, donate_argnums=(0, 1))
+    return carried(lambda carry, x: split(compiled(*carry[::-1], x)), (w, ADAM.init(w)), x)
 
 
 def undonated(w, x):
     """The loop of optax's documentation: one jitted step, nothing donated."""
-    tx = optax.adam(1e-3)
+    compiled = jax.jit(step)
+    return carried(lambda carry, x: split(compiled(*carry, x)), (w, ADAM.init(w)), x)
 
-    @jax.jit
-    def step(carry, x):
+
+def separate(w, x):
+    """A jitted gradient, then a jitted update (gradients, state, params) -> (params, state)."""
+    gradient = jax.jit(jax.value_and_grad(loss_fn))
+
+    def update(gradients, state, params):
+        updates, state = ADAM.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(update, donate_argnums=(1, 2))
+
+    def both(carry, x):
         params, state = carry
-        loss, gradients = jax.value_and_grad(loss_fn)(params, x)
-        updates, state = tx.update(gradients, state, params)
-        return (optax.apply_updates(params, updates), state), loss
+        loss, gradients = gradient(params, x)
+        return compiled(gradients, state, params), loss
 
-    return carried(step, (w, tx.init(w)), x)
+    return carried(both, (w, ADAM.init(w)), x)
+
+
+def split(results):
+    """What is carried, and the loss."""
+    *carry, loss = results
+    return carry, loss
 
 
 def carried(step, state, x):
@@ -114,14 +106,31 @@ LOOPS = {
 }
 
 
+def program(function, w, x, swapped):
+    """Of a donated step: its copies of whole buffers, and the bytes of its temporary ones."""
+    arguments = (w, ADAM.init(w))[:: -1 if swapped else 1]
+    compiled = jax.jit(function, donate_argnums=(0, 1)).lower(*arguments, x).compile()
+    shape = re.escape(f"f32[{w.shape[0]},{w.shape[1]}]")
+    return {
+        "copies": len(re.findall(rf"= {shape}\S* copy\(", compiled.as_text())),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
 def main() -> None:
     """Times the loops and writes argument_order.json."""
     options = record.parser(__doc__).parse_args()
     side, turns = (256, 5) if options.quick else (2828, 40)
     x = jax.random.normal(jax.random.key(0), (EXAMPLES, side))
     loops = {name: make(jnp.full((side, side), 0.01), x) for name, make in LOOPS.items()}
+    w = jnp.zeros((side, side))
+    programs = {
+        "in order": program(step, w, x, False),
+        "crossed": program(crossed_step, w, x, True),
+    }
     samples = timing.by_turns(loops, turns)
     results = {
+        "programs": programs,
         "seconds": {name: record.spread(found) for name, found in samples.items()},
         "over_vanishjax": {
             name: timing.ratio(found, samples["vanishjax"])
