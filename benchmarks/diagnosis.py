@@ -5,12 +5,14 @@ the median seed closes three quarters of the gap between chance and a perfect tr
 `diagnose` sees only the initial parameters, one batch of 256 examples and the optimizer. Thresholds
 were chosen on the tuning networks; the held-out ones are what counts.
 
-    python -m benchmarks.diagnosis [--part held_out] [--trained FILE]
+    python -m benchmarks diagnosis
+    python -m benchmarks.diagnosis --part held_out --trained FILE
 """
 
 import collections
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from benchmarks import record
 from benchmarks.networks import CLASSES, DATA, Network, held_out_networks, tuning_networks
 from vanishjax.health import diagnose
 
+# One of each part: a healthy one, and one with dead units.
+QUICK = ("tanh x4, scale 1", "relu x3, bias -30")
 SEEDS, STEPS, BATCH, EXAMINED, CLOSED = 5, 600, 64, 256, 0.75
 CONVERGED_RATE = 0.003
 
@@ -67,18 +71,20 @@ def train(network: Network, seeds: int, steps: int) -> np.ndarray:
     return np.asarray(found).reshape(len(rates), seeds)
 
 
-def verdicts(network: Network, seeds: int) -> list[dict[str, Any]]:
-    """What `diagnose` says of every seed."""
+def examined(network: Network) -> tuple[Callable[[int], Any], tuple[np.ndarray, np.ndarray]]:
+    """What is examined: the parameters of a seed, and a batch."""
     inputs, labels = DATA[network.data]()
     batch = (inputs[:EXAMINED], labels[:EXAMINED])
-    tx = network.optimizer(network.rates[len(network.rates) // 2])
-    init = jax.jit(lambda seed: network.init(jax.random.key(seed), jnp.asarray(inputs)))
     if network.pretrain:
         run = jax.jit(trainer(network, network.pretrain))
+        return lambda seed: run(CONVERGED_RATE, seed)[1], batch
+    return jax.jit(lambda seed: network.init(jax.random.key(seed), jnp.asarray(inputs))), batch
 
-        def init(seed: int) -> Any:
-            return run(CONVERGED_RATE, seed)[1]
 
+def verdicts(network: Network, seeds: int) -> list[dict[str, Any]]:
+    """What `diagnose` says of every seed."""
+    init, batch = examined(network)
+    tx = network.optimizer(network.rates[len(network.rates) // 2])
     found = []
     for seed in range(seeds):
         params = init(seed)
@@ -115,11 +121,11 @@ def examine(network: Network, seeds: int, steps: int, trained: Any) -> dict[str,
     return one
 
 
-def confusion(examined: list[dict[str, Any]]) -> dict[str, Any]:
+def confusion(networks: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts over networks and seeds: what training says, and what the diagnosis says."""
     table: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     wrong = []
-    for one in examined:
+    for one in networks:
         truth = "healthy" if one["trains"] else one["expected"][0] if one["expected"] else "unknown"
         for verdict in one["verdicts"]:
             said = verdict["rules"][0] if verdict["rules"] else "healthy"
@@ -134,7 +140,7 @@ def confusion(examined: list[dict[str, Any]]) -> dict[str, Any]:
     named = sum(row[truth] for truth, row in sick.items())
     healthy = table["healthy"]
     return {
-        "networks": len(examined),
+        "networks": len(networks),
         "sick_cases": cases,
         "healthy_cases": healthy.total(),
         "recall": caught / max(1, cases),
@@ -168,10 +174,9 @@ def main() -> None:
     }
     parts = {"held_out": held_out_networks, "tuning": tuning_networks}
     for part in [options.part] if options.part else parts:
-        networks = parts[part]()
-        chosen = networks[:: 4 if options.quick else 1]
-        examined = [examine(one, seeds, steps, trained) for one in chosen]
-        results[part] = confusion(examined) | {"examined": examined}
+        chosen = [one for one in parts[part]() if one.name in QUICK or not options.quick]
+        found = [examine(one, seeds, steps, trained) for one in chosen]
+        results[part] = confusion(found) | {"examined": found}
         print({key: results[part][key] for key in ("recall", "false_alarms", "cause_right")})
         print(*results[part]["wrong"], sep="\n")
         record.write("diagnosis", options.out, settings, results)

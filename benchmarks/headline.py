@@ -6,7 +6,7 @@ training and the test data at that rate is shown. optax's own optimizers get the
 as a stack, which they would take for one layer. A cell is written as soon as it is done, and a run
 that was broken off goes on where it was.
 
-    python -m benchmarks.headline --data-dir FOLDER_OF_mnist_AND_fashion-mnist
+    python -m benchmarks headline --data-dir FOLDER_OF_mnist_AND_fashion-mnist
 """
 
 import functools
@@ -105,6 +105,9 @@ PARTS = {
         (Network(16, "tanh"), USUAL),
     ],
 }
+
+
+QUICK = {"headline": [(Network(4, epochs=1), ("deep_muon", "optax adam"))]}
 
 
 @functools.cache
@@ -223,10 +226,9 @@ def main():
     results = {part: [] for part in PARTS}
     if path.exists() and (known := json.loads(path.read_text()))["settings"] == settings:
         results |= known["results"]
-    for part in options.part or PARTS:
-        for network, contenders in PARTS[part]:
-            if options.quick:
-                network = network._replace(epochs=1, depth=min(network.depth, 16))
+    parts = QUICK if options.quick else PARTS
+    for part in options.part or parts:
+        for network, contenders in parts.get(part, ()):
             for contender in contenders:
                 cell = {"network": network._asdict(), "contender": contender}
                 if any(cell.items() <= done.items() for done in results[part]):

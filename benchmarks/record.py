@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -13,14 +14,25 @@ import jax
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = Path("runs/benchmarks")
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, rest = super().parse_known_args(args, namespace)
+        if options.out is None:
+            options.out = QUICK if options.quick else RESULTS
+        return options, rest
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the options that all benchmarks share."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--out",
+        type=Path,
+        help=f"folder for the JSON: benchmarks/results if not given, {QUICK} for a quick run",
     )
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
     made.add_argument("--quick", action="store_true", help="a smaller run, not for quoting")
     return made
 
@@ -45,7 +57,7 @@ def write(name: str, out: Path, settings: dict[str, Any], results: Any) -> Path:
             "platform": device.platform,
             "kind": device.device_kind,
             "count": jax.device_count(),
-            "host_cores": len(__import__("os").sched_getaffinity(0)),
+            "host_cores": len(os.sched_getaffinity(0)),
         },
         "settings": settings,
         "results": results,

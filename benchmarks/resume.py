@@ -4,7 +4,7 @@ Every trial starts `vanishjax train` in a process, kills it, goes on with `--res
 parameters, curves and observations with those of a run that nobody touched, bit for bit. In
 mid-save means that the folder of an unfinished checkpoint was there when the process was killed.
 
-    python -m benchmarks.resume
+    python -m benchmarks resume
 """
 
 import json
@@ -22,15 +22,15 @@ from benchmarks import record
 
 TRIALS, SEED = 20, 0
 TRAIN = [
-    *("train", "--hidden", "32", "--batch-size", "16", "--epochs", "10", "--monitor-every", "8"),
-    *("--checkpoint-every", "20"),
+    *("train", "--hidden", "32", "--batch-size", "16", "--monitor-every", "8"),
+    *("--checkpoint-every", "20", "--epochs"),
 ]
 UNFINISHED = "*orbax-checkpoint-tmp*"
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, epochs: int, *more: str) -> subprocess.Popen[bytes]:
     """The run in a process of its own."""
-    command = [sys.executable, "-m", "vanishjax", *TRAIN, "--out", str(folder), *more]
+    command = [sys.executable, "-m", "vanishjax", *TRAIN, str(epochs), "--out", str(folder), *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -77,19 +77,19 @@ def main() -> None:
     from vanishjax.training import checkpoint_steps
 
     options = record.parser(__doc__).parse_args()
-    trials = 2 if options.quick else TRIALS
+    trials, epochs, latest = (1, 3, 0.5) if options.quick else (TRIALS, 10, 4.0)
     rng = np.random.default_rng(SEED)
     results = []
     with tempfile.TemporaryDirectory() as top:
         whole = Path(top, "whole")
-        if start(whole).wait():
+        if start(whole, epochs).wait():
             raise RuntimeError("the untouched run failed")
         for trial in range(trials):
             folder, in_save = Path(top, str(trial)), trial % 2 == 1
-            after = rng.uniform(0.0, 4.0)
-            was_saving = kill(start(folder), folder, after, in_save)
+            after = rng.uniform(0.0, latest)
+            was_saving = kill(start(folder, epochs), folder, after, in_save)
             steps = checkpoint_steps(folder / "checkpoints")
-            status = start(folder, "--resume").wait()
+            status = start(folder, epochs, "--resume").wait()
             results.append(
                 {
                     "killed_after_seconds": after,
@@ -100,7 +100,7 @@ def main() -> None:
                 }
             )
             print(trial, results[-1], flush=True)
-    settings = {"command": ["vanishjax", *TRAIN], "trials": trials, "seed": SEED}
+    settings = {"command": ["vanishjax", *TRAIN, epochs], "trials": trials, "seed": SEED}
     summary = {
         "trials": len(results),
         "in_mid_save": sum(result["in_mid_save"] for result in results),

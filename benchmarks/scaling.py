@@ -11,7 +11,7 @@ The sizes are those of whole arrays, so that the same sum tells what 1,000 devic
 That is on paper: no network was timed. The program is the CPU compiler's, which divides a mean
 gradient by an all-reduce where others take a reduce-scatter, half as long.
 
-    python -m benchmarks.scaling
+    python -m benchmarks scaling
 """
 
 import collections
@@ -99,9 +99,10 @@ def main():
     layers = vj.find_layers(problem.params, problem.loss_fn, batch)
     parameter_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(problem.params))
     results = {}
-    for name, tx in chains(layers).items():
+    compared = chains(layers)
+    for name in ("sgd", "clip + adam") if options.quick else compared:
         for layout, sharded in LAYOUTS.items():
-            found = collectives(program_of(problem, tx, batch, sharded))
+            found = collectives(program_of(problem, compared[name], batch, sharded))
             results[f"{name}, {layout}"] = {
                 "collectives": {kind: len(sizes) for kind, sizes in sorted(found.items())},
                 "bytes": {kind: sum(sizes) for kind, sizes in sorted(found.items())},
@@ -116,6 +117,7 @@ def main():
         "model": f"{FEATURES}-{DEPTH} x {WIDTH}-{CLASSES}, unrolled",
         "batch": BATCH,
         "parameter_bytes": parameter_bytes,
+        "quick": options.quick,
     }
     record.write("scaling", options.out, settings, results)
 

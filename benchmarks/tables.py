@@ -46,12 +46,98 @@ def training_speed(results):
 
 def step_time(results):
     """Step time over optax's."""
+    found = results["optimizers"]
     trees = ("one leaf", "64 leaves", "stack of 64")
-    names = dict.fromkeys(key.rsplit(", ", 1)[0] for key in results)
-    rows = [f"| step time over optax's | {' | '.join(trees)} |", "|---|---|---|---|"]
+    names = dict.fromkeys(key.rsplit(", ", 1)[0] for key in found)
+    rows = [
+        f"| step time over optax's | {' | '.join(trees)} | one leaf, over the floor |",
+        "|---|---|---|---|---|",
+    ]
     for name in names:
-        cells = [_ratio(results[f"{name}, {tree}"]["ratio"]) for tree in trees]
+        cells = [_ratio(found[f"{name}, {tree}"]["ratio"]) for tree in trees]
+        cells.append(_ratio(found[f"{name}, {trees[0]}"]["vanishjax_over_floor"]))
         rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def step_forms(results):
+    """Adam's step on trees of all sizes: over optax's, over the floor, and what compiling takes."""
+    rows = [
+        "| Adam on | over optax's | over the floor | trace + compile, s | optax's |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in results["forms"].items():
+        cells = [_ratio(found["ratio"]), _ratio(found["vanishjax_over_floor"])]
+        for library in ("vanishjax", "optax"):
+            seconds = found["trace_seconds"][library] + found["compile_seconds"][library]
+            cells.append(f"{seconds:.2f}")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def argument_order(results):
+    """A training step of other loops over ours."""
+    names = {
+        "in order": "optax, one jitted step, (params, state) -> (params, state), donated",
+        "crossed": "optax, the same, but (state, params) -> (params, state)",
+        "separate": "optax, the update jitted apart, (gradients, state, params) -> (params, state)",
+        "undonated": "optax, one jitted step, nothing donated",
+    }
+    rows = ["| loop | times the time of `make_train_step` (quartiles) |", "|---|---|"]
+    for key, name in names.items():
+        rows.append(f"| {name} | {_ratio(results['over_vanishjax'][key])} |")
+    ordered, crossed = (results["programs"][key] for key in ("in order", "crossed"))
+    rows.append("")
+    rows.append(
+        f"Whole buffers that the compiled step copies: in order {ordered['copies']}, crossed "
+        f"{crossed['copies']}; temporary memory {ordered['temporary_bytes'] / 1e6:.0f} and "
+        f"{crossed['temporary_bytes'] / 1e6:.0f} MB."
+    )
+    return rows
+
+
+def depth(results):
+    """Tracing and compiling, and a step, against depth."""
+    forms = list(dict.fromkeys(key.partition(", ")[2] for key in results))
+    rows = [
+        "| | trace + compile, s: Adam (optax's) | over depth 10 | Muon (optax's) | over depth 10 "
+        "| step over optax's: Adam | Muon |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for form in forms:
+        cells = []
+        for kind in ("adam", "muon"):
+            ours, theirs = (results[f"{name} {kind}, {form}"] for name in ("vanishjax", "optax"))
+            seconds = [
+                one["trace_seconds"]["median"] + one["compile_seconds"]["median"]
+                for one in (ours, theirs)
+            ]
+            cells.append(f"{seconds[0]:.1f} ({seconds[1]:.1f})")
+            cells.append(f"{ours['trace_and_compile_over_depth_10']['median']:.2f}")
+        for kind in ("adam", "muon"):
+            cells.append(_ratio(results[f"vanishjax {kind}, {form}"]["step_over_optax"]))
+        rows.append(f"| {form} | {' | '.join(cells)} |")
+    return rows
+
+
+def response(results):
+    """The least gradient that still gets at least half of its step."""
+    ours, theirs = results["vanishjax"], results["optax"]
+    names = [name for name in ours if name in theirs]
+    rows = ["| | vanishjax | optax |", "|---|---|---|"]
+    pairs = [(name, name, name) for name in names]
+    pairs.append(
+        (
+            "adam, `eps_relative=True`; optax's with eps 1e-30",
+            "adam, eps_relative",
+            "adam, eps 1e-30",
+        )
+    )
+    pairs += [(f"{name}", name, None) for name in ours if name not in theirs and "," not in name]
+    for label, mine, other in pairs:
+        cells = [f"{ours[mine]['least_gradient_seen']:.0e}"]
+        cells.append(f"{theirs[other]['least_gradient_seen']:.0e}" if other else "")
+        rows.append(f"| {label} | {' | '.join(cells)} |")
     return rows
 
 
@@ -73,6 +159,25 @@ def diagnosis(results):
         f"{found['sick_cases']} sick cases, false alarms {found['false_alarms']:.1%} of "
         f"{found['healthy_cases']} healthy ones, cause right in {found['cause_right']:.1%}."
     )
+    return rows
+
+
+def published_rules(results):
+    """Alarms of other tools' rules beside the diagnosis, by what ails the network."""
+    tools = results["tools"]
+    truths = sorted(
+        tools["vanishjax"]["alarms_by_truth"], key=lambda name: (name != "healthy", name)
+    )
+    rows = [
+        f"| alarms, by truth | {' | '.join(tools)} |",
+        "|---" * (len(tools) + 1) + "|",
+    ]
+    for truth in truths:
+        cells = ["{} of {}".format(*found["alarms_by_truth"][truth]) for found in tools.values()]
+        rows.append(f"| {truth.replace('_', ' ')} | {' | '.join(cells)} |")
+    for label, kind in (("recall", "recall"), ("false alarms", "false_alarms")):
+        cells = [f"{found[kind]:.1%}" for found in tools.values()]
+        rows.append(f"| **{label}** | {' | '.join(cells)} |")
     return rows
 
 
@@ -151,20 +256,25 @@ def scaling(results):
 
 
 TABLES = {
+    "argument_order": argument_order,
     "article": article,
     "cure": cure,
+    "depth": depth,
     "diagnosis": diagnosis,
     "headline": headline,
     "monitoring": monitoring,
+    "published_rules": published_rules,
+    "response": response,
     "scaling": scaling,
     "step_time": step_time,
+    "step_time, forms": step_forms,
     "training_speed": training_speed,
 }
 
 
 def render(name: str) -> str:
-    """The table of one benchmark, as Markdown."""
-    content = json.loads((RESULTS / f"{name}.json").read_text())
+    """A table as Markdown; before a comma stands the benchmark, where one has two tables."""
+    content = json.loads((RESULTS / f"{name.partition(',')[0]}.json").read_text())
     return "\n".join(TABLES[name](content["results"]))
 
 

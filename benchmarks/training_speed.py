@@ -4,24 +4,23 @@
 on them). One process; after a warm-up the three take turns, epoch by epoch, and ratios are taken
 turn by turn.
 
-    pip install keras && python -m benchmarks.training_speed
+    pip install keras && python -m benchmarks training_speed
 """
 
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-import time
-
 import jax
 import numpy as np
 import optax
 
-from benchmarks import record
+from benchmarks import record, timing
 from vanishjax import losses, mlp_problem, optimizers
 from vanishjax.training import TrainState, fit
 
 EXAMPLES, BATCH, HIDDEN, RATE = 48_000, 64, (64, 32), 1e-3
+WARM_UP = 2
 
 
 def bare_loop(inputs, labels):
@@ -68,19 +67,17 @@ def keras_fit(inputs, labels):
 def main() -> None:
     """Times the three in turns and writes training_speed.json."""
     options = record.parser(__doc__).parse_args()
-    turns = 4 if options.quick else 12
+    turns, examples = (3, 6_400) if options.quick else (12, EXAMPLES)
     rng = np.random.default_rng(0)
-    inputs = rng.random((EXAMPLES, 784), np.float32)
-    labels = rng.integers(0, 10, EXAMPLES).astype(np.int32)
+    inputs = rng.random((examples, 784), np.float32)
+    labels = rng.integers(0, 10, examples).astype(np.int32)
     peers = {"bare_loop": bare_loop(inputs, labels), "keras_fit": keras_fit(inputs, labels)}
     seconds: dict[str, list[float]] = {"vanishjax_fit": [], "bare_loop": [], "keras_fit": []}
 
     def take_turns(progress):
         seconds["vanishjax_fit"].append(progress.record["seconds"])
         for name, epoch in peers.items():
-            started = time.perf_counter()
-            epoch()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(timing.seconds(epoch))
 
     tx = optimizers.adam(RATE)
     problem = mlp_problem(784, HIDDEN, 10, activation="relu", tx=tx)
@@ -95,28 +92,27 @@ def main() -> None:
         tx,
         TrainState.create(problem.params, tx),
         (inputs, labels),
-        epochs=turns + 2,
+        epochs=turns + WARM_UP,
         batch_size=BATCH,
         has_aux=True,
         on_epoch=take_turns,
     )
-    warm = {name: np.array(samples[2:]) for name, samples in seconds.items()}
+    warm = {name: samples[WARM_UP:] for name, samples in seconds.items()}
+    ours = warm["vanishjax_fit"]
     results = {
-        "seconds_per_epoch": {name: record.spread(found.tolist()) for name, found in warm.items()},
-        "bare_loop_over_vanishjax": record.spread(
-            (warm["bare_loop"] / warm["vanishjax_fit"]).tolist()
-        ),
-        "keras_over_vanishjax": record.spread((warm["keras_fit"] / warm["vanishjax_fit"]).tolist()),
+        "seconds_per_epoch": {name: record.spread(found) for name, found in warm.items()},
+        "bare_loop_over_vanishjax": timing.ratio(warm["bare_loop"], ours),
+        "keras_over_vanishjax": timing.ratio(warm["keras_fit"], ours),
     }
     for name in ("bare_loop_over_vanishjax", "keras_over_vanishjax"):
         print(name, results[name]["median"], results[name]["quartiles"])
     settings = {
-        "examples": EXAMPLES,
+        "examples": examples,
         "batch_size": BATCH,
         "layers": [784, *HIDDEN, 10],
         "optimizer": "adam",
         "turns": turns,
-        "warm_up_turns": 2,
+        "warm_up_turns": WARM_UP,
         "seed": 0,
         "quick": options.quick,
     }

@@ -1,16 +1,21 @@
-"""README's tables are what the JSON files say, and its commands are those that exist."""
+"""README's tables and pictures are what the JSON files say, its commands those that exist."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from benchmarks import tables
+from benchmarks import __main__ as runner
+from benchmarks import plots, tables
+from benchmarks.record import RESULTS
 from vanishjax.cli import COMMANDS
 from vanishjax.cli.options import make_parser
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", tables.TABLES)
@@ -34,3 +39,40 @@ def test_every_transform_is_mentioned():
 
     missing = [name for name in factories() if f"`{name}`" not in README]
     assert not missing, missing
+
+
+@pytest.mark.parametrize("name", plots.PLOTS)
+def test_picture_is_drawn_from_its_json(name):
+    path = RESULTS / f"{name}.png"
+    with Image.open(path) as picture:
+        assert picture.info["Source"] == plots.digest(RESULTS / f"{name}.json"), (
+            "run `python -m benchmarks.plots`"
+        )
+    assert path.stat().st_size < 100_000
+    assert f"](benchmarks/results/{name}.png)" in README
+
+
+def test_every_picture_and_command_of_the_benchmarks_exists():
+    for path in re.findall(r"!\[[^]]+\]\(([^)]+)\)", README):
+        assert ROOT.joinpath(path).is_file(), path
+    lines = re.findall(r"^python -m benchmarks (.*)$", README, re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        options = runner.make_parser().parse_args(shlex.split(line, comments=True))
+        assert set(options.names) <= set(runner.BENCHMARKS), line
+    named = set(re.findall(r"`benchmarks\.(\w+)`", README))
+    assert named <= set(runner.BENCHMARKS), named
+
+
+def test_a_drawing_bears_what_it_was_drawn_from(tmp_path):
+    source = tmp_path / "headline.json"
+    content = json.loads((RESULTS / "headline.json").read_text())
+    source.write_text(json.dumps(content))
+    path = plots.draw("headline", tmp_path)
+    before = plots.digest(source)
+    with Image.open(path) as picture:
+        assert picture.info["Source"] == before
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    content["results"]["headline"][0]["test_accuracy"][0] += 0.01
+    source.write_text(json.dumps(content))
+    assert plots.digest(source) != before
