@@ -24,14 +24,12 @@ class Benchmark(NamedTuple):
 
     Attributes:
       data: It takes a folder of data sets.
-      without_data: What it is told where no such folder is given; None if it can do nothing then.
-      quick: It has a form that takes seconds.
+      needs_data: It can do nothing without one.
       package: One that it needs and vanishjax doesn't.
     """
 
     data: bool = False
-    without_data: tuple[str, ...] | None = ()
-    quick: bool = True
+    needs_data: bool = False
     package: str | None = None
 
 
@@ -45,20 +43,18 @@ BENCHMARKS = {
     "depth": Benchmark(),
     "scaling": Benchmark(),
     "resume": Benchmark(),
-    "article": Benchmark(data=True, without_data=None),
+    "article": Benchmark(data=True, needs_data=True),
     "diagnosis": Benchmark(),
     "published_rules": Benchmark(),
-    "headline": Benchmark(data=True, without_data=None),
-    "cure": Benchmark(data=True, without_data=("--part", "zoo", "--part", "matrix"), quick=False),
+    "headline": Benchmark(data=True, needs_data=True),
+    "cure": Benchmark(data=True),
 }
 
 
 def reason_to_skip(name: str, options: argparse.Namespace) -> str | None:
     """Why a benchmark can't run with these options."""
     benchmark = BENCHMARKS[name]
-    if options.quick and not benchmark.quick:
-        return "it has no quick form"
-    if options.data_dir is None and benchmark.without_data is None:
+    if options.data_dir is None and benchmark.needs_data:
         return "it needs --data-dir, a folder with mnist and fashion-mnist"
     if benchmark.package is not None and find_spec(benchmark.package) is None:
         return f"it needs {benchmark.package}: pip install {benchmark.package}"
@@ -75,8 +71,6 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
         words += ["--out", str(options.out)]
     if benchmark.data and options.data_dir is not None:
         words += ["--data-dir", str(options.data_dir)]
-    elif benchmark.data:
-        words += benchmark.without_data or ()
     return words
 
 
@@ -86,7 +80,7 @@ def summary(name: str) -> str:
     if found is None or found.origin is None:
         raise ModuleNotFoundError(f"no module {PACKAGE}.{name}")
     docstring = ast.get_docstring(ast.parse(Path(found.origin).read_text())) or ""
-    need = " (needs --data-dir)" if BENCHMARKS[name].without_data is None else ""
+    need = " (needs --data-dir)" if BENCHMARKS[name].needs_data else ""
     return f"{name:15} {docstring.partition(chr(10))[0]}{need}"
 
 

@@ -15,6 +15,7 @@ deep: networks far beyond any optimizer's reach, each with whatever cure it take
 A network is written as soon as it is done, and a run that was broken off goes on where it was.
 
     python -m benchmarks.cure --data-dir FOLDER_OF_mnist
+    python -m benchmarks.cure --quick    # one network of the zoo, one seed
 """
 
 import dataclasses
@@ -190,8 +191,8 @@ def summary(rows):
     }
 
 
-def zoo(results, save, seeds):
-    """All sick held-out networks."""
+def zoo(results, save, seeds, most=None):
+    """All sick held-out networks, or the first few."""
     path = record.RESULTS / "diagnosis.json"
     examined = json.loads(path.read_text())["results"]["held_out"]["examined"]
     sick = {one["network"] for one in examined if not one["trains"]}
@@ -201,6 +202,8 @@ def zoo(results, save, seeds):
     for network in networks.held_out_networks():
         if network.name not in sick or network.name in done:
             continue
+        if most is not None and len(rows) >= most:
+            return
         started = time.perf_counter()
         reference = results["references"][network.data]
         row = {
@@ -324,9 +327,10 @@ def main():
     parser.add_argument("--data-dir", type=Path, help="for the deep ones: a folder with mnist")
     parser.add_argument("--part", choices=("zoo", "matrix", "deep"), action="append")
     options = parser.parse_args()
-    seeds = 1 if options.quick else SEEDS
+    seeds, most = (1, 1) if options.quick else (SEEDS, None)
     settings = {
         "seeds": seeds,
+        **({"quick": True} if options.quick else {}),
         "full_steps": FULL_STEPS,
         "trial_steps": TRIAL_STEPS,
         "batch_size": BATCH,
@@ -340,9 +344,11 @@ def main():
     def save():
         record.write("cure", options.out, settings, results)
 
-    parts = options.part or ("zoo", "matrix", "deep")
+    parts = options.part or (("zoo",) if options.quick else ("zoo", "matrix"))
+    if options.part is None and options.data_dir is not None and not options.quick:
+        parts = (*parts, "deep")
     if "zoo" in parts:
-        zoo(results["zoo"], save, seeds)
+        zoo(results["zoo"], save, seeds, most)
     if "matrix" in parts:
         matrix(results["matrix"], save)
     if "deep" in parts:

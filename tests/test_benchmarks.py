@@ -26,9 +26,8 @@ def package(tmp_path, monkeypatch):
     found = {
         "first": runner.Benchmark(),
         "second": runner.Benchmark(),
-        "data": runner.Benchmark(data=True, without_data=None),
-        "either": runner.Benchmark(data=True, without_data=("--part", "small")),
-        "slow": runner.Benchmark(quick=False),
+        "data": runner.Benchmark(data=True, needs_data=True),
+        "either": runner.Benchmark(data=True),
         "more": runner.Benchmark(package="no_such_package"),
     }
     folder = tmp_path / "stand_ins"
@@ -49,15 +48,15 @@ def ran(package):
 
 def test_a_failure_stops_no_other_and_is_named(package, capfd):
     assert runner.main([]) == 1
-    assert ran(package) == {"first": [], "second": [], "either": ["--part", "small"], "slow": []}
+    assert ran(package) == {"first": [], "second": [], "either": []}
     out, err = capfd.readouterr()
-    assert err == "1 of 6 failed: second\n"
+    assert err == "1 of 5 failed: second\n"
     lines = out.splitlines()
-    assert lines[0] == "[1/6] first"
-    assert lines[1].startswith("[1/6] first: done after ")
-    assert lines[3].startswith("[2/6] second: failed with status 3 after ")
-    assert lines[4].startswith("[3/6] data: skipped, it needs --data-dir")
-    assert lines[-1] == "[6/6] more: skipped, it needs no_such_package: pip install no_such_package"
+    assert lines[0] == "[1/5] first"
+    assert lines[1].startswith("[1/5] first: done after ")
+    assert lines[3].startswith("[2/5] second: failed with status 3 after ")
+    assert lines[4].startswith("[3/5] data: skipped, it needs --data-dir")
+    assert lines[-1] == "[5/5] more: skipped, it needs no_such_package: pip install no_such_package"
 
 
 def test_options_are_passed_on(package):
@@ -66,10 +65,9 @@ def test_options_are_passed_on(package):
     assert ran(package) == {"first": ["--out", "o"], "data": rest, "either": rest}
 
 
-def test_quick(package, capfd):
-    assert runner.main(["slow", "first", "first", "--quick"]) == 0
-    assert ran(package) == {"first": ["--quick"]}
-    assert "[1/2] slow: skipped, it has no quick form" in capfd.readouterr().out
+def test_quick(package):
+    assert runner.main(["either", "first", "first", "--quick"]) == 0
+    assert ran(package) == {"either": ["--quick"], "first": ["--quick"]}
 
 
 def test_list_runs_nothing(package, capsys):
