@@ -75,7 +75,7 @@ def test_list_runs_nothing(package, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(maxsplit=1) == ["first", "What first measures."]
     assert lines[2].endswith("(needs --data-dir)")
-    assert len(lines) == 6
+    assert len(lines) == 5
     assert ran(package) == {}
 
 
