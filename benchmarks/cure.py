@@ -108,7 +108,7 @@ def all_remedies(problem, batch, key, steps=FULL_STEPS):
     return [
         remedies.loss_scale(),
         *kernels,
-        *(remedies.slower(one, by) for by in remedies.RATES for one in kernels),
+        *(remedies.slower(one, remedies.depth_of(layers)) for one in kernels),
         remedies.redraw(batch, key),
         remedies.adam_atan2(1e-3),
         remedies.muon(layers, 1e-2),

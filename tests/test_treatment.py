@@ -205,10 +205,10 @@ def test_depth_asks_for_small_variance_and_small_steps():
     params["hidden_stack"] = jax.tree.map(lambda x: 0.6 * x, params["hidden_stack"])
     sick = vj.Problem(problem.loss_fn, params, problem.tx, problem.predict_fn)
     treatment = vj.cure(sick, data(), steps=STEPS, key=KEY)
-    assert [one.name for one in treatment.accepted] == ["small_lsuv, much slower"], str(treatment)
+    assert [one.name for one in treatment.accepted] == ["small_lsuv, slower"], str(treatment)
     assert treatment.recipe.splitlines() == [
         "params = vj.initializers.lsuv(loss_fn, params, batch, variance=0.1)",
-        "tx = optax.chain(tx, optax.scale(0.1))",
+        "tx = optax.chain(tx, optax.scale(0.05))",  # (14 / 97)^1.5
     ]
 
 
@@ -226,15 +226,15 @@ def test_new_kernels_replace_new_kernels_but_leave_the_optimizer():
 
 def test_slower_is_a_part_of_every_step():
     problem = network(tx=optax.sgd(0.5))
-    for by, rate in remedies.RATES.items():
-        treated = remedies.slower(remedies.lsuv(data()[0]), by).apply(problem)
+    for depth, rate in ((1, 0.3), (64, 0.1), (1000, 0.002)):
+        treated = remedies.slower(remedies.lsuv(data()[0]), depth).apply(problem)
         gradient = jax.grad(problem.loss_fn)(treated.params, data()[0])
         updates, _ = treated.tx.update(gradient, treated.tx.init(treated.params), treated.params)
         expected = jax.tree.map(lambda g, rate=rate: -0.5 * rate * g, gradient)
         chex.assert_trees_all_close(updates, expected, rtol=1e-6)
-        again = remedies.slower(remedies.redraw(data()[0], KEY), by)
+        again = remedies.slower(remedies.redraw(data()[0], KEY), depth)
         assert again.apply(problem).tx is treated.tx  # so that both run side by side
-    assert again.safer_than == ("redraw, slower", "redraw")
+    assert again.safer_than == "redraw"
 
 
 def test_mirrored_kernels_are_for_rectifiers():
@@ -254,10 +254,10 @@ def test_of_two_that_get_as_far_the_slower_is_taken():
     """Even where the faster one cured the network; one that gets less far isn't."""
     lsuv = remedies.lsuv(data()[0])
     further, less = (
-        dataclasses.replace(lsuv, name=name, safer_than=("lsuv",), apply=rate(factor))
+        dataclasses.replace(lsuv, name=name, safer_than="lsuv", apply=rate(factor))
         for name, factor in (("further", 1.01), ("less", 0.02))
     )
-    other = dataclasses.replace(further, name="other", safer_than=())
+    other = dataclasses.replace(further, name="other", safer_than="")
     tried = [lsuv, less, further, other]
     treatment = vj.cure(network(), data(), steps=STEPS, remedies=tried, key=KEY)
     assert names(treatment) == {

@@ -233,8 +233,7 @@ class _Ward:
         untried = [
             one
             for one in candidates
-            if one.name not in self._tried | self._failed
-            and self._failed.isdisjoint(one.safer_than)
+            if one.name not in self._tried | self._failed and one.safer_than not in self._failed
         ]
         if self.done:
             untried = [one for one in untried if self._is_safer(one)]
@@ -314,10 +313,7 @@ class _Ward:
         )
 
     def _is_safer(self, remedy: Remedy) -> bool:
-        """Whether it's a more careful form of one of the best, and than what is in force."""
-        if not remedy.safer_than or remedy.safer_than[0] not in self._leading:
-            return False
-        return not any(remedy.name in one.safer_than for one in self._accepted)
+        return remedy.safer_than in self._leading
 
     def _name(self, remedy: Remedy) -> str:
         return " + ".join(one.name for one in (*remedy.follows(self._accepted), remedy))

@@ -21,9 +21,9 @@ class Remedy:
         draws parameters for another architecture.
       part: What it sets, such as "kernels", if a remedy after it that sets the same would undo it:
         that one is tried instead of it, not on top of it.
-      safer_than: The names of remedies of which this is a more careful form, the nearest first. It
-        is tried even where that one was all it took, and preferred if it gets as far; where one of
-        them raised it isn't tried.
+      safer_than: The name of a remedy of which this is a more careful form. It is tried even where
+        that one was all it took, and preferred if it gets as far; where that one raised it isn't
+        tried.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -38,7 +38,7 @@ class Remedy:
     recipe: str = ""
     alone: bool = False
     part: str = ""
-    safer_than: tuple[str, ...] = ()
+    safer_than: str = ""
 
     def follows(self, accepted: Sequence[Remedy]) -> tuple[Remedy, ...]:
         """Those of the accepted remedies that it leaves in force.
