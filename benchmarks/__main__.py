@@ -43,6 +43,7 @@ BENCHMARKS = {
     "depth": Benchmark(),
     "scaling": Benchmark(),
     "resume": Benchmark(),
+    "lost_peers": Benchmark(),
     "article": Benchmark(data=True, needs_data=True),
     "diagnosis": Benchmark(),
     "published_rules": Benchmark(),

@@ -241,6 +241,36 @@ def cure(results):
     return rows
 
 
+def resume(results):
+    """What became of killed runs."""
+    return [
+        f"{results['same_bits']} of {results['trials']} runs that were killed by SIGKILL at random "
+        f"moments, {results['in_mid_save']} of them in the middle of a save, went on with "
+        "`--resume` and ended with the same bits as one that nobody touched."
+    ]
+
+
+def lost_peers(results):
+    """How runs of several processes end when one of them is lost."""
+    rows = [
+        "| one process is | runs | the others end after, s | status | a run goes on from there |",
+        "|---|---|---|---|---|",
+    ]
+    for blow, found in results["summary"].items():
+        trials = [one for one in results["trials"] if one["blow"] == blow]
+        statuses = sorted({status for one in trials for status in one["statuses"]})
+        seconds = [one["seconds"] for one in trials]
+        cells = [
+            blow,
+            str(len(trials)),
+            f"{min(seconds):.1f} - {max(seconds):.1f}",
+            ", ".join(map(str, statuses)),
+            f"{found['goes_on']} of {len(trials)}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def scaling(results):
     """What each of 1,000 devices sends in a step, over the parameters' bytes; collectives."""
     layouts = list(dict.fromkeys(key.rsplit(", ", 1)[1] for key in results))
@@ -262,9 +292,11 @@ TABLES = {
     "depth": depth,
     "diagnosis": diagnosis,
     "headline": headline,
+    "lost_peers": lost_peers,
     "monitoring": monitoring,
     "published_rules": published_rules,
     "response": response,
+    "resume": resume,
     "scaling": scaling,
     "step_time": step_time,
     "step_time, forms": step_forms,
