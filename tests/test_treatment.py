@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import vanishjax as vj
 from vanishjax.treatment import remedies
 from vanishjax.treatment.cure import _divide, _sequence
+from vanishjax.treatment.trial import Course, improvement
 
 KEY = jax.random.key(0)
 STEPS = 40
@@ -248,6 +249,29 @@ def test_mirrored_kernels_are_for_rectifiers():
         layers = vj.find_layers(problem.params, problem.loss_fn, data()[0])
         with pytest.raises(ValueError, match="its activations aren't rectifiers"):
             remedies.looks_linear(layers, data()[0], KEY).apply(problem)
+
+
+@pytest.mark.parametrize(
+    ("gain", "better", "as_low", "said"),
+    [
+        (0.3, True, True, "lower by 0.3, more than"),
+        (0.01, False, True, "lower by 0.01, not more than"),
+        (-0.01, False, True, "higher by 0.01, not more than"),
+        (-0.3, False, False, "higher by 0.3, more than"),
+    ],
+)
+def test_held_out_loss_is_compared_beyond_the_noise(gain, better, as_low, said):
+    """The noise of these four batches, two standard errors of their differences, is .05."""
+    differences = np.array([-1.0, 1.0, -1.0, 1.0]) * 0.05 * 3**0.5 / 2
+    before = course(np.array([1.0, 2.0, 3.0, 4.0]))
+    after = course(before.held_out - gain - differences)
+    assert improvement(after, before) == (better, f"held-out loss {said} 0.05")
+    assert improvement(after, before, at_least_as_low=True)[0] == as_low
+
+
+def course(held_out):
+    problem = vj.Problem(lambda w, x: w * x, jnp.ones(()), optax.sgd(0.1))
+    return Course(problem, problem.params, (), np.zeros(1), held_out, None)
 
 
 def test_of_two_that_get_as_far_the_slower_is_taken():

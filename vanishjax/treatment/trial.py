@@ -189,11 +189,11 @@ def improvement(
     gains = untreated.held_out - treated.held_out
     gain, count = float(np.mean(gains)), len(gains)
     error = float(np.std(gains, ddof=1)) / count**0.5 if count > 1 else 0.0
-    least = max(2 * error, 0.01 * float(np.abs(np.mean(untreated.held_out))))
-    if at_least_as_low:
-        least = -least
-    relation = "more" if gain > least else "not more"
-    return gain > least, f"held-out loss lower by {gain:.3g}, {relation} than {least:.2g}"
+    noise = max(2 * error, 0.01 * float(np.abs(np.mean(untreated.held_out))))
+    better = gain > (-noise if at_least_as_low else noise)
+    way = "lower" if gain >= 0 else "higher"
+    relation = "more" if abs(gain) > noise else "not more"
+    return better, f"held-out loss {way} by {abs(gain):.3g}, {relation} than {noise:.2g}"
 
 
 def cause_improved(after: Diagnosis, before: Diagnosis) -> tuple[bool, str]:
