@@ -20,17 +20,18 @@ import numpy as np
 
 from benchmarks import record
 
-TRIALS, SEED = 20, 0
+TRIALS, SEED, EPOCHS = 20, 0, 10
 TRAIN = [
     *("train", "--hidden", "32", "--batch-size", "16", "--monitor-every", "8"),
-    *("--checkpoint-every", "20", "--epochs"),
+    *("--checkpoint-every", "20"),
 ]
 UNFINISHED = "*orbax-checkpoint-tmp*"
 
 
-def start(folder: Path, epochs: int, *more: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, *more: str, epochs: int = EPOCHS) -> subprocess.Popen[bytes]:
     """The run in a process of its own."""
-    command = [sys.executable, "-m", "vanishjax", *TRAIN, str(epochs), "--out", str(folder), *more]
+    command = [sys.executable, "-m", "vanishjax", *TRAIN, "--epochs", str(epochs)]
+    command += ["--out", str(folder), *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -77,19 +78,19 @@ def main() -> None:
     from vanishjax.training import checkpoint_steps
 
     options = record.parser(__doc__).parse_args()
-    trials, epochs, latest = (1, 3, 0.5) if options.quick else (TRIALS, 10, 4.0)
+    trials, epochs, latest = (1, 3, 0.5) if options.quick else (TRIALS, EPOCHS, 4.0)
     rng = np.random.default_rng(SEED)
     results = []
     with tempfile.TemporaryDirectory() as top:
         whole = Path(top, "whole")
-        if start(whole, epochs).wait():
+        if start(whole, epochs=epochs).wait():
             raise RuntimeError("the untouched run failed")
         for trial in range(trials):
             folder, in_save = Path(top, str(trial)), trial % 2 == 1
             after = rng.uniform(0.0, latest)
-            was_saving = kill(start(folder, epochs), folder, after, in_save)
+            was_saving = kill(start(folder, epochs=epochs), folder, after, in_save)
             steps = checkpoint_steps(folder / "checkpoints")
-            status = start(folder, epochs, "--resume").wait()
+            status = start(folder, "--resume", epochs=epochs).wait()
             results.append(
                 {
                     "killed_after_seconds": after,
@@ -100,7 +101,8 @@ def main() -> None:
                 }
             )
             print(trial, results[-1], flush=True)
-    settings = {"command": ["vanishjax", *TRAIN, epochs], "trials": trials, "seed": SEED}
+    command = ["vanishjax", *TRAIN, "--epochs", str(epochs)]
+    settings = {"command": command, "trials": trials, "seed": SEED}
     summary = {
         "trials": len(results),
         "in_mid_save": sum(result["in_mid_save"] for result in results),

@@ -241,6 +241,38 @@ def cure(results):
     return rows
 
 
+def cure_matrix(results):
+    """Test accuracy with every remedy, in percent, by the network that it was tried on."""
+    networks = results["matrix"]
+    remedies = dict.fromkeys(name for found in networks.values() for name in found)
+    del remedies["diagnosis"]
+    heads = [f"{name} ({found['diagnosis']})" for name, found in networks.items()]
+    rows = [f"| | {' | '.join(heads).replace('_', ' ')} |", "|---" * (len(heads) + 1) + "|"]
+    for remedy in remedies:
+        reached = [found.get(remedy) for found in networks.values()]
+        cells = ["refused" if share is None else f"{100 * share:.0f}" for share in reached]
+        rows.append(f"| {remedy} | {' | '.join(cells)} |")
+    return rows
+
+
+def cure_deep(results):
+    """What became of networks far beyond the reach of optimizers."""
+    rows = [
+        "| network | training % | test % | accepted | cost |",
+        "|---|---|---|---|---|",
+    ]
+    for name, runs in results["deep"].items():
+        taken = collections.Counter(" + ".join(run["accepted"]) or "nothing" for run in runs)
+        cells = [
+            name,
+            *(_percent([run[f"{part}_accuracy"] for run in runs]) for part in ("train", "test")),
+            ", ".join(f"{one} {count}" for one, count in taken.most_common()),
+            f"{max(run['cost'] for run in runs):.2f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def resume(results):
     """What became of killed runs."""
     return [
@@ -289,6 +321,8 @@ TABLES = {
     "argument_order": argument_order,
     "article": article,
     "cure": cure,
+    "cure, deep": cure_deep,
+    "cure, matrix": cure_matrix,
     "depth": depth,
     "diagnosis": diagnosis,
     "headline": headline,
