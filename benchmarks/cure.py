@@ -14,8 +14,8 @@ deep: networks far beyond any optimizer's reach, each with whatever cure it take
 
 A network is written as soon as it is done, and a run that was broken off goes on where it was.
 
-    python -m benchmarks.cure --data-dir FOLDER_OF_mnist
-    python -m benchmarks.cure --quick    # one network of the zoo, one seed
+    python -m benchmarks cure --data-dir FOLDER_OF_mnist
+    python -m benchmarks cure --quick    # one network of the zoo, one seed
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ import optax
 
 import vanishjax as vj
 from benchmarks import networks, record
+from benchmarks.diagnosis import labels
 from vanishjax.layers import find_layers
 from vanishjax.training import local_step
 from vanishjax.training.data import load_dataset
@@ -193,9 +194,7 @@ def summary(rows):
 
 def zoo(results, save, seeds, most=None):
     """All sick held-out networks, or the first few."""
-    path = record.RESULTS / "diagnosis.json"
-    examined = json.loads(path.read_text())["results"]["held_out"]["examined"]
-    sick = {one["network"] for one in examined if not one["trains"]}
+    sick = {name for name, one in labels().items() if not one["trains"]}
     results.setdefault("references", references())
     rows = results.setdefault("networks", [])
     done = {row["network"] for row in rows}

@@ -121,12 +121,23 @@ def examine(network: Network, seeds: int, steps: int, trained: Any) -> dict[str,
     return one
 
 
+def labels() -> dict[str, dict[str, Any]]:
+    """What training and the diagnosis said of each held-out network, as measured last."""
+    results = json.loads((record.RESULTS / "diagnosis.json").read_text())["results"]
+    return {one["network"]: one for one in results["held_out"]["examined"]}
+
+
+def truth_of(one: dict[str, Any]) -> str:
+    """What training says of an examined network: healthy, or what was written down to ail it."""
+    return "healthy" if one["trains"] else one["expected"][0] if one["expected"] else "unknown"
+
+
 def confusion(networks: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts over networks and seeds: what training says, and what the diagnosis says."""
     table: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     wrong = []
     for one in networks:
-        truth = "healthy" if one["trains"] else one["expected"][0] if one["expected"] else "unknown"
+        truth = truth_of(one)
         for verdict in one["verdicts"]:
             said = verdict["rules"][0] if verdict["rules"] else "healthy"
             right = said == "healthy" if one["trains"] else said in one["expected"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from benchmarks.resume import wait
 
 ROUNDS = 2
 TRAIN = [
@@ -33,14 +34,14 @@ RUNS = ((2, 0), (2, 1), (3, 1))
 
 
 @contextlib.contextmanager
-def together(count: int, folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of an endless run; none outlives the block."""
+def together(count: int, *arguments: Any) -> Iterator[list[subprocess.Popen[str]]]:
+    """The processes of one command, one device each; none outlives the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "vanishjax", *TRAIN, "--epochs", "100000"]
-    command += ["--out", str(folder), "--coordinator", address, "--processes", str(count)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "vanishjax", *map(str, arguments)]
+    command += ["--coordinator", address, "--processes", str(count)]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     with contextlib.ExitStack() as stack:
         processes = []
         for index in range(count):
@@ -63,12 +64,8 @@ def trial(count: int, victim: int, blow: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top, "run")
-        with together(count, folder) as processes:
-            deadline = time.monotonic() + 120
-            while not checkpoint_steps(folder / "checkpoints"):
-                if time.monotonic() > deadline or processes[0].poll() is not None:
-                    raise RuntimeError("the run saved no checkpoint")
-                time.sleep(0.05)
+        with together(count, *TRAIN, "--epochs", "100000", "--out", folder) as processes:
+            wait(processes[0], lambda: checkpoint_steps(folder / "checkpoints"))
             processes[victim].send_signal(BLOWS[blow])
             struck = time.monotonic()
             others = [process for index, process in enumerate(processes) if index != victim]

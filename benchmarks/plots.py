@@ -113,10 +113,7 @@ def headline(results, settings, path):
             axes.errorbar(
                 depths,
                 means,
-                yerr=[
-                    [mean - min(x) for mean, x in zip(means, scores, strict=True)],
-                    [max(x) - mean for mean, x in zip(means, scores, strict=True)],
-                ],
+                yerr=ranges(means, scores),
                 color=OKABE_ITO[color],
                 marker=marker,
                 markersize=size,
@@ -200,10 +197,7 @@ def depth(results, settings, path):
                     axes.errorbar(
                         list(rows),
                         middles,
-                        yerr=[
-                            [mid - min(x) for mid, x in zip(middles, samples, strict=True)],
-                            [max(x) - mid for mid, x in zip(middles, samples, strict=True)],
-                        ],
+                        yerr=ranges(middles, samples),
                         color=OKABE_ITO[color],
                         linestyle=style,
                         marker="o" if form == "scanned" else "s",
@@ -217,6 +211,12 @@ def depth(results, settings, path):
             axes.set_ylabel(f"{label}, seconds")
             axes.grid(linewidth=0.5)
         panels[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def ranges(middles, samples):
+    """How far the samples at each point reach below and above its middle."""
+    pairs = list(zip(middles, samples, strict=True))
+    return [[middle - min(x) for middle, x in pairs], [max(x) - middle for middle, x in pairs]]
 
 
 PLOTS = {"response": response, "headline": headline, "step_time": step_time, "depth": depth}

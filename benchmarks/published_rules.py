@@ -10,7 +10,6 @@ more than one step, a chosen collection of tensors or a loss curve.
 """
 
 import collections
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 
 import vanishjax as vj
 from benchmarks import record
-from benchmarks.diagnosis import QUICK, SEEDS, examined
+from benchmarks.diagnosis import QUICK, SEEDS, examined, labels, truth_of
 from benchmarks.networks import Network, held_out_networks
 from vanishjax import activations
 
@@ -241,8 +240,7 @@ def score(rows: list[dict[str, Any]], tool: str) -> dict[str, Any]:
 def main() -> None:
     """Examines all held-out networks, and writes published_rules.json."""
     options = record.parser(__doc__).parse_args()
-    labels = json.loads((record.RESULTS / "diagnosis.json").read_text())["results"]["held_out"]
-    known = {one["network"]: one for one in labels["examined"]}
+    known = labels()
     seeds = 2 if options.quick else SEEDS
     rows = []
     for network in held_out_networks():
@@ -252,7 +250,7 @@ def main() -> None:
         verdicts = label["verdicts"][:seeds]
         row = {
             "network": network.name,
-            "truth": "healthy" if label["trains"] else label["expected"][0],
+            "truth": truth_of(label),
             "fired": [
                 {"vanishjax": ours["rules"], **theirs}
                 for ours, theirs in zip(verdicts, fired(network, seeds), strict=True)

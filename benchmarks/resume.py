@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def kill(run: subprocess.Popen[bytes], folder: Path, seconds: float, in_save: bo
     def unfinished() -> set[Path]:
         return set(saves.glob(UNFINISHED)) - before
 
-    _wait(run, lambda: set(saves.glob("*")) - before)
+    wait(run, lambda: set(saves.glob("*")) - before)
     time.sleep(seconds)
     if in_save:
-        _wait(run, unfinished)
+        wait(run, unfinished)
     run.send_signal(signal.SIGKILL)
     run.wait()
     return bool(unfinished())
@@ -112,7 +113,8 @@ def main() -> None:
     record.write("resume", options.out, {**settings, "quick": options.quick}, summary)
 
 
-def _wait(run: subprocess.Popen[bytes], condition: Any, seconds: float = 120.0) -> None:
+def wait(run: subprocess.Popen[Any], condition: Callable[[], Any], seconds: float = 120.0) -> None:
+    """Waits until a condition holds of a run that goes on."""
     deadline = time.monotonic() + seconds
     while not condition():
         if run.poll() is not None or time.monotonic() > deadline:

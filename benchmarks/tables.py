@@ -221,13 +221,12 @@ def cure(results):
     curable = [one for one in found["networks"] if not one["beyond"]]
     for cause in dict.fromkeys(one["ails"] for one in curable):
         runs = [run for one in curable if one["ails"] == cause for run in one["runs"]]
-        taken = collections.Counter(" + ".join(run["accepted"]) or "nothing" for run in runs)
         cells = [
             cause.replace("_", " "),
             str(len(runs)),
             str(sum(run["repaired"] for run in runs)),
             str(sum(run["control_repaired"] for run in runs)),
-            ", ".join(f"{name} {count}" for name, count in taken.most_common()),
+            _accepted(runs),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     total = found["summary"]
@@ -262,11 +261,10 @@ def cure_deep(results):
         "|---|---|---|---|---|",
     ]
     for name, runs in results["deep"].items():
-        taken = collections.Counter(" + ".join(run["accepted"]) or "nothing" for run in runs)
         cells = [
             name,
             *(_percent([run[f"{part}_accuracy"] for run in runs]) for part in ("train", "test")),
-            ", ".join(f"{one} {count}" for one, count in taken.most_common()),
+            _accepted(runs),
             f"{max(run['cost'] for run in runs):.2f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
@@ -348,13 +346,19 @@ def main() -> None:
     """Writes every table between its markers in README."""
     text = README.read_text()
     for name in TABLES:
-        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
+        # The line break before the end belongs to the table: an empty place has none to spare.
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(
-            pattern, lambda m, name=name: m[1] + render(name) + m[2], text, flags=re.DOTALL
+            pattern, lambda m, name=name: f"{m[1]}{render(name)}\n{m[2]}", text, flags=re.DOTALL
         )
         if count != 1:
             raise SystemExit(f"README.md: expected one place for the table {name}, found {count}")
     README.write_text(text)
+
+
+def _accepted(runs) -> str:
+    taken = collections.Counter(" + ".join(run["accepted"]) or "nothing" for run in runs)
+    return ", ".join(f"{name} {count}" for name, count in taken.most_common())
 
 
 def _percent(shares) -> str:

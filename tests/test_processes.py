@@ -1,17 +1,13 @@
 """Several processes on the loopback address: one trajectory, and no peer that dies unheard."""
 
-import contextlib
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks.lost_peers import together
 from tests.commands import read_json, vanishjax
 from vanishjax.training import checkpoint_notes, checkpoint_steps
 
@@ -20,31 +16,6 @@ TRAIN = [
     *("train", "--hidden", "16", "--optimizer", "sgd", "--learning-rate", "0.1"),
     *("--batch-size", "17", "--epochs", "2"),
 ]
-
-
-@contextlib.contextmanager
-def started(count, *arguments):
-    """The processes of a run, one device each; none outlives the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for index in range(count):
-            command = [sys.executable, "-m", "vanishjax", *map(str, arguments), *together]
-            process = subprocess.Popen(
-                [*command, "--process-id", str(index)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            processes.append(process)
-        yield processes
 
 
 def ended(processes, seconds=90):
@@ -78,7 +49,7 @@ def alone(tmp_path_factory):
     ],
 )
 def test_processes_train_what_one_trains(tmp_path, alone, count, more):
-    with started(count, *TRAIN, *more, "--out", tmp_path) as processes:
+    with together(count, *TRAIN, *more, "--out", tmp_path) as processes:
         said, statuses = ended(processes)
     assert statuses == [0] * count, said
     # Only the first says and writes anything.
@@ -110,7 +81,7 @@ def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
     tmp_path, count, victim, blow, seconds, reason
 ):
     endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "68", "--out", tmp_path]
-    with started(count, *endless) as processes:
+    with together(count, *endless) as processes:
         wait_for(tmp_path, processes[0])
         processes[victim].send_signal(blow)
         struck = time.monotonic()
@@ -127,7 +98,7 @@ def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
 @pytest.mark.parametrize("interrupted", [0, 1])
 def test_an_interrupt_of_one_ends_all_and_loses_nothing(tmp_path, interrupted):
     endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "68", "--out", tmp_path]
-    with started(2, *endless) as processes:
+    with together(2, *endless) as processes:
         wait_for(tmp_path, processes[0])
         processes[interrupted].send_signal(signal.SIGINT)
         said, statuses = ended(processes, 15)

@@ -1,6 +1,7 @@
 """Orthogonalised updates: Newton-Schulz iteration and Muon's momentum."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -47,12 +48,21 @@ def newton_schulz(
     """
     a, b, c = coefficients
     scale, rest = numerics.split_norm(x, (x.ndim - 2, x.ndim - 1))
-    x = _whole(numerics.divide(numerics.upcast(x) * (1 / scale), rest))
-    tall = x.shape[-2] > x.shape[-1]
-    x = jnp.swapaxes(x, -1, -2) if tall else x
-    for _ in range(steps):
+    x = numerics.divide(numerics.upcast(x) * (1 / scale), rest)
+
+    def quintic(x: jax.Array) -> jax.Array:
         gram = x @ jnp.swapaxes(x, -1, -2)
-        x = _whole(a * x + (b * gram + c * gram @ gram) @ x)
+        return a * x + (b * gram + c * gram @ gram) @ x
+
+    return _iterate(quintic, x, steps)
+
+
+def _iterate(step: Callable[[jax.Array], jax.Array], x: jax.Array, steps: int) -> jax.Array:
+    """So many steps on wide matrices, of which tall ones are transposed."""
+    tall = x.shape[-2] > x.shape[-1]
+    x = _whole(jnp.swapaxes(x, -1, -2) if tall else x)
+    for _ in range(steps):
+        x = _whole(step(x))
     return jnp.swapaxes(x, -1, -2) if tall else x
 
 
@@ -91,12 +101,11 @@ def polar_factor(x: jax.Array) -> jax.Array:
     References:
       Higham, Functions of matrices, 2008, section 8.3.
     """
-    x = newton_schulz(x, steps=10) / 1.3
-    tall = x.shape[-2] > x.shape[-1]
-    x = jnp.swapaxes(x, -1, -2) if tall else x
-    for _ in range(6):
-        x = 1.5 * x - 0.5 * (x @ jnp.swapaxes(x, -1, -2)) @ x
-    return jnp.swapaxes(x, -1, -2) if tall else x
+
+    def cubic(x: jax.Array) -> jax.Array:
+        return 1.5 * x - 0.5 * (x @ jnp.swapaxes(x, -1, -2)) @ x
+
+    return _iterate(cubic, newton_schulz(x, steps=10) / 1.3, 6)
 
 
 def orthogonalize(

@@ -19,8 +19,7 @@ from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
 from vanishjax.treatment.remedy import Remedy
 
-# What may help a deep chain, whatever is wrong with its size: new kernels, at the rate given and,
-# because the deeper a network is the smaller a step it bears, at a part of it.
+# What may help a deep chain, whatever is wrong with its size: new kernels.
 _DEEP = ("lsuv", "small_lsuv", "looks_linear")
 # What may help against each cause (`benchmarks.cure`).
 FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -42,6 +41,7 @@ FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
 # (layers / depth) to the power of 3/2. Adam's .003 times 1, .3, .1 and .03 were tried on tanh and
 # rectifier networks: .3 went well to the end at depth 32, not at 64.
 SLOWER, SLOWER_LAYERS = 0.3, 14.0
+_SLOWER = ", slower"  # what its name ends with
 
 # The gradients of 16-bit networks are computed this many times as large.
 LOSS_SCALE = 2.0**10
@@ -93,7 +93,7 @@ def slower(remedy: Remedy, depth: int) -> Remedy:
 
     return dataclasses.replace(
         remedy,
-        name=f"{remedy.name}, slower",
+        name=f"{remedy.name}{_SLOWER}",
         apply=apply,
         recipe=f"{remedy.recipe}\ntx = optax.chain(tx, optax.scale({rate:g}))",
         safer_than=remedy.name,
@@ -293,7 +293,7 @@ def fitting_remedies(
         "loss_scale": loss_scale,
         **kernels,
         "rezero": rezero,
-        **{f"{name}, slower": functools.partial(slowed, make) for name, make in kernels.items()},
+        **{f"{name}{_SLOWER}": functools.partial(slowed, make) for name, make in kernels.items()},
         "adam_atan2": lambda: adam_atan2(learning_rate),
         "muon": lambda: muon(layers, 10 * learning_rate),
         "deep_muon": lambda: deep_muon(layers, 10 * learning_rate, total_steps),
@@ -307,5 +307,5 @@ def fitting_remedies(
         if finding.severity == "critical"
         for name in FITTING.get(finding.rule, ())
     }
-    # Whatever fits does so at another rate.
-    return tuple(make() for name, make in known.items() if name.partition(",")[0] in wanted)
+    # What fits does so at a slower rate too: the deeper a network, the smaller a step it bears.
+    return tuple(make() for name, make in known.items() if name.removesuffix(_SLOWER) in wanted)
