@@ -23,6 +23,7 @@ from vanishjax.treatment.trial import (
     Trial,
     cause_improved,
     improvement,
+    keeps_up,
     race,
     run_alike,
 )
@@ -274,14 +275,16 @@ class _Ward:
             self._cost += _PROBE_STEPS
             # The untreated network leads the first wave.
             rival = self._best or self._untreated or courses[0]
-            lower, by = improvement(course, rival, at_least_as_low=self._is_safer(remedy))
+            judge = keeps_up if self._is_safer(remedy) else improvement
+            lower, by = judge(course, rival)
             better, how = cause_improved(after, self.verdict)
             if lower and better:
                 proven.append((remedy, course, after, f"{by}; {how}"))
             else:
                 trial = _trial(self._name(remedy), "no better", course, after, f"{by}; {how}")
                 self._record(trial)
-        proven.sort(key=lambda one: float(np.mean(one[1].held_out)))
+        # A safer one that keeps up comes first, whatever is ahead of it.
+        proven.sort(key=lambda one: (not self._is_safer(one[0]), np.mean(one[1].held_out)))
         names = [self._name(remedy) for remedy, *_ in proven]
         self._leading.update(remedy.name for remedy, *_ in proven[:_LEADING])
         for rank, (remedy, course, after, reason) in enumerate(proven):

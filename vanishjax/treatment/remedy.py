@@ -22,8 +22,8 @@ class Remedy:
       part: What it sets, such as "kernels", if a remedy after it that sets the same would undo it:
         that one is tried instead of it, not on top of it.
       safer_than: The name of a remedy of which this is a more careful form. It is tried even where
-        that one was all it took, and preferred if it gets as far; where that one raised it isn't
-        tried.
+        that one was all it took, and preferred if it gets half as far in the trial; where that one
+        raised it isn't tried.
 
     Example:
       >>> import jax.numpy as jnp, optax
