@@ -14,13 +14,15 @@ deep: networks far beyond any optimizer's reach, each with whatever cure it take
 
 A network is written as soon as it is done, and a run that was broken off goes on where it was.
 
-    python -m benchmarks cure --data-dir FOLDER_OF_mnist
+    python -m benchmarks cure --data-dir FOLDER_OF_mnist --jobs 2
     python -m benchmarks cure --quick    # one network of the zoo, one seed
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -193,32 +195,45 @@ def summary(rows):
     }
 
 
-def zoo(results, save, seeds, most=None):
+def divided(work, cases, jobs):
+    """What `work` makes of each case, in order, by so many processes."""
+    if jobs == 1:
+        yield from map(work, cases)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        yield from pool.map(work, cases)
+
+
+def treat_network(name, seeds, references):
+    """Cure and control of one held-out network."""
+    network = next(one for one in networks.held_out_networks() if one.name == name)
+    started = time.perf_counter()
+    runs = [treat(network, seed, references[network.data]) for seed in range(seeds)]
+    jax.clear_caches()
+    return {
+        "network": name,
+        "ails": network.ails[0],
+        "beyond": name.endswith(BEYOND),
+        "runs": runs,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def zoo(results, save, seeds, jobs, most=None):
     """All sick held-out networks, or the first few."""
     sick = {name for name, one in labels().items() if not one["trains"]}
     results.setdefault("references", references())
     rows = results.setdefault("networks", [])
+    names = [one.name for one in networks.held_out_networks() if one.name in sick][:most]
     done = {row["network"] for row in rows}
-    for network in networks.held_out_networks():
-        if network.name not in sick or network.name in done:
-            continue
-        if most is not None and len(rows) >= most:
-            return
-        started = time.perf_counter()
-        reference = results["references"][network.data]
-        row = {
-            "network": network.name,
-            "ails": network.ails[0],
-            "beyond": network.name.endswith(BEYOND),
-            "runs": [treat(network, seed, reference) for seed in range(seeds)],
-            "seconds": time.perf_counter() - started,
-        }
+    work = functools.partial(treat_network, seeds=seeds, references=results["references"])
+    for row in divided(work, [name for name in names if name not in done], jobs):
         rows.append(row)
         results["summary"] = summary(rows)
         for run in row["runs"]:
-            print(network.name, run, flush=True)
+            print(row["network"], run, flush=True)
         save()
-        jax.clear_caches()
 
 
 MATRIX_STEPS = 600
@@ -243,31 +258,37 @@ def small_eps(problem):
     return dataclasses.replace(problem, tx=optax.adam(0.003, eps=1e-30))
 
 
-def matrix(results, save):
+def try_every_remedy(number):
+    """Every remedy on one network of the matrix, and what the diagnosis says of it."""
+    network = MATRIX[number]
+    row = {}
+    data, test = networks.DATA[network.data](), test_data(network.data)
+    problem = problem_of(network, 0)
+    batch = batches_of(data, 0, 1)[0]
+    untreated = vj.Remedy("untreated", lambda problem: problem)
+    advised = vj.Remedy("optax adam, eps 1e-30", small_eps)
+    known = all_remedies(problem, batch, jax.random.key(0), MATRIX_STEPS)
+    for remedy in (untreated, *known, advised):
+        try:
+            treated = remedy.apply(problem)
+            params = trained(treated, None, data, MATRIX_STEPS, 0)
+            row[remedy.name] = accuracy(treated, params, test)
+        except ValueError as error:
+            row[remedy.name] = None
+            print(network.name, remedy.name, error)
+    rule = vj.diagnose(problem.loss_fn, problem.params, batch, problem.tx).findings
+    row["diagnosis"] = rule[0].rule if rule and rule[0].severity == "critical" else "healthy"
+    jax.clear_caches()
+    return network.name, row
+
+
+def matrix(results, save, jobs):
     """Every remedy on every cause."""
-    for network in MATRIX:
-        row = results.setdefault(network.name, {})
-        data, test = networks.DATA[network.data](), test_data(network.data)
-        problem = problem_of(network, 0)
-        batch = batches_of(data, 0, 1)[0]
-        untreated = vj.Remedy("untreated", lambda problem: problem)
-        advised = vj.Remedy("optax adam, eps 1e-30", small_eps)
-        known = all_remedies(problem, batch, jax.random.key(0), MATRIX_STEPS)
-        for remedy in (untreated, *known, advised):
-            if remedy.name in row:
-                continue
-            try:
-                treated = remedy.apply(problem)
-                params = trained(treated, None, data, MATRIX_STEPS, 0)
-                row[remedy.name] = accuracy(treated, params, test)
-            except ValueError as error:
-                row[remedy.name] = None
-                print(network.name, remedy.name, error)
-        rule = vj.diagnose(problem.loss_fn, problem.params, batch, problem.tx).findings
-        row["diagnosis"] = rule[0].rule if rule and rule[0].severity == "critical" else "healthy"
-        print(network.name, row, flush=True)
+    left = [number for number, network in enumerate(MATRIX) if network.name not in results]
+    for name, row in divided(try_every_remedy, left, jobs):
+        results[name] = row
+        print(name, row, flush=True)
         save()
-        jax.clear_caches()
 
 
 DEEP = {
@@ -277,48 +298,45 @@ DEEP = {
 }
 
 
-def deep(results, save, seeds, folder):
-    """Networks beyond the reach of optimizers."""
+def treat_deep(case, folder):
+    """The cure of one network and seed."""
+    name, seed = case
+    activation, depth, may_rebuild = DEEP[name]
     data = load_dataset("mnist", data_dir=folder / "mnist", validation_split=0.2, seed=0)
     examples, test = (
         (part.inputs[:10_000], part.labels[:10_000]) for part in (data.train, data.test)
     )
-    for name, (activation, depth, may_rebuild) in DEEP.items():
-        for seed in range(seeds):
-            runs = results.setdefault(name, [])
-            if any(run["seed"] == seed for run in runs):
-                continue
-            started = time.perf_counter()
-            problem = vj.mlp_problem(
-                784, (64,) * depth, 10, activation=activation, key=jax.random.key(seed)
-            )
-            if not may_rebuild:
-                problem = vj.Problem(
-                    problem.loss_fn, problem.params, problem.tx, problem.predict_fn
-                )
-            batches = batches_of(examples, seed)
-            treatment = vj.cure(
-                problem,
-                batches,
-                steps=TRIAL_STEPS,
-                key=jax.random.key(seed),
-                total_steps=FULL_STEPS,
-            )
-            params = trained(
-                treatment.problem, treatment.opt_state, examples, FULL_STEPS - TRIAL_STEPS, seed
-            )
-            runs.append(
-                {
-                    "seed": seed,
-                    "accepted": [one.name for one in treatment.accepted],
-                    "cost": treatment.cost / FULL_STEPS,
-                    "train_accuracy": accuracy(treatment.problem, params, examples),
-                    "test_accuracy": accuracy(treatment.problem, params, test),
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-            print(name, runs[-1], flush=True)
-            save()
+    started, key = time.perf_counter(), jax.random.key(seed)
+    problem = vj.mlp_problem(784, (64,) * depth, 10, activation=activation, key=key)
+    if not may_rebuild:
+        problem = vj.Problem(problem.loss_fn, problem.params, problem.tx, problem.predict_fn)
+    batches = batches_of(examples, seed)
+    treatment = vj.cure(problem, batches, steps=TRIAL_STEPS, key=key, total_steps=FULL_STEPS)
+    rest = FULL_STEPS - TRIAL_STEPS
+    params = trained(treatment.problem, treatment.opt_state, examples, rest, seed)
+    return {
+        "seed": seed,
+        "accepted": [one.name for one in treatment.accepted],
+        "cost": treatment.cost / FULL_STEPS,
+        "train_accuracy": accuracy(treatment.problem, params, examples),
+        "test_accuracy": accuracy(treatment.problem, params, test),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def deep(results, save, seeds, jobs, folder):
+    """Networks beyond the reach of optimizers."""
+    cases = [
+        (name, seed)
+        for name in DEEP
+        for seed in range(seeds)
+        if all(run["seed"] != seed for run in results.get(name, []))
+    ]
+    work = functools.partial(treat_deep, folder=folder)
+    for (name, _), run in zip(cases, divided(work, cases, jobs), strict=True):
+        results.setdefault(name, []).append(run)
+        print(name, run, flush=True)
+        save()
 
 
 def main():
@@ -326,6 +344,7 @@ def main():
     parser = record.parser(__doc__)
     parser.add_argument("--data-dir", type=Path, help="for the deep ones: a folder with mnist")
     parser.add_argument("--part", choices=("zoo", "matrix", "deep"), action="append")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     options = parser.parse_args()
     seeds, most = (1, 1) if options.quick else (SEEDS, None)
     settings = {
@@ -348,13 +367,13 @@ def main():
     if options.part is None and options.data_dir is not None and not options.quick:
         parts = (*parts, "deep")
     if "zoo" in parts:
-        zoo(results["zoo"], save, seeds, most)
+        zoo(results["zoo"], save, seeds, options.jobs, most)
     if "matrix" in parts:
-        matrix(results["matrix"], save)
+        matrix(results["matrix"], save, options.jobs)
     if "deep" in parts:
         if options.data_dir is None:
             parser.error("the deep ones need --data-dir, a folder with mnist")
-        deep(results["deep"], save, seeds, options.data_dir)
+        deep(results["deep"], save, seeds, options.jobs, options.data_dir)
 
 
 if __name__ == "__main__":

@@ -291,26 +291,31 @@ def test_parameters_are_needed(transform):
 
 @pytest.mark.parametrize("exponent", [-90, -40, 40, 90])
 def test_deep_muon_is_scale_free_layer_by_layer(exponent):
-    """Every layer's gradient times another power of two: the same trajectory."""
+    """Every layer's gradient times another power of two: the same trajectory.
+
+    In doubles: Newton-Schulz makes much of how a program rounds (`tests.trajectory`).
+    """
     problem, batch = mlp(depth=4, scan=False), batch_of()
-    layers = layers_of(problem, batch)
-    tx = vj.deep_muon(0.1, 10, layers=layers)
+    tx = vj.deep_muon(0.1, 10, layers=layers_of(problem, batch))
     gradient = jax.grad(problem.loss_fn)(problem.params, batch)
+    params, gradient = jax.tree.map(np.float64, (problem.params, gradient))
 
     def updates(factor):
-        state, found = tx.init(problem.params), []
+        state, found = tx.init(params), []
         for i in range(3):
             scaled = {
                 name: optax.tree.scale((1 + i) * factor(number), layer)
                 for number, (name, layer) in enumerate(gradient.items())
             }
-            update, state = tx.update(scaled, state, problem.params)
+            update, state = tx.update(scaled, state, params)
             found.append(update)
         return found
 
-    plain = updates(lambda _: 1.0)
-    moved = updates(lambda number: 2.0 ** (exponent if number % 2 else 0))
-    chex.assert_trees_all_close(moved, plain, rtol=1e-5, atol=1e-7)
+    with jax.enable_x64(True):
+        plain = updates(lambda _: 1.0)
+        moved = updates(lambda number: 2.0 ** (exponent if number % 2 else 0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {np.dtype(np.float64)}
+    assert_close(moved, plain, FLOAT64_ROUNDING)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -212,17 +212,10 @@ class _Ward:
         self._untreated: Course | None = None
         self._best: Course | None = None  # of what was accepted last
         self._accepted: tuple[Remedy, ...] = ()
+        self._cured = False  # the network is healthy, and learns what the untreated one doesn't
         self._trials: list[Trial] = []
         self._failures: list[Trial] = []  # not told yet: the untreated network comes first
         self._cost = _PROBE_STEPS
-
-    @property
-    def done(self) -> bool:
-        """Whether the network is healthy, and learns what the untreated one doesn't."""
-        if self._best is None or self._untreated is None or not self.verdict.healthy:
-            return False
-        before = float(np.mean(self._untreated.held_out))
-        return not np.isfinite(before) or float(np.mean(self._best.held_out)) < _LEARNT * before
 
     def next_wave(self, candidates: Sequence[Remedy]) -> list[tuple[Remedy | None, Problem]]:
         """The next remedies that can run all at once, each with the problem that it makes.
@@ -236,7 +229,7 @@ class _Ward:
             for one in candidates
             if one.name not in self._tried | self._failed and one.safer_than not in self._failed
         ]
-        if self.done:
+        if self._cured:
             untried = [one for one in untried if self._is_safer(one)]
         wave: list[tuple[Remedy | None, Problem]] = []
         if self._untreated is None:
@@ -244,6 +237,7 @@ class _Ward:
         for remedy in untried:
             try:
                 treated = remedy.apply(self._before(remedy))
+                jax.eval_shape(treated.tx.init, treated.params)  # what it refuses, it refuses now
             except Exception as error:
                 self._failed.add(remedy.name)
                 self._failures.append(_failure(self._name(remedy), error))
@@ -293,6 +287,8 @@ class _Ward:
             if not rank:
                 self._best, self.verdict, self.start = course, after, course.problem
                 self._accepted = (*remedy.follows(self._accepted), remedy)
+                # A slower form that keeps up with what cured the network has cured it too.
+                self._cured = self._cured or (after.healthy and self._learns(course))
         self._record_failures()
 
     def treatment(self, before: Diagnosis, steps: int) -> Treatment:
@@ -314,6 +310,10 @@ class _Ward:
             steps,
             self._cost,
         )
+
+    def _learns(self, course: Course) -> bool:
+        before = np.mean(self._untreated.held_out) if self._untreated else np.inf
+        return not np.isfinite(before) or bool(np.mean(course.held_out) < _LEARNT * before)
 
     def _is_safer(self, remedy: Remedy) -> bool:
         return remedy.safer_than in self._leading
