@@ -3,8 +3,8 @@
 Every contender trains the same networks on the same batches, with every rate of its grid falling
 linearly to 2 %, and every seed; the rate is chosen on validation data, and the accuracy on the
 training and the test data at that rate is shown. optax's own optimizers get the layers apart, not
-as a stack, which they would take for one layer. A cell is written as soon as it is done, and a run
-that was broken off goes on where it was.
+as a stack, which they would take for one layer. A cell is written as soon as it is done, with its
+commit, and a run that was broken off goes on where it was.
 
     python -m benchmarks headline --data-dir FOLDER_OF_mnist_AND_fashion-mnist
 """
@@ -233,7 +233,7 @@ def main():
                 cell = {"network": network._asdict(), "contender": contender}
                 if any(cell.items() <= done.items() for done in results[part]):
                     continue
-                found = train(network, contender, seeds, options.data_dir)
+                found = train(network, contender, seeds, options.data_dir) | record.commit()
                 results[part].append(found)
                 shown = [
                     f"{100 * np.mean(found[k]):.1f}" for k in ("train_accuracy", "test_accuracy")

@@ -49,8 +49,7 @@ def write(name: str, out: Path, settings: dict[str, Any], results: Any) -> Path:
     content = {
         "benchmark": name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "vanishjax", "benchmarks")),
+        **commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "device": {
@@ -67,6 +66,12 @@ def write(name: str, out: Path, settings: dict[str, Any], results: Any) -> Path:
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"wrote {path}")
     return path
+
+
+def commit() -> dict[str, Any]:
+    """The commit, and whether the files differ from it."""
+    changed = _git("status", "--porcelain", "--", "vanishjax", "benchmarks")
+    return {"commit": _git("rev-parse", "HEAD"), "uncommitted_changes": bool(changed)}
 
 
 PACKAGES = ("vanishjax", "jax", "jaxlib", "flax", "optax", "numpy", "keras", "torch")

@@ -211,6 +211,22 @@ def headline(results):
     return rows
 
 
+def healthy(results):
+    """What optimizers for sick networks make of healthy ones, beside the usual."""
+    cells = {}
+    for one in results["healthy"]:
+        network = one["network"]
+        row = cells.setdefault(f"{network['activation']} x{network['depth']}", {})
+        scores = (_percent(one[f"{part}_accuracy"]) for part in ("train", "test"))
+        row[one["contender"]] = " / ".join(scores)
+    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+    return [
+        f"| | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *(f"| {network} | {' | '.join(row[n] for n in names)} |" for network, row in cells.items()),
+    ]
+
+
 def cure(results):
     """What became of the sick networks, by cause."""
     found = results["zoo"]
