@@ -340,6 +340,7 @@ TABLES = {
     "depth": depth,
     "diagnosis": diagnosis,
     "headline": headline,
+    "headline, healthy": healthy,
     "lost_peers": lost_peers,
     "monitoring": monitoring,
     "published_rules": published_rules,

@@ -18,7 +18,7 @@ def test_a_sick_network(here):
     ran = vanishjax(*SICK, "--learning-rate", "0.003", "--out", "report")
     assert ran.status == 0
     first, *rest = ran.out.splitlines()
-    assert first == "Cured by lsuv, at the cost of 215 training steps."
+    assert first == "Cured by lsuv, slower, at the cost of 215 training steps."
     assert rest[-1] == "saved cure.json and cure.png in report"
     assert "  params = vj.initializers.lsuv(loss_fn, params, batch)" in rest
     assert max(map(len, rest)) <= 100
@@ -27,12 +27,12 @@ def test_a_sick_network(here):
         "lsuv: accepted",
         "small_lsuv: better",
         "looks_linear: failed",
-        "lsuv, slower: no better",
         "small_lsuv, slower: no better",
+        "lsuv, slower: accepted",
     ]
     result = read_json(here / "report" / "cure.json")
     outcomes = [trial["outcome"] for trial in result["trials"]]
-    assert outcomes == ["untreated", "accepted", "better", "failed", "no better", "no better"]
+    assert outcomes == ["untreated", "accepted", "better", "failed", "no better", "accepted"]
     assert len(result["trials"][0]["losses"]) == 40
     assert result["after"]["healthy"]
     assert not result["before"]["healthy"]

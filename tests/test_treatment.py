@@ -88,8 +88,8 @@ def test_the_state_that_comes_back_is_that_of_the_trial(cured):
         losses.append(float(metrics["loss"]))
     chex.assert_trees_all_close(treatment.problem.params, dict(state.params), atol=2e-3)
     chex.assert_trees_all_equal_shapes_and_dtypes(treatment.opt_state, state.opt_state)
-    accepted = next(trial for trial in treatment.trials if trial.outcome == "accepted")
-    np.testing.assert_allclose(accepted.losses, losses, atol=1e-3)
+    accepted = [trial for trial in treatment.trials if trial.outcome == "accepted"]
+    np.testing.assert_allclose(accepted[-1].losses, losses, atol=1e-3)
 
 
 def test_it_is_deterministic_under_a_key(cured):
@@ -400,7 +400,7 @@ def test_a_model_of_ones_own_without_a_factory():
 
     params = Net().init(KEY, data()[0][0])["params"]
     treatment = vj.cure(vj.Problem(loss_fn, params, vj.adam(3e-3)), data(), steps=60)
-    assert [one.name for one in treatment.accepted] == ["lsuv"]
+    assert [one.name for one in treatment.accepted] == ["lsuv, slower"]
     assert treatment.trials[-1].accuracy is None
     assert "rezero" not in names(treatment)
 

@@ -156,9 +156,10 @@ def cure(
       >>> batches = [(inputs, jnp.argmax(inputs[:, :4], axis=1)) for inputs in x]
       >>> treatment = cure(problem, batches, steps=60)
       >>> [remedy.name for remedy in treatment.accepted], treatment.after.healthy
-      (['lsuv'], True)
+      (['lsuv, slower'], True)
       >>> print(treatment.recipe)
       params = vj.initializers.lsuv(loss_fn, params, batch)
+      tx = optax.chain(tx, optax.scale(0.3))
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
