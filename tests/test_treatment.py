@@ -286,7 +286,7 @@ def test_a_slower_run_keeps_up_if_it_comes_half_as_far(start, end, kept_up):
     assert found == kept_up
     assert said == (
         f"the loss fell by {start - end:.3g}, {'at least' if kept_up else 'less than'} half of the "
-        "faster one's 1.8"
+        f"faster one's 1.8{', and slower is safer' if kept_up else ''}"
     )
 
 

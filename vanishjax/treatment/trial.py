@@ -216,12 +216,11 @@ def keeps_up(slow: Course, fast: Course) -> tuple[bool, str]:
     Returns:
       The answer, and the numbers behind it in words.
     """
-    least = min(_HALF * fast.progress, fast.progress)
-    relation = "at least" if slow.progress >= least else "less than"
-    return slow.progress >= least, (
-        f"the loss fell by {slow.progress:.3g}, {relation} half of the faster one's "
-        f"{fast.progress:.3g}"
-    )
+    kept_up = slow.progress >= min(_HALF * fast.progress, fast.progress)
+    relation = "at least" if kept_up else "less than"
+    said = f"the loss fell by {slow.progress:.3g}, {relation} half of the faster one's "
+    said += f"{fast.progress:.3g}"
+    return kept_up, f"{said}, and slower is safer" if kept_up else said
 
 
 def cause_improved(after: Diagnosis, before: Diagnosis) -> tuple[bool, str]:
