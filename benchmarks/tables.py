@@ -253,6 +253,12 @@ def cure(results):
         f"the full training. Of {total['beyond_runs']} runs of networks whose loss itself is at "
         f"fault, {total['beyond_left_alone']} came back as they were."
     )
+    missed = {
+        one["network"]: [100 * run["test_accuracy"] for run in one["runs"] if not run["repaired"]]
+        for one in curable
+    }
+    shown = (f"{name} ({', '.join(f'{x:.1f}' for x in at)})" for name, at in missed.items() if at)
+    rows += ["", f"Not repaired, at a test accuracy in percent: {'; '.join(shown)}."]
     return rows
 
 
