@@ -36,10 +36,13 @@ class Benchmark(NamedTuple):
 PACKAGE = "benchmarks"
 BENCHMARKS = {
     "response": Benchmark(),
+    "one_network": Benchmark(),
+    "trainability": Benchmark(),
     "step_time": Benchmark(),
     "argument_order": Benchmark(),
     "training_speed": Benchmark(package="keras"),
     "monitoring": Benchmark(),
+    "parallel_step": Benchmark(),
     "depth": Benchmark(),
     "scaling": Benchmark(),
     "resume": Benchmark(),
