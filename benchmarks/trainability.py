@@ -14,12 +14,12 @@ from benchmarks import record
 from vanishjax.cli import main as vanishjax
 
 CELLS = {
-    "--optimizers": "momentum,adam,muon,deep_muon",
-    "--depths": "2,4,8,16,32",
-    "--activations": "sigmoid,relu",
+    "--optimizers": "momentum,adam,lion,muon,deep_muon",
+    "--depths": "2,4,8,16,32,64",
+    "--activations": "sigmoid,tanh,relu",
     "--inits": "lecun,critical_orthogonal",
     "--seeds": "3",
-    "--epochs": "15",
+    "--epochs": "20",
 }
 QUICK = CELLS | {
     "--optimizers": "adam,deep_muon",
