@@ -2,7 +2,8 @@
 
 A training step is forward, backward and optax's adam on a 10 x 512 MLP at batch 256, compiled by
 `make_train_step`. By turns in one process; "itself" is the bare step against a second copy of the
-bare step, which shows the noise.
+bare step, which shows the noise. Beside `monitor` stand two usual ways to see as much at every
+step: norms that `jax.debug.callback` hands to the host, and a loop that pulls all gradients there.
 
     python -m benchmarks monitoring
 """
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import vanishjax as vj
@@ -39,6 +41,39 @@ class Training:
         """One step."""
         self.state, metrics = jax.block_until_ready(self.step(self.state, self.batch))
         return metrics
+
+
+def calling_back(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The transform, with the norms of gradients and updates handed to the host at every step."""
+    log: list[Any] = []
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        steps, state = tx.update(updates, state, params)
+        norms = jax.tree.map(jnp.linalg.vector_norm, (updates, steps))
+        jax.debug.callback(log.append, norms)
+        return steps, state
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+class Pulling(Training):
+    """A loop that pulls every gradient to the host and takes its norm there."""
+
+    def __init__(self, problem: vj.Problem, tx: optax.GradientTransformation) -> None:
+        super().__init__(problem, tx)
+
+        def step(state: vj.TrainState, batch: Any) -> Any:
+            loss, gradients = jax.value_and_grad(problem.loss_fn)(state.params, batch)
+            updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            return state._replace(params=params, opt_state=opt_state), (loss, gradients)
+
+        self.step = jax.jit(step, donate_argnums=0)
+
+    def __call__(self) -> Any:
+        """One step."""
+        loss, gradients = super().__call__()
+        return loss, [np.linalg.norm(leaf) for leaf in jax.tree.leaves(jax.device_get(gradients))]
 
 
 def over(one: Callable[[], Any], other: Callable[[], Any], turns: int) -> dict[str, Any]:
@@ -72,17 +107,18 @@ def main() -> None:
         adam = optax.adam(1e-3)
         bare = Training(problem, adam)
         others = {
-            "itself": adam,
-            "every=1": vj.monitor(adam, every=1),
-            "every=16": vj.monitor(adam, every=16),
-            "every=1, exact": vj.monitor(adam, every=1, sample=None),
+            "itself": Training(problem, adam),
+            "monitor every=1": Training(problem, vj.monitor(adam, every=1)),
+            "monitor every=16": Training(problem, vj.monitor(adam, every=16)),
+            "monitor every=256": Training(problem, vj.monitor(adam, every=256)),
+            "monitor every=1, exact": Training(problem, vj.monitor(adam, every=1, sample=None)),
+            "debug.callback": Training(problem, calling_back(adam)),
+            "gradients to the host": Pulling(problem, adam),
         }
-        for name, tx in others.items():
+        for name, other in others.items():
             # What counts is the mean over the steps between two observations.
-            results[f"monitor {name}, {form}"] = over(
-                _sixteen(Training(problem, tx)), _sixteen(bare), turns // 4
-            )
-            _show(f"monitor {name}, {form}", results)
+            results[f"{name}, {form}"] = over(_sixteen(other), _sixteen(bare), turns // 4)
+            _show(f"{name}, {form}", results)
 
         def look(p: vj.Problem = problem, batch: Any = bare.batch) -> jax.Array:
             return vj.probe(p.loss_fn, p.params, batch).log_chi

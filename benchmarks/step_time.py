@@ -4,7 +4,8 @@ A step is `update` and `apply_updates`, jitted as `(params, state, gradients) ->
 with params and state donated: outputs in the order of the donated inputs, so that XLA copies no
 buffer. The floor is what the formula must move (parameters and state read and written, gradients
 read, once more for a norm over all of them) at the speed of a copy: `x + 1` in place on a buffer
-that is as large as all of these, timed in the same turns.
+that is as large as all of these, timed in the same turns. Where torch is installed, its foreach and
+fused forms take their turns too.
 
 optimizers: every one, 8M float32 parameters in one leaf, in 64 leaves, and in one stack of 64.
 forms: Adam on one leaf of 1,000 to 100M parameters, on 10 to 1,000 leaves, and in bfloat16.
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 
 import vanishjax as vj
-from benchmarks import record, timing
+from benchmarks import record, timing, torch_peer
 
 # Ours, optax's, and how often the formula reads a gradient.
 OPTIMIZERS = {
@@ -111,8 +112,8 @@ class Copy:
         return self.buffer
 
 
-def compare(optimizers, shapes, dtype, turns):
-    """Ours against optax's and the floor, on one tree."""
+def compare(optimizers, shapes, dtype, turns, torch_name=None):
+    """Ours against optax's, torch's of that name, and the floor, on one tree."""
     ours, theirs, reads = optimizers
     rng = np.random.default_rng(0)
     gradients = [jnp.asarray(rng.standard_normal(s, np.float32), dtype) for s in shapes]
@@ -127,11 +128,13 @@ def compare(optimizers, shapes, dtype, turns):
     moved = 2 * footprint + (reads - 2) * nbytes(gradients)
     copy = Copy(min(footprint, LARGEST_COPY), calls)
     del params
-    samples = timing.by_turns({**pair, "copy": copy}, turns)
+    torchs = torch_peer.steps(torch_name, gradients, calls)
+    samples = timing.by_turns({**pair, **torchs, "copy": copy}, turns)
     floor = [taken * moved / (2 * copy.buffer.nbytes) for taken in samples["copy"]]
     return {
         "ratio": timing.ratio(samples["vanishjax"], samples["optax"]),
-        **{f"{name}_over_floor": timing.ratio(samples[name], floor) for name in pair},
+        **{f"over_{name}": timing.ratio(samples["vanishjax"], samples[name]) for name in torchs},
+        **{f"{name}_over_floor": timing.ratio(samples[name], floor) for name in (*pair, *torchs)},
         "seconds": {
             name: record.spread([taken / calls for taken in found])
             for name, found in samples.items()
@@ -151,7 +154,8 @@ def show(name, found):
     """One line of progress."""
     parts = [
         f"{kind} {found[kind]['median']:.3f} [{low:.3f}, {high:.3f}]"
-        for kind in ("ratio", "vanishjax_over_floor", "optax_over_floor")
+        for kind in ("ratio", "over_torch foreach", "over_torch fused", "vanishjax_over_floor")
+        if kind in found
         for low, high in [found[kind]["quartiles"]]
     ]
     print(f"{name:48} {'  '.join(parts)}", flush=True)
@@ -166,15 +170,16 @@ def main() -> None:
     parameters = options.parameters or (200_000 if quick else 8_000_000)
     turns = 5 if quick else 40
     names = ("adam", "clip + adamw") if quick else tuple(OPTIMIZERS)
-    results: dict[str, dict] = {"optimizers": {}, "forms": {}, "torch": None}
+    results: dict[str, dict] = {"optimizers": {}, "forms": {}}
     for tree, shapes in trees(parameters).items():
         for name in names:
-            found = compare(OPTIMIZERS[name], shapes, jnp.float32, turns)
+            found = compare(OPTIMIZERS[name], shapes, jnp.float32, turns, name)
             results["optimizers"][f"{name}, {tree}"] = found
             show(f"{name}, {tree}", found)
     for name, (optimizers, shapes, dtype) in forms(quick).items():
         few = sum(map(np.prod, shapes)) >= 10**8
-        found = compare(optimizers, shapes, dtype, turns // 4 if few else turns)
+        peer = "adam" if optimizers is OPTIMIZERS["adam"] and dtype == jnp.float32 else None
+        found = compare(optimizers, shapes, dtype, turns // 4 if few else turns, peer)
         results["forms"][name] = found
         show(name, found)
     settings = {

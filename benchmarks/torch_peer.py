@@ -1,0 +1,102 @@
+"""torch's optimizer steps and training loops, as contenders in other benchmarks.
+
+pip install torch
+"""
+
+import itertools
+import os
+from importlib.util import find_spec
+
+# Or its threads would spin on into the next contender's turn. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+
+RATE = 1e-3
+# Those that torch has, and whether it has them fused.
+OPTIMIZERS = {
+    "sgd, momentum": True,
+    "adam": True,
+    "nadam": False,
+    "adamw": True,
+    "clip + adamw": True,
+    "rmsprop": False,
+}
+
+
+def installed():
+    """Whether there is a torch to compare with."""
+    return find_spec("torch") is not None
+
+
+class Step:
+    """An optimizer step: what `torch.optim` does between two backward passes."""
+
+    def __init__(self, name, form, gradients, calls):
+        import torch
+
+        make = {
+            "sgd, momentum": lambda *a, **k: torch.optim.SGD(*a, momentum=0.9, **k),
+            "adam": torch.optim.Adam,
+            "nadam": torch.optim.NAdam,
+            "adamw": torch.optim.AdamW,
+            "clip + adamw": torch.optim.AdamW,
+            "rmsprop": torch.optim.RMSprop,
+        }[name]
+        self.params = []
+        for gradient in gradients:
+            param = torch.ones(gradient.shape, requires_grad=True)
+            param.grad = torch.from_numpy(np.array(gradient))
+            self.params.append(param)
+        self.calls = calls
+        self.optimizer = make(self.params, lr=RATE, **{form: True})
+        self.clip = torch.nn.utils.clip_grad_norm_ if name.startswith("clip") else None
+
+    def __call__(self):
+        """One sample."""
+        for _ in range(self.calls):
+            if self.clip is not None:
+                self.clip(self.params, 1.0)
+            self.optimizer.step()
+
+
+def steps(name, gradients, calls):
+    """Name -> contender, of the forms in which torch has an optimizer."""
+    if name not in OPTIMIZERS or not installed():
+        return {}
+    forms = ("foreach", "fused") if OPTIMIZERS[name] else ("foreach",)
+    return {f"torch {form}": Step(name, form, gradients, calls) for form in forms}
+
+
+def epochs(features, hidden, classes, inputs, labels, batch_size):
+    """Name -> an epoch of training with Adam: eager, and what `torch.compile` makes of the model.
+
+    Eager is torch's default; beside the compiled model stands its fastest Adam, the fused one.
+    """
+    if not installed():
+        return {}
+    import torch
+
+    inputs, labels = torch.from_numpy(inputs), torch.from_numpy(labels).long()
+
+    def contender(compiled):
+        torch.manual_seed(0)
+        widths = (features, *hidden, classes)
+        layers = []
+        for wide, narrow in itertools.pairwise(widths):
+            layers += [torch.nn.Linear(wide, narrow), torch.nn.ReLU()]
+        model = torch.nn.Sequential(*layers[:-1])
+        optimizer = torch.optim.Adam(model.parameters(), RATE, fused=compiled)
+        loss_fn = torch.nn.CrossEntropyLoss()
+        predict = torch.compile(model) if compiled else model
+
+        def epoch():
+            order = torch.randperm(len(inputs))
+            for rows in order.split(batch_size):
+                optimizer.zero_grad()
+                loss_fn(predict(inputs[rows]), labels[rows]).backward()
+                optimizer.step()
+
+        return epoch
+
+    return {"torch eager": contender(False), "torch compiled": contender(True)}
