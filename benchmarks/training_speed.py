@@ -4,9 +4,9 @@ The article's network (784-64-32-10, batch 64, an epoch of 48,000 images) and a 
 of 1,024, batch 128), both ReLU with Adam, on random pixels: the work doesn't depend on them. One
 process; after a warm-up all take turns, epoch by epoch, and ratios are taken turn by turn. All
 layers are unrolled, as those of other libraries are; a bare loop over the same layers as one stack
-shows what that costs where layers are large. The
-arithmetic floor is the time of the matrix products of an epoch, at the speed of products of two
-2,048 x 2,048 matrices in the same turn. torch takes part where it is installed.
+shows what that costs where layers are large. The arithmetic floor is the time of the matrix
+products of an epoch, at the speed of products of two 2,048 x 2,048 matrices in the same turn. torch
+takes part where it is installed.
 
     pip install keras torch && python -m benchmarks training_speed
 """
