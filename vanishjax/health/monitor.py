@@ -164,9 +164,12 @@ def monitor(
         else:
             health = jax.lax.cond(state.count % every == 0, observe, lambda *_: state.health, *seen)
         # XLA on a CPU would copy the parameters, lest they be overwritten before they are seen; it
-        # doesn't know that no norm is negative.
-        taken = jnp.all(~(health.param_norm < 0))
-        steps = jax.tree.map(lambda u: jnp.where(taken, u, jnp.zeros_like(u)), steps)
+        # doesn't know that no size is negative. A layer of which only rows are seen waits for
+        # these alone: until all layers are seen its gradient would have left the cache.
+        if share >= 1:
+            steps = jax.tree.map(functools.partial(_once_seen, health.param_norm), steps)
+        else:
+            steps = found.map(functools.partial(_once_thinned, share=share), steps, params)
         count = optax.safe_increment(state.count)
         return steps, MonitorState(health, count, state.response, inner_state)
 
@@ -299,6 +302,18 @@ def _thinned(x: jax.Array, axes: tuple[int, ...], share: float) -> jax.Array:
     """Evenly spaced rows of every layer."""
     axis, stride = _rows(x.shape, axes, share)
     return x if stride == 1 else jax.lax.slice_in_dim(x, 0, None, stride, axis)
+
+
+def _once_seen(sizes: jax.Array, step: jax.Array) -> jax.Array:
+    """The step, from when these are known, which can't be negative."""
+    return jnp.where(jnp.all(~(sizes < 0)), step, jnp.zeros_like(step))
+
+
+def _once_thinned(
+    step: jax.Array, param: jax.Array, axes: tuple[int, ...], share: float
+) -> jax.Array:
+    """The step, from when the parameter's rows have been read."""
+    return _once_seen(_sum_of_squares(_thinned(param, axes, share), axes), step)
 
 
 def _thinned_layers(layers: Layers, share: float) -> Layers:
