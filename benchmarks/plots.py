@@ -12,7 +12,10 @@ from PIL import Image, PngImagePlugin
 
 from benchmarks.record import RESULTS
 from vanishjax.report import png_figure
+from vanishjax.report.atlas_plot import plot_atlas
+from vanishjax.report.diagnosis_plot import plot_diagnosis
 from vanishjax.report.plots import MUTED, OKABE_ITO
+from vanishjax.report.treatment_plot import plot_treatment
 
 SMALLEST_FLOAT32 = 1.2e-38
 # Colours are enough of; more only cost bytes.
@@ -219,7 +222,37 @@ def ranges(middles, samples):
     return [[middle - min(x) for middle, x in pairs], [max(x) - middle for middle, x in pairs]]
 
 
-PLOTS = {"response": response, "headline": headline, "step_time": step_time, "depth": depth}
+def waterfall(results, _, path):
+    """What is left of one network's gradient, layer by layer."""
+    plot_diagnosis(results["diagnosis"], path)
+
+
+def race(results, _, path):
+    """The trials of one network's cure."""
+    plot_treatment(results["treatment"], path)
+
+
+def trainability(results, settings, path):
+    """Test accuracy by optimizer and depth, over what theory predicts."""
+    plot_atlas(results | {"settings": settings}, path)
+
+
+# By the picture's name; before a comma stands the benchmark, where one has two pictures.
+PLOTS = {
+    "response": response,
+    "one_network, waterfall": waterfall,
+    "one_network, race": race,
+    "trainability": trainability,
+    "headline": headline,
+    "step_time": step_time,
+    "depth": depth,
+}
+
+
+def files(name: str, folder: Path = RESULTS) -> tuple[Path, Path]:
+    """The JSON that a picture is drawn from, and the picture."""
+    source = folder / f"{name.partition(',')[0]}.json"
+    return source, folder / f"{name.replace(', ', '_')}.png"
 
 
 def digest(path: Path) -> str:
@@ -230,8 +263,8 @@ def digest(path: Path) -> str:
 
 
 def draw(name: str, folder: Path = RESULTS) -> Path:
-    """Draws `<folder>/<name>.png` from `<folder>/<name>.json`."""
-    source, path = folder / f"{name}.json", folder / f"{name}.png"
+    """Draws a picture from its JSON; returns where it lies."""
+    source, path = files(name, folder)
     content = json.loads(source.read_text())
     PLOTS[name](content["results"], content["settings"], path)
     marks = PngImagePlugin.PngInfo()

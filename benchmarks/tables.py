@@ -6,7 +6,9 @@ import math
 import re
 from pathlib import Path
 
+from benchmarks import speed_tables
 from benchmarks.record import RESULTS
+from benchmarks.speed_tables import ratio
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -30,93 +32,6 @@ def article(results):
             mean, sd = 100 * found["test_accuracy"], 100 * found["test_accuracy_sd"]
             cells += [f"{found['learning_rate']:g}", f"{mean:.1f} ± {sd:.1f}"]
         rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-def training_speed(results):
-    """Epoch time of the others over ours."""
-    rows = ["| | times the time of `vanishjax.fit` (quartiles) |", "|---|---|"]
-    for key, name in (
-        ("bare_loop_over_vanishjax", "bare jitted loop of optax over NumPy batches"),
-        ("keras_over_vanishjax", "Keras 3 `fit`, JAX backend"),
-    ):
-        rows.append(f"| {name} | {_ratio(results[key])} |")
-    return rows
-
-
-def step_time(results):
-    """Step time over optax's."""
-    found = results["optimizers"]
-    trees = ("one leaf", "64 leaves", "stack of 64")
-    names = dict.fromkeys(key.rsplit(", ", 1)[0] for key in found)
-    rows = [
-        f"| step time over optax's | {' | '.join(trees)} | one leaf, over the floor |",
-        "|---|---|---|---|---|",
-    ]
-    for name in names:
-        cells = [_ratio(found[f"{name}, {tree}"]["ratio"]) for tree in trees]
-        cells.append(_ratio(found[f"{name}, {trees[0]}"]["vanishjax_over_floor"]))
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return rows
-
-
-def step_forms(results):
-    """Adam's step on trees of all sizes: over optax's, over the floor, and what compiling takes."""
-    rows = [
-        "| Adam on | over optax's | over the floor | trace + compile, s | optax's |",
-        "|---|---|---|---|---|",
-    ]
-    for name, found in results["forms"].items():
-        cells = [_ratio(found["ratio"]), _ratio(found["vanishjax_over_floor"])]
-        for library in ("vanishjax", "optax"):
-            seconds = found["trace_seconds"][library] + found["compile_seconds"][library]
-            cells.append(f"{seconds:.2f}")
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return rows
-
-
-def argument_order(results):
-    """A training step of other loops over ours."""
-    names = {
-        "in order": "optax, one jitted step, (params, state) -> (params, state), donated",
-        "crossed": "optax, the same, but (state, params) -> (params, state)",
-        "separate": "optax, the update jitted apart, (gradients, state, params) -> (params, state)",
-        "undonated": "optax, one jitted step, nothing donated",
-    }
-    rows = ["| loop | times the time of `make_train_step` (quartiles) |", "|---|---|"]
-    for key, name in names.items():
-        rows.append(f"| {name} | {_ratio(results['over_vanishjax'][key])} |")
-    ordered, crossed = (results["programs"][key] for key in ("in order", "crossed"))
-    rows.append("")
-    rows.append(
-        f"Whole buffers that the compiled step copies: in order {ordered['copies']}, crossed "
-        f"{crossed['copies']}; temporary memory {ordered['temporary_bytes'] / 1e6:.0f} and "
-        f"{crossed['temporary_bytes'] / 1e6:.0f} MB."
-    )
-    return rows
-
-
-def depth(results):
-    """Tracing and compiling, and a step, against depth."""
-    forms = list(dict.fromkeys(key.partition(", ")[2] for key in results))
-    rows = [
-        "| | trace + compile, s: Adam (optax's) | over depth 10 | Muon (optax's) | over depth 10 "
-        "| step over optax's: Adam | Muon |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for form in forms:
-        cells = []
-        for kind in ("adam", "muon"):
-            ours, theirs = (results[f"{name} {kind}, {form}"] for name in ("vanishjax", "optax"))
-            seconds = [
-                one["trace_seconds"]["median"] + one["compile_seconds"]["median"]
-                for one in (ours, theirs)
-            ]
-            cells.append(f"{seconds[0]:.1f} ({seconds[1]:.1f})")
-            cells.append(f"{ours['trace_and_compile_over_depth_10']['median']:.2f}")
-        for kind in ("adam", "muon"):
-            cells.append(_ratio(results[f"vanishjax {kind}, {form}"]["step_over_optax"]))
-        rows.append(f"| {form} | {' | '.join(cells)} |")
     return rows
 
 
@@ -181,18 +96,6 @@ def published_rules(results):
     return rows
 
 
-def monitoring(results):
-    """Training steps with a monitor over those without, and what a probe costs."""
-    rows = ["| | stacked | unrolled |", "|---|---|---|"]
-    for name in ("itself", "every=1", "every=16", "every=1, exact"):
-        cells = [_ratio(results[f"monitor {name}, {form}"], 3) for form in ("stacked", "unrolled")]
-        label = "the bare step again (noise)" if name == "itself" else f"`monitor`, {name}"
-        rows.append(f"| {label} | {' | '.join(cells)} |")
-    cells = [_ratio(results[f"probe, {form}"]) for form in ("stacked", "unrolled")]
-    rows.append(f"| `probe`, in training steps | {' | '.join(cells)} |")
-    return rows
-
-
 def headline(results):
     """Training and test accuracy by depth."""
     cells = {(one["network"]["depth"], one["contender"]): one for one in results["headline"]}
@@ -213,17 +116,42 @@ def headline(results):
 
 def healthy(results):
     """What optimizers for sick networks make of healthy ones, beside the usual."""
-    cells = {}
-    for one in results["healthy"]:
-        network = one["network"]
-        row = cells.setdefault(f"{network['activation']} x{network['depth']}", {})
+    return _by_network(results["healthy"], lambda own: f"{own['activation']} x{own['depth']}")
+
+
+def beyond(results):
+    """The headline's contenders on deeper, other networks, other batches and other data."""
+    usual = results["headline"][0]["network"]
+    words = {
+        "depth": "depth {}",
+        "width": "width {}",
+        "batch_size": "batch {}",
+        "epochs": "{} epochs",
+        "data": "{}",
+    }
+
+    def name(own):
+        new = [
+            text.format(own[field]).replace("_mnist", "-MNIST").replace("fashion", "Fashion")
+            for field, text in words.items()
+            if field == "depth" or own[field] != usual[field]
+        ]
+        return ", ".join(new)
+
+    return _by_network(results["beyond"], name)
+
+
+def _by_network(cells, name_of):
+    """Training / test accuracy, a row for each network, a column for each contender."""
+    rows: dict[str, dict[str, str]] = {}
+    for one in cells:
         scores = (_percent(one[f"{part}_accuracy"]) for part in ("train", "test"))
-        row[one["contender"]] = " / ".join(scores)
-    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+        rows.setdefault(name_of(one["network"]), {})[one["contender"]] = " / ".join(scores)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
     return [
         f"| | {' | '.join(names)} |",
         "|---" * (len(names) + 1) + "|",
-        *(f"| {network} | {' | '.join(row[n] for n in names)} |" for network, row in cells.items()),
+        *(f"| {key} | {' | '.join(row.get(n, '') for n in names)} |" for key, row in rows.items()),
     ]
 
 
@@ -249,7 +177,7 @@ def cure(results):
     rows.append("")
     rows.append(
         f"{total['repaired']:.1%} of {total['runs']} runs repaired, "
-        f"{total['control_repaired']:.1%} by chance; the cure cost {_ratio(total['cost'], 3)} of "
+        f"{total['control_repaired']:.1%} by chance; the cure cost {ratio(total['cost'], 3)} of "
         f"the full training. Of {total['beyond_runs']} runs of networks whose loss itself is at "
         f"fault, {total['beyond_left_alone']} came back as they were."
     )
@@ -338,24 +266,27 @@ def scaling(results):
 
 
 TABLES = {
-    "argument_order": argument_order,
+    "argument_order": speed_tables.argument_order,
     "article": article,
     "cure": cure,
     "cure, deep": cure_deep,
     "cure, matrix": cure_matrix,
-    "depth": depth,
+    "depth": speed_tables.depth,
     "diagnosis": diagnosis,
     "headline": headline,
+    "headline, beyond": beyond,
     "headline, healthy": healthy,
     "lost_peers": lost_peers,
-    "monitoring": monitoring,
+    "monitoring": speed_tables.monitoring,
+    "parallel_step": speed_tables.parallel_step,
     "published_rules": published_rules,
     "response": response,
     "resume": resume,
     "scaling": scaling,
-    "step_time": step_time,
-    "step_time, forms": step_forms,
-    "training_speed": training_speed,
+    "step_time": speed_tables.step_time,
+    "step_time, forms": speed_tables.step_forms,
+    "step_time, torch": speed_tables.step_torch,
+    "training_speed": speed_tables.training_speed,
 }
 
 
@@ -388,11 +319,6 @@ def _percent(shares) -> str:
     mean = math.fsum(shares) / len(shares)
     deviation = (math.fsum((share - mean) ** 2 for share in shares) / len(shares)) ** 0.5
     return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
-
-
-def _ratio(found, digits=2) -> str:
-    low, high = found["quartiles"]
-    return f"{found['median']:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
 
 
 if __name__ == "__main__":

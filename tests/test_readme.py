@@ -43,13 +43,11 @@ def test_every_transform_is_mentioned():
 
 @pytest.mark.parametrize("name", plots.PLOTS)
 def test_picture_is_drawn_from_its_json(name):
-    path = RESULTS / f"{name}.png"
+    source, path = plots.files(name)
     with Image.open(path) as picture:
-        assert picture.info["Source"] == plots.digest(RESULTS / f"{name}.json"), (
-            "run `python -m benchmarks.plots`"
-        )
-    assert path.stat().st_size < 100_000
-    assert f"](benchmarks/results/{name}.png)" in README
+        assert picture.info["Source"] == plots.digest(source), "run `python -m benchmarks.plots`"
+    assert path.stat().st_size < 160_000
+    assert f"]({path.relative_to(ROOT)})" in README
 
 
 def test_every_picture_and_command_of_the_benchmarks_exists():
