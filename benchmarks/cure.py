@@ -154,6 +154,7 @@ def treat(network, seed, reference):
         "accepted": [one.name for one in treatment.accepted],
         "trials": {trial.remedy: trial.outcome for trial in treatment.trials},
         "cost": treatment.cost / FULL_STEPS,
+        "train_accuracy": accuracy(treatment.problem, params, data),
         "test_accuracy": reached,
         "repaired": reached >= reference - WITHIN,
         "control": None if chosen is None else chosen.name,
