@@ -12,7 +12,8 @@ one that is often advised: Adam with a smaller eps.
 
 deep: networks far beyond any optimizer's reach, each with whatever cure it takes.
 
-A network is written as soon as it is done, and a run that was broken off goes on where it was.
+A network is written as soon as it is done, and a run that was broken off goes on where it was; each
+part carries the commit that measured it last.
 
     python -m benchmarks cure --data-dir FOLDER_OF_mnist --jobs 2
     python -m benchmarks cure --quick    # one network of the zoo, one seed
@@ -357,24 +358,27 @@ def main():
         "repaired_within": WITHIN,
     }
     path = options.out / "cure.json"
-    results = {"zoo": {}, "matrix": {}, "deep": {}}
+    results = {"zoo": {}, "matrix": {}, "deep": {}, "commits": {}}
     if path.exists() and (known := json.loads(path.read_text()))["settings"] == settings:
         results |= known["results"]
 
-    def save():
+    def save(part):
+        results["commits"][part] = record.commit()
         record.write("cure", options.out, settings, results)
 
     parts = options.part or (("zoo",) if options.quick else ("zoo", "matrix"))
     if options.part is None and options.data_dir is not None and not options.quick:
         parts = (*parts, "deep")
     if "zoo" in parts:
-        zoo(results["zoo"], save, seeds, options.jobs, most)
+        zoo(results["zoo"], functools.partial(save, "zoo"), seeds, options.jobs, most)
     if "matrix" in parts:
-        matrix(results["matrix"], save, options.jobs)
+        matrix(results["matrix"], functools.partial(save, "matrix"), options.jobs)
     if "deep" in parts:
         if options.data_dir is None:
             parser.error("the deep ones need --data-dir, a folder with mnist")
-        deep(results["deep"], save, seeds, options.jobs, options.data_dir)
+        deep(
+            results["deep"], functools.partial(save, "deep"), seeds, options.jobs, options.data_dir
+        )
 
 
 if __name__ == "__main__":

@@ -181,12 +181,13 @@ def cure(results):
         f"the full training. Of {total['beyond_runs']} runs of networks whose loss itself is at "
         f"fault, {total['beyond_left_alone']} came back as they were."
     )
-    missed = {
-        one["network"]: [100 * run["test_accuracy"] for run in one["runs"] if not run["repaired"]]
+    missed = [
+        f"{one['network']} ({100 * run['train_accuracy']:.1f} / {100 * run['test_accuracy']:.1f})"
         for one in curable
-    }
-    shown = (f"{name} ({', '.join(f'{x:.1f}' for x in at)})" for name, at in missed.items() if at)
-    rows += ["", f"Not repaired, at a test accuracy in percent: {'; '.join(shown)}."]
+        for run in one["runs"]
+        if not run["repaired"]
+    ]
+    rows += ["", f"Not repaired, at training / test accuracy in percent: {'; '.join(missed)}."]
     return rows
 
 
