@@ -178,8 +178,9 @@ def cure(results):
     rows.append(
         f"{total['repaired']:.1%} of {total['runs']} runs repaired, "
         f"{total['control_repaired']:.1%} by chance; the cure cost {ratio(total['cost'], 3)} of "
-        f"the full training. Of {total['beyond_runs']} runs of networks whose loss itself is at "
-        f"fault, {total['beyond_left_alone']} came back as they were."
+        f"the full training, at most {max(total['cost']['samples']):.3f}. Of "
+        f"{total['beyond_runs']} runs of networks whose loss itself is at fault, "
+        f"{total['beyond_left_alone']} came back as they were."
     )
     missed = [
         f"{one['network']} ({100 * run['train_accuracy']:.1f} / {100 * run['test_accuracy']:.1f})"
