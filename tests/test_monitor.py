@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vanishjax as vj
 from vanishjax.health.course import assess
-from vanishjax.health.monitor import Health, MonitorState, monitor, read_health
+from vanishjax.health.monitor import MonitorState, monitor, read_health
+from vanishjax.health.observation import Health
 from vanishjax.health.response import GRADIENT_RMS
 from vanishjax.layers import Layers, Leaf
 
@@ -266,16 +267,16 @@ def test_between_observations_nothing_is_computed():
     tx = monitor(optax.sgd(0.1), LAYERS, every=4)
     state = tx.init(STACKED)
     program = jax.make_jaxpr(tx.update)(STACKED, state, STACKED)
-    conds = [e for e in program.eqns if e.primitive.name == "cond"]
-    assert len(conds) == 1
+    params, rest = (e for e in program.eqns if e.primitive.name == "cond")
     outside = {e.primitive.name for e in program.eqns}
     assert not outside & {"dot_general", "reduce_sum", "erf"}
-    skip, observe = (branch.jaxpr.eqns for branch in conds[0].params["branches"])
-    assert not skip
-    assert {"dot_general", "reduce_sum"} <= {e.primitive.name for e in observe}
-    # Every step observed: no branch at all but the one that guards against overflow.
+    for cond, idle in ((params, {"broadcast_in_dim"}), (rest, set())):
+        skip, observe = (branch.jaxpr.eqns for branch in cond.params["branches"])
+        assert {e.primitive.name for e in skip} <= idle
+        assert "dot_general" in {e.primitive.name for e in observe}
+    # Every step observed: no branches at all but those that guard against overflow.
     program = jax.make_jaxpr(monitor(optax.sgd(0.1), LAYERS).update)(STACKED, state, STACKED)
-    assert sum(e.primitive.name == "cond" for e in program.eqns) == 1
+    assert sum(e.primitive.name == "cond" for e in program.eqns) == 2
 
 
 @pytest.mark.parametrize("every", [1, 4])

@@ -4,19 +4,23 @@ from vanishjax._jaxpr.activation import Activation
 from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
 from vanishjax._jaxpr.program import Program, flatten, is_array, trace_loss
+from vanishjax._jaxpr.rows import WHOLE, Cut, Update
 from vanishjax._jaxpr.taps import dummies_for, tapped_loss
 from vanishjax._jaxpr.uses import Trace, parameter_uses
 from vanishjax._jaxpr.values import Use
 
 __all__ = [
+    "WHOLE",
     "Activation",
     "Anatomy",
+    "Cut",
     "Event",
     "Looping",
     "Passing",
     "Program",
     "Site",
     "Trace",
+    "Update",
     "Use",
     "adjusted_forward",
     "dissect",

@@ -92,8 +92,13 @@ def flatten(program: Program) -> Program:
 class Evaluator:
     """Evaluates a jaxpr equation by equation, writing out calls.
 
-    Subclasses see every value by overriding `value`, and loops by overriding `scan`.
+    Subclasses see every value by overriding `value`, every other equation by overriding `apply`,
+    and loops by overriding `scan`.
     """
+
+    def apply(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        """The results of an equation that is neither a call nor a scan."""
+        return bind(eqn, operands)
 
     def value(self, variable: Var, x: Any, environment: Mapping[Var, Any]) -> Any:
         """What `variable` should hold, given what it would."""
@@ -165,6 +170,6 @@ class Evaluator:
             elif eqn.primitive.name == "scan":
                 results = self.scan(eqn, operands)
             else:
-                results = bind(eqn, operands)
+                results = self.apply(eqn, operands)
             write(eqn.outvars, results)
         return [read(atom) for atom in jaxpr.outvars]

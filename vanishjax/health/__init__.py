@@ -3,7 +3,8 @@
 from vanishjax.health.course import assess
 from vanishjax.health.diagnosis import Diagnosis, diagnose
 from vanishjax.health.finding import Finding
-from vanishjax.health.monitor import Health, MonitorState, monitor, read_health
+from vanishjax.health.monitor import MonitorState, monitor, read_health
+from vanishjax.health.observation import Health
 from vanishjax.health.probe import ParameterGradients, Probe, probe
 from vanishjax.health.response import Response, effectiveness, step_response
 

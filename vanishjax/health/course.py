@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from vanishjax.health.finding import Finding
-from vanishjax.health.monitor import Health
+from vanishjax.health.observation import Health
 from vanishjax.layers import Layers
 
 # Converged: the loss fell to less than a tenth of the first. Cross-entropy over ten classes has

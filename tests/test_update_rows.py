@@ -1,0 +1,115 @@
+"""Rows of updates: the same as the update's own, and never from what the step overwrites."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vanishjax as vj
+from tests.factories import PAIRED, factories
+from vanishjax._jaxpr import WHOLE, Cut, Update
+from vanishjax.layers import Layers, Leaf
+
+SHAPES = {"bias": (3, 6), "kernel": (3, 12, 6), "scale": ()}
+CUTS = [Cut(1, 2), Cut(1, 5), WHOLE]
+LAYERS = Layers(
+    (Leaf("bias", (3, 6), (0,)), Leaf("kernel", (3, 12, 6), (0,)), Leaf("scale", ())),
+    tuple(range(7)),
+    tuple(range(1, 8)),
+)
+OPTAX = {
+    "optax adam": optax.adam(1e-2),
+    "optax adam, bfloat16": optax.adam(1e-2, mu_dtype=jnp.bfloat16),
+    "optax adamw": optax.adamw(1e-2),
+    "optax chain": optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-2, weight_decay=0.1)),
+    "optax lamb": optax.lamb(1e-2),
+    "optax masked": optax.masked(optax.adamw(1e-2), {"bias": False, "kernel": True, "scale": True}),
+    "our lars, stacked": vj.lars(1e-2, layers=LAYERS),
+    "our normalize_by_layer, stacked": vj.normalize_by_layer(layers=LAYERS),
+    "identity": optax.identity(),
+    "frozen": optax.set_to_zero(),
+}
+ALL = OPTAX | {name: make() for name, make in factories().items() if name not in PAIRED}
+
+
+def tree(seed, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(seed), len(SHAPES))
+    return {
+        name: jax.random.normal(key, shape).astype(dtype)
+        for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype):
+    tx = optax.with_extra_args_support(ALL[name])
+    params, state = tree(0, dtype), None
+    state = tx.init(params)
+    _, state = jax.jit(tx.update)(tree(1, dtype), state, params)
+    update = Update(tx.update, tree(2, dtype), state, params, {})
+    # The same but for how XLA fuses what is compiled apart.
+    chex.assert_trees_all_close(
+        (update.steps, update.state), tx.update(tree(2, dtype), state, params), rtol=1e-4
+    )
+    leaves = jax.tree.leaves(params)
+    rows = {(number, cut): cut(leaves[number]) for number, cut in update.reads(CUTS)}
+    wanted = [cut(x) for x, cut in zip(jax.tree.leaves(update.steps), CUTS, strict=True)]
+    # As a compiled step does with what is donated to it.
+    kept = {id(x) for x in jax.tree.leaves((update.state, update.steps, rows))}
+    for x in jax.tree.leaves((state, params)):
+        if id(x) not in kept and np.ndim(x):
+            x.delete()
+    seen = jax.tree.leaves(update.rows(CUTS, rows))
+    for row, one in zip(seen, wanted, strict=True):
+        assert row.shape == one.shape
+        assert row.dtype == one.dtype
+        np.testing.assert_array_equal(row, one)
+
+
+def reads_steps(tx, params):
+    """Whether rows of the larger arrays are read from the steps themselves."""
+    update = Update(tx.update, tree(2), tx.init(params), params, {})
+    steps = [x for x in jax.tree.leaves(update.steps) if x.ndim]
+    rows = {
+        (number, cut): cut(jax.tree.leaves(params)[number]) for number, cut in update.reads(CUTS)
+    }
+    for x in steps:
+        x.delete()
+    try:
+        update.rows(CUTS, rows)
+    except RuntimeError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.sgd(0.1, 0.9),
+        optax.adam(1e-2),
+        optax.adamw(1e-2),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)),
+        vj.sgd(0.1, 0.9, nesterov=True),
+        vj.adam(1e-2),
+        vj.adamw(1e-2),
+        vj.nadam(1e-2),
+        vj.adam_atan2(1e-2),
+        vj.rmsprop(1e-2),
+        vj.lamb(1e-2, layers=LAYERS),
+    ],
+)
+def test_the_usual_updates_need_not_be_in_memory(tx):
+    assert not reads_steps(optax.with_extra_args_support(tx), tree(0))
+
+
+def test_what_only_the_old_state_tells_is_read_from_the_steps():
+    def old(updates, state, params=None):
+        return jax.tree.map(lambda s: 2 * s, state), updates
+
+    delayed = optax.with_extra_args_support(
+        optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p), old)
+    )
+    assert reads_steps(delayed, tree(0))
