@@ -42,7 +42,7 @@ def monitor(
     Args:
       tx: The transform to observe.
       layers: Division of the tree into layers; derived from the parameters if None.
-      every: Observes updates 0, every, 2 every, ...; between them only rows are laid aside.
+      every: Observes updates 0, every, 2 every, ...; between them nothing is computed.
       sample: Models of more entries are estimated from evenly spaced rows that hold about so many
         in all, or 4,096 of a layer: the same rows at every step, of gradient, update and
         parameters. None measures everything, for norms to the last digit or to see a single
