@@ -46,9 +46,8 @@ def tree(seed, dtype=jnp.float32):
 @pytest.mark.parametrize("name", ALL)
 def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype):
     tx = optax.with_extra_args_support(ALL[name])
-    params, state = tree(0, dtype), None
-    state = tx.init(params)
-    _, state = jax.jit(tx.update)(tree(1, dtype), state, params)
+    params = tree(0, dtype)
+    _, state = jax.jit(tx.update)(tree(1, dtype), tx.init(params), params)
     update = Update(tx.update, tree(2, dtype), state, params, {})
     # The same but for how XLA fuses what is compiled apart.
     chex.assert_trees_all_close(
@@ -72,12 +71,11 @@ def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype
 def reads_steps(tx, params):
     """Whether rows of the larger arrays are read from the steps themselves."""
     update = Update(tx.update, tree(2), tx.init(params), params, {})
-    steps = [x for x in jax.tree.leaves(update.steps) if x.ndim]
-    rows = {
-        (number, cut): cut(jax.tree.leaves(params)[number]) for number, cut in update.reads(CUTS)
-    }
-    for x in steps:
-        x.delete()
+    leaves = jax.tree.leaves(params)
+    rows = {(number, cut): cut(leaves[number]) for number, cut in update.reads(CUTS)}
+    for x in jax.tree.leaves(update.steps):
+        if x.ndim:
+            x.delete()
     try:
         update.rows(CUTS, rows)
     except RuntimeError:

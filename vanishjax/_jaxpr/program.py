@@ -46,18 +46,11 @@ def trace_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any = Non
       ValueError: The loss isn't a scalar.
     """
     leaves, structure = jax.tree_util.tree_flatten(params)
-    inputs, batch_structure = jax.tree_util.tree_flatten(batch)
-    array = [is_array(x) for x in inputs]
+    arrays, rebuild = split_arrays(batch)
 
     def flat_loss(leaves: list[Any], arrays: list[Any]) -> Any:
-        rest = iter(arrays)
-        filled = [next(rest) if one else x for x, one in zip(inputs, array, strict=True)]
-        return loss_fn(
-            jax.tree_util.tree_unflatten(structure, leaves),
-            jax.tree_util.tree_unflatten(batch_structure, filled),
-        )
+        return loss_fn(jax.tree_util.tree_unflatten(structure, leaves), rebuild(arrays))
 
-    arrays = list(itertools.compress(inputs, array))
     closed, out = jax.make_jaxpr(flat_loss, return_shape=True)(leaves, arrays)
     loss = out[0] if isinstance(out, tuple) and out else out
     if getattr(loss, "shape", None) != ():
@@ -65,6 +58,19 @@ def trace_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any = Non
             f"loss_fn must return a scalar or (scalar, aux), got {jax.tree.map(shape_of, out)}"
         )
     return Program(closed, tuple(jnp.ndim(x) for x in leaves), len(arrays))
+
+
+def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """A tree's arrays, and the function that puts others in their place; what is none stays."""
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    array = [is_array(x) for x in leaves]
+
+    def rebuild(arrays: list[Any]) -> Any:
+        rest = iter(arrays)
+        filled = [next(rest) if one else x for x, one in zip(leaves, array, strict=True)]
+        return jax.tree_util.tree_unflatten(structure, filled)
+
+    return list(itertools.compress(leaves, array)), rebuild
 
 
 def is_array(x: Any) -> bool:

@@ -7,7 +7,6 @@ Whoever took rows from the update itself would make XLA write all of it.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from vanishjax._jaxpr.program import Evaluator, is_array
+from vanishjax._jaxpr.program import Evaluator, split_arrays
 from vanishjax._jaxpr.values import ELEMENTWISE
 from vanishjax._jaxpr.versions import bind, shape_of
 
-_COMPARISONS = frozenset(["atan2", "eq", "ge", "gt", "is_finite", "le", "lt", "ne"])
-_AGAIN = (ELEMENTWISE | _COMPARISONS | {"broadcast_in_dim"}) - {"sharding_constraint"}
+# Elementwise as well; no walk in search of layers follows these, so that its list has none of them.
+_FURTHER = frozenset(["atan2", "eq", "ge", "gt", "is_finite", "le", "lt", "ne"])
+_AGAIN = (ELEMENTWISE | _FURTHER | {"broadcast_in_dim"}) - {"sharding_constraint"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,29 +62,22 @@ class Update:
         extra: Mapping[str, Any],
     ) -> None:
         """Calls `update_fn(updates, state, params, **extra)`."""
-        inputs, structure = jax.tree_util.tree_flatten((updates, state, params, dict(extra)))
-        array = [is_array(x) for x in inputs]
+        arrays, rebuild = split_arrays((updates, state, params, dict(extra)))
 
         def flat(arrays: list[Any]) -> tuple[Any, Any]:
-            rest = iter(arrays)
-            filled = [next(rest) if one else x for x, one in zip(inputs, array, strict=True)]
-            *positional, named = jax.tree_util.tree_unflatten(structure, filled)
+            *positional, named = rebuild(arrays)
             return update_fn(*positional, **named)
 
-        arrays = list(itertools.compress(inputs, array))
         closed, out = jax.make_jaxpr(flat, return_shape=True)(arrays)
         recorder = _Recorder()
         results = recorder(closed.jaxpr, closed.consts, arrays)
-        self.steps, self.state = jax.tree_util.tree_unflatten(
-            jax.tree_util.tree_structure(out), results
-        )
+        self.steps, self.state = jax.tree.unflatten(jax.tree.structure(out), results)
         self._made, self._again = recorder.made, dict[int, bool]()
-        # The new ones overwrite these: who reads them later makes XLA copy them.
-        old = {id(x) for x in jax.tree.leaves(state)}
-        self._given = {id(x): number for number, x in enumerate(jax.tree.leaves(params))}
-        self._lasting = {id(x) for x in jax.tree.leaves((updates, self.state))} - self._given.keys()
-        self._expiring = old - self._lasting
-        self._kept = inputs, results  # lest another value gets the identity of one of them
+        self._params = {id(x): number for number, x in enumerate(jax.tree.leaves(params))}
+        self._lasting = {id(x) for x in jax.tree.leaves((updates, self.state))}
+        # The new state overwrites these: who reads them later makes XLA copy them.
+        self._expiring = {id(x) for x in jax.tree.leaves(state)} - self._lasting
+        self._kept = arrays, results  # lest another value gets the identity of one of them
 
     def write_steps(self, one: jax.Array) -> None:
         """Has the steps pass through memory, for whoever reads all of them anyway.
@@ -106,8 +99,8 @@ class Update:
             seen.add((id(x), cut))
             if self._is_again(x):
                 left.extend(self._operands(x, cut))
-            elif self._is_given(x):
-                needed[self._given[id(x)], cut] = None
+            elif id(x) in self._params:
+                needed[self._params[id(x)], cut] = None
         return list(needed)
 
     def rows(self, cuts: Sequence[Cut], given: Mapping[tuple[int, Cut], jax.Array]) -> Any:
@@ -130,18 +123,15 @@ class Update:
                 if self._is_again(x):
                     operands = [rows(*operand) for operand in self._operands(x, cut)]
                     known[key] = _thinned(self._made[id(x)].eqn, operands, cut)
-                elif self._is_given(x):
-                    known[key] = given[self._given[id(x)], cut]
+                elif id(x) in self._params:
+                    known[key] = given[self._params[id(x)], cut]
                 else:
                     known[key] = cut(x)
             return known[key]
 
-        steps, structure = jax.tree_util.tree_flatten(self.steps)
+        steps, structure = jax.tree.flatten(self.steps)
         leaves = [rows(step, cut) for step, cut in zip(steps, cuts, strict=True)]
-        return jax.tree_util.tree_unflatten(structure, leaves)
-
-    def _is_given(self, x: Any) -> bool:
-        return id(x) in self._given
+        return jax.tree.unflatten(structure, leaves)
 
     def _is_again(self, x: Any) -> bool:
         """Whether a value's rows are computed again, rather than read."""

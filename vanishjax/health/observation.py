@@ -114,14 +114,17 @@ class Observation:
         self._step_cuts = jax.tree.leaves(layers.map(cut, update.steps))
         self._reads = update.reads(self._step_cuts)
         self._layers = _thinned_layers(layers, share)
-        self._entries = _constants(layers, params, _entries)
+        self._entries = _constants(layers, params, lambda x, axes: _entries(x.shape, axes))
         self._eps = _constants(layers, params, lambda x, _: float(jnp.finfo(x.dtype).eps))
-        self._seen = _constants(self._layers, self._thinned(params, self._param_cuts), _entries)
+        # Of the entries so many are seen.
+        self._seen = _constants(
+            layers, params, lambda x, axes: _entries(cut(x, axes).shape(x.shape), axes)
+        )
 
     def of_params(self) -> OfParams:
         """Looks at the parameters."""
         leaves = jax.tree.leaves(self._params)
-        norms = self._norms([self._thinned(self._params, self._param_cuts)])
+        norms = self._norms([_thinned(self._params, self._param_cuts)])
         return OfParams(norms[0], [cut(leaves[number]) for number, cut in self._reads])
 
     def of_no_params(self) -> OfParams:
@@ -132,7 +135,7 @@ class Observation:
         self, before: Health, response: Response, step: jax.Array, loss: jax.Array, params: OfParams
     ) -> Health:
         """Looks at what goes in and what comes out."""
-        gradient = self._thinned(self._gradient, self._gradient_cuts)
+        gradient = _thinned(self._gradient, self._gradient_cuts)
         rows = dict(zip(self._reads, params.rows, strict=True))
         updates = self._update.rows(self._step_cuts, rows)
         zeros = self._layers.reduce(_zeros, gradient)
@@ -155,9 +158,6 @@ class Observation:
             applied_fraction=applied,
             still_steps=jnp.where(still, before.still_steps + 1, 0),
         )
-
-    def _thinned(self, tree: Any, cuts: Any) -> Any:
-        return jax.tree.map(lambda x, cut: cut(x), tree, cuts)
 
     def _norms(self, trees: list[Any], first_is_zero: jax.Array | None = None) -> jax.Array:
         """`[trees, layers]` 2-norms of whole layers, given rows; a second look at all, or at none.
@@ -193,6 +193,10 @@ def _cut(shape: tuple[int, ...], axes: tuple[int, ...], share: float) -> Cut:
     return Cut(axis, min(stride, shape[axis]))
 
 
+def _thinned(tree: Any, cuts: Any) -> Any:
+    return jax.tree.map(lambda x, cut: cut(x), tree, cuts)
+
+
 def _thinned_layers(layers: Layers, share: float) -> Layers:
     """The layers of what these rows hold."""
     leaves = (
@@ -219,8 +223,8 @@ def _zeros(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum((x == 0).astype(jnp.bfloat16), axis=axes, dtype=jnp.float32)
 
 
-def _entries(x: jax.Array, axes: tuple[int, ...]) -> int:
-    return max(1, math.prod(x.shape[axis] for axis in axes))
+def _entries(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    return max(1, math.prod(shape[axis] for axis in axes))
 
 
 def _constants(layers: Layers, params: Any, fn: Callable[..., float]) -> jax.Array:
