@@ -106,6 +106,8 @@ def test_chi_of_common_initialisers(name, sigma_w2, digits):
 
 def test_selu():
     found = theory.fixed_point("selu", 1, 0)
+    q, c, chi, depth_scale = found
+    assert (q, c, chi, depth_scale) == (found.q, found.c, found.chi, found.depth_scale)
     assert found.q == pytest.approx(1, abs=1e-12)
     assert_digits(found.chi, "1.0715749924558")
     assert found.c == pytest.approx(0, abs=1e-12)  # E[selu] = 0

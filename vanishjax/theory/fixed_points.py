@@ -15,8 +15,15 @@ NOISE = 1e-13  # relative; what is smaller is rounding
 _CRITICAL = 1e-12  # how near 1 a slope is taken for 1
 
 
-class FixedPoint(NamedTuple):
-    """Where variance and correlation settle, and how fast.
+class _Point(NamedTuple):
+    q: float
+    c: float
+    chi: float
+    depth_scale: float
+
+
+class FixedPoint(_Point):
+    """Where variance and correlation settle, and how fast: ``(q, c, chi, depth_scale)``, and more.
 
     Attributes:
       q: Variance of the pre-activations, q*.
@@ -25,16 +32,22 @@ class FixedPoint(NamedTuple):
         correlation map at c = 1.
       depth_scale: xi_c: layers over which two inputs lose a factor e of their difference to c*;
         infinite at criticality.
-      xi_q: The same for the variance on its way to q*.
-      xi_gradient: -1 / ln(chi): the same for the gradient; negative if it grows.
+      xi_q: The same for the variance on its way to q*; no item of the tuple.
     """
 
-    q: float
-    c: float
-    chi: float
-    depth_scale: float
     xi_q: float
-    xi_gradient: float
+
+    def __new__(
+        cls, q: float, c: float, chi: float, depth_scale: float, *, xi_q: float
+    ) -> FixedPoint:
+        self = super().__new__(cls, q, c, chi, depth_scale)
+        self.xi_q = xi_q
+        return self
+
+    @property
+    def xi_gradient(self) -> float:
+        """-1 / ln(chi): the same as `depth_scale` for the gradient; negative if it grows."""
+        return _depth_scale(self.chi)
 
 
 def fixed_point(
@@ -54,14 +67,14 @@ def fixed_point(
       start: Variance from which the search starts.
 
     Returns:
-      ``(q, c, chi, depth_scale, xi_q, xi_gradient)``.
+      ``(q, c, chi, depth_scale)``, with the further attributes of `FixedPoint`.
 
     Raises:
       ValueError: If the variance grows without bound, on a negative argument, or for an activation
         that can't be integrated to 1e-10.
 
     Example:
-      >>> q, c, chi, depth_scale, *_ = fixed_point("tanh", 1.3, 0.05)
+      >>> q, c, chi, depth_scale = fixed_point("tanh", 1.3, 0.05)
       >>> print(c, round(chi, 6), round(depth_scale, 6))
       1.0 0.880164 7.834069
       >>> fixed_point("relu", 2.5, 0.0)
@@ -89,7 +102,6 @@ def fixed_point(
         chi=gain,
         depth_scale=_depth_scale(slope),
         xi_q=_depth_scale(sigma_w2 * found.square_slope),
-        xi_gradient=_depth_scale(gain),
     )
 
 
