@@ -113,7 +113,7 @@ def lamb(
 def muon(
     learning_rate: LearningRate,
     ns_coeffs: transforms.Coefficients = transforms.NEWTON_SCHULZ,
-    ns_steps: int = 5,
+    ns_steps: jax.typing.ArrayLike = 5,
     beta: jax.typing.ArrayLike = 0.95,
     eps: jax.typing.ArrayLike = 1e-8,
     weight_decay: jax.typing.ArrayLike = 0.0,
