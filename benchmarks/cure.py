@@ -113,7 +113,7 @@ def all_remedies(problem, batch, key, steps=FULL_STEPS):
         remedies.loss_scale(),
         *kernels,
         *(remedies.slower(one, remedies.depth_of(layers)) for one in kernels),
-        remedies.tiny_lsuv(batch),
+        remedies.tiny_lsuv(layers, batch, 3e-4),
         remedies.redraw(batch, key),
         remedies.adam_atan2(1e-3),
         remedies.muon(layers, 1e-2),

@@ -64,6 +64,7 @@ def test_a_collapsed_sigmoid_network_is_cured(cured):
     assert not accepted.rules
     assert treatment.cost == 5 * STEPS + 3 * 5
     assert treatment.recipe.splitlines() == [
+        "params = vj.initializers.pca(loss_fn, params, batch)",
         "params = vj.initializers.lsuv(loss_fn, params, batch)",
         "tx = optax.chain(tx, optax.scale(0.3))",
     ]
@@ -211,6 +212,7 @@ def test_depth_asks_for_small_variance_and_small_steps():
     treatment = vj.cure(sick, data(), steps=STEPS, key=KEY)
     assert [one.name for one in treatment.accepted] == ["small_lsuv, slower"], str(treatment)
     assert treatment.recipe.splitlines() == [
+        "params = vj.initializers.pca(loss_fn, params, batch)",
         "params = vj.initializers.lsuv(loss_fn, params, batch, variance=0.1)",
         "tx = optax.chain(tx, optax.scale(0.05))",  # (14 / 97)^1.5
     ]
@@ -239,6 +241,29 @@ def test_slower_is_a_part_of_every_step():
         again = remedies.slower(remedies.redraw(data()[0], KEY), depth)
         assert again.apply(problem).tx is treated.tx  # so that both run side by side
     assert again.safer_than == "redraw"
+
+
+@pytest.mark.parametrize("name", ["lsuv", "small_lsuv", "looks_linear", "redraw"])
+def test_new_kernels_look_where_the_inputs_vary(name):
+    """Inputs that vary in four directions out of thirty-two, and kernels of eight outputs."""
+    directions = np.linalg.qr(np.random.default_rng(0).standard_normal((32, 4)))[0].T
+    inputs = jax.random.normal(KEY, (64, 4)) @ directions
+    batch = inputs.astype(jnp.float32), jnp.arange(64) % 4
+    problem = vj.mlp_problem(32, (8,) * 6, 4, activation="relu", key=jax.random.key(1))
+    layers = vj.find_layers(problem.params, problem.loss_fn, batch)
+    remedy = {
+        "lsuv": lambda: remedies.lsuv(batch),
+        "small_lsuv": lambda: remedies.small_lsuv(layers, batch),
+        "looks_linear": lambda: remedies.looks_linear(layers, batch, KEY),
+        "redraw": lambda: remedies.redraw(batch, KEY),
+    }[name]()
+    assert "vj.initializers.pca(loss_fn, params, batch)" in remedy.recipe
+    kernel = np.asarray(remedy.apply(problem).params["hidden_0"]["kernel"])
+    span = np.linalg.svd(kernel)[0][:, : np.linalg.matrix_rank(kernel, tol=1e-4)]
+    # All that the inputs are made of lies among the kernel's directions.
+    np.testing.assert_allclose(np.linalg.norm(directions @ span, axis=1), 1.0, atol=1e-4)
+    drawn = np.linalg.svd(np.asarray(problem.params["hidden_0"]["kernel"]))[0][:, :8]
+    assert np.all(np.linalg.norm(directions @ drawn, axis=1) < 0.9)
 
 
 def test_mirrored_kernels_are_for_rectifiers():
@@ -338,7 +363,8 @@ def test_activations_that_run_away_get_tiny_kernels():
     assert names(treatment)["lsuv"] == names(treatment)["lsuv, slower"] == "diverged"
     assert treatment.recipe.splitlines() == [
         "params = vj.initializers.lsuv(loss_fn, params, batch, variance=0.01)",
-        "tx = optax.chain(tx, optax.scale(0.1))",
+        "layers = vj.find_layers(params, loss_fn, batch)",
+        "tx = vj.muon(0.0003, layers=layers)",
     ]
 
 

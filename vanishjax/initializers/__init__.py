@@ -4,6 +4,7 @@
 where it takes a ``bias_init``. What a bias initialiser can't do, because it doesn't see the kernel,
 `center_biases` does afterwards: take the mean that a sigmoid adds out of the next layer. `lsuv`
 does the same for any model, by looking at data instead of theory; `looks_linear` is for rectifiers.
+`pca` turns the first kernels of any of these toward what the inputs are made of.
 """
 
 from vanishjax.initializers.critical import (
@@ -14,6 +15,7 @@ from vanishjax.initializers.critical import (
 )
 from vanishjax.initializers.mirrored import looks_linear
 from vanishjax.initializers.named import INITIALIZERS, Initialization, initialization
+from vanishjax.initializers.principal import pca
 from vanishjax.initializers.unit_variance import lsuv
 
 __all__ = [
@@ -26,4 +28,5 @@ __all__ = [
     "initialization",
     "looks_linear",
     "lsuv",
+    "pca",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.layers import Layers, Leaf
-from vanishjax.layers.dense import bias_of, matrix_axes, output_axes
+from vanishjax.layers.dense import bias_of, matrices_of
 from vanishjax.layers.order import layers_met, parameter_leaves
 from vanishjax.validation import check_floating
 
@@ -190,11 +189,8 @@ def _over(x: jax.Array, values: jax.Array) -> jax.Array:
 
 def _orthogonal(kernel: Leaf, bias: Leaf | None, x: jax.Array) -> jax.Array:
     """The orthogonal polar factors of a kernel's matrices."""
-    outputs, order = output_axes(kernel, bias), matrix_axes(kernel, bias)
-    laid = jnp.transpose(numerics.upcast(x), order)
-    columns = math.prod(kernel.shape[axis] for axis in outputs)
-    matrices = laid.reshape(*kernel.stack, -1, columns)
+    matrices, laid_out = matrices_of(kernel, bias, numerics.upcast(x))
     left, values, right = jnp.linalg.svd(matrices, full_matrices=False)
     # A kernel of zeros is meant to be one.
     factors = left @ right * jnp.any(values > 0, axis=-1)[..., None, None]
-    return jnp.transpose(factors.reshape(laid.shape), np.argsort(order).tolist()).astype(x.dtype)
+    return laid_out(factors).astype(x.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -154,6 +154,16 @@ def matrix_axes(kernel: Leaf, bias: Leaf | None) -> tuple[int, ...]:
     """All axes of a kernel in the order stack, inputs, outputs: see `output_axes`."""
     outputs = output_axes(kernel, bias)
     return (*kernel.axes, *(axis for axis in kernel.inner_axes if axis not in outputs), *outputs)
+
+
+def matrices_of(
+    kernel: Leaf, bias: Leaf | None, x: jax.Array
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """A kernel's array as matrices `[*stack, inputs, outputs]`, and what lays others out like it."""
+    outputs, order = output_axes(kernel, bias), matrix_axes(kernel, bias)
+    columns = math.prod(kernel.shape[axis] for axis in outputs)
+    matrices = jnp.transpose(x, order).reshape(*kernel.stack, -1, columns)
+    return matrices, lambda matrices: _laid_out(matrices, kernel.shape, order)
 
 
 def _places(layers: Layers) -> dict[str, tuple[int, ...]]:

@@ -158,6 +158,7 @@ def cure(
       >>> [remedy.name for remedy in treatment.accepted], treatment.after.healthy
       (['lsuv, slower'], True)
       >>> print(treatment.recipe)
+      params = vj.initializers.pca(loss_fn, params, batch)
       params = vj.initializers.lsuv(loss_fn, params, batch)
       tx = optax.chain(tx, optax.scale(0.3))
     """

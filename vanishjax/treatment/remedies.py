@@ -43,9 +43,11 @@ FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
 SLOWER, SLOWER_LAYERS = 0.3, 14.0
 _SLOWER = ", slower"  # what its name ends with
 
-# A variance at which even exponentials are nearly linear, and what to multiply the updates by then.
-# Of variances of 1 to .001 and rates of 1 to .01, only these trained exponentials eight deep.
-TINY, TINY_RATE = 0.01, 0.1
+# A variance at which even exponentials are nearly linear, and Muon's rate then, as a part of an
+# Adam-like one's. Exponentials four and eight deep went well to the end, whatever the seed, with
+# Muon at .0003 alone: not with Adam, clipped or not, `adam_atan2` or `deep_muon` at any rate that
+# was tried, falling or not.
+TINY, TINY_RATE = 0.01, 0.3
 
 # The gradients of 16-bit networks are computed this many times as large.
 LOSS_SCALE = 2.0**10
@@ -53,12 +55,13 @@ LOSS_SCALE = 2.0**10
 # A linear chain of isometries has a ln chi of 0 in every layer.
 _LINEAR = 0.1
 _KERNELS, _OPTIMIZER = "kernels", "optimizer"
+_PCA = "params = vj.initializers.pca(loss_fn, params, batch)"
 
 
 def lsuv(batch: Any) -> Remedy:
     """Orthogonal kernels, unit variance and zero mean of every layer on a batch.
 
-    See `vanishjax.initializers.lsuv`.
+    The first ones look where the inputs vary. See `vanishjax.initializers.lsuv` and `pca`.
     """
     return _lsuv("lsuv", batch, 1.0)
 
@@ -68,9 +71,21 @@ def small_lsuv(layers: Layers, batch: Any) -> Remedy:
     return _lsuv("small_lsuv", batch, float(f"{depth_of(layers) ** -0.5:.1g}"))
 
 
-def tiny_lsuv(batch: Any) -> Remedy:
-    """As `lsuv`, at a variance of .01 and a tenth of the rate: for activations that run away."""
-    return _at_rate(_lsuv("tiny_lsuv", batch, TINY), TINY_RATE)
+def tiny_lsuv(layers: Layers, batch: Any, learning_rate: float) -> Remedy:
+    """A variance of .01 and Muon's small even steps: for activations that run away."""
+
+    def apply(problem: Problem) -> Problem:
+        params = initializers.lsuv(problem.loss_fn, problem.params, batch, variance=TINY)
+        tx = optimizers.muon(learning_rate, layers=layers)
+        return dataclasses.replace(problem, params=params, tx=tx)
+
+    recipe = (
+        f"params = vj.initializers.lsuv(loss_fn, params, batch, variance={TINY:g})\n"
+        "layers = vj.find_layers(params, loss_fn, batch)\n"
+        f"tx = vj.muon({learning_rate:g}, layers=layers)"
+    )
+    # Exponentials may bear small kernels for the steps of a trial, and no longer.
+    return Remedy("tiny_lsuv", apply, recipe, part=_KERNELS, safer_than=f"small_lsuv{_SLOWER}")
 
 
 def depth_of(layers: Layers) -> int:
@@ -81,11 +96,12 @@ def depth_of(layers: Layers) -> int:
 
 def _lsuv(name: str, batch: Any, variance: float) -> Remedy:
     def apply(problem: Problem) -> Problem:
-        params = initializers.lsuv(problem.loss_fn, problem.params, batch, variance=variance)
+        params = initializers.pca(problem.loss_fn, problem.params, batch)
+        params = initializers.lsuv(problem.loss_fn, params, batch, variance=variance)
         return dataclasses.replace(problem, params=params)
 
     said = "" if variance == 1 else f", variance={variance:g}"
-    recipe = f"params = vj.initializers.lsuv(loss_fn, params, batch{said})"
+    recipe = f"{_PCA}\nparams = vj.initializers.lsuv(loss_fn, params, batch{said})"
     return Remedy(name, apply, recipe, part=_KERNELS)
 
 
@@ -95,17 +111,18 @@ def slower(remedy: Remedy, depth: int) -> Remedy:
     The power is that of Jelassi et al., Depth dependence of muP learning rates in ReLU MLPs, 2023.
     """
     rate = float(f"{min(SLOWER, (SLOWER_LAYERS / depth) ** 1.5):.1g}")
-    name = f"{remedy.name}{_SLOWER}"
-    return dataclasses.replace(_at_rate(remedy, rate), name=name, safer_than=remedy.name)
 
-
-def _at_rate(remedy: Remedy, rate: float) -> Remedy:
     def apply(problem: Problem) -> Problem:
         treated = remedy.apply(problem)
         return dataclasses.replace(treated, tx=_slowed(treated.tx, rate))
 
-    recipe = f"{remedy.recipe}\ntx = optax.chain(tx, optax.scale({rate:g}))"
-    return dataclasses.replace(remedy, apply=apply, recipe=recipe)
+    return dataclasses.replace(
+        remedy,
+        name=f"{remedy.name}{_SLOWER}",
+        apply=apply,
+        recipe=f"{remedy.recipe}\ntx = optax.chain(tx, optax.scale({rate:g}))",
+        safer_than=remedy.name,
+    )
 
 
 # The same object for the same transform, so that problems slowed down can run side by side.
@@ -125,11 +142,12 @@ def looks_linear(layers: Layers, batch: Any, key: jax.Array) -> Remedy:
                 "mirrored kernels make no linear network of this one: its activations aren't "
                 f"rectifiers (sum of ln chi {change:.3g})"
             )
+        params = initializers.pca(problem.loss_fn, params, batch)
         return dataclasses.replace(problem, params=params)
 
     recipe = (
         "layers = vj.find_layers(params, loss_fn, batch)\n"
-        "params = vj.initializers.looks_linear(jax.random.key(1), params, layers)"
+        f"params = vj.initializers.looks_linear(jax.random.key(1), params, layers)\n{_PCA}"
     )
     return Remedy("looks_linear", apply, recipe, part=_KERNELS)
 
@@ -149,11 +167,13 @@ def redraw(batch: Any, key: jax.Array) -> Remedy:
             elif leaf.path.rpartition("/")[-1] in ("bias", "b"):
                 x = jnp.zeros_like(x)
             drawn[leaf.path] = x
-        params = initializers.lsuv(problem.loss_fn, rebuild(drawn), batch)
+        params = initializers.pca(problem.loss_fn, rebuild(drawn), batch)
+        params = initializers.lsuv(problem.loss_fn, params, batch)
         return dataclasses.replace(problem, params=params)
 
     recipe = (
         'params = model.init(jax.random.key(1), inputs)["params"]    # drawn anew\n'
+        f"{_PCA}\n"
         "params = vj.initializers.lsuv(loss_fn, params, batch)"
     )
     return Remedy("redraw", apply, recipe, part=_KERNELS)
@@ -302,7 +322,7 @@ def fitting_remedies(
         **kernels,
         "rezero": rezero,
         **{f"{name}{_SLOWER}": functools.partial(slowed, make) for name, make in kernels.items()},
-        "tiny_lsuv": lambda: tiny_lsuv(batch),
+        "tiny_lsuv": lambda: tiny_lsuv(layers, batch, TINY_RATE * learning_rate),
         "adam_atan2": lambda: adam_atan2(learning_rate),
         "muon": lambda: muon(layers, 10 * learning_rate),
         "deep_muon": lambda: deep_muon(layers, 10 * learning_rate, total_steps),
