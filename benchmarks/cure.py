@@ -6,6 +6,9 @@ Repaired means a test accuracy within three points of the best healthy network's
 Beside it a control: as many remedies as `cure` tried, drawn at random from all there are, with the
 same trials, of which the one with the least held-out loss is kept.
 
+fresh: the same on a second set, of networks not seen when the cures were done: what the first set's
+misses taught is in them. Which are sick is found out by training (as in `benchmarks.diagnosis`).
+
 matrix: every remedy, by itself and without any selection, on a network of every cause and on two
 healthy ones: test accuracy after a shorter training, so that what does nothing or harm shows. With
 one that is often advised: Adam with a smaller eps.
@@ -34,7 +37,7 @@ import optax
 
 import vanishjax as vj
 from benchmarks import networks, record
-from benchmarks.diagnosis import labels
+from benchmarks.diagnosis import CLOSED, STEPS, labels, train
 from vanishjax.layers import find_layers
 from vanishjax.training import local_step
 from vanishjax.training.data import load_dataset
@@ -207,9 +210,9 @@ def divided(work, cases, jobs):
         yield from pool.map(work, cases)
 
 
-def treat_network(name, seeds, references):
-    """Cure and control of one held-out network."""
-    network = next(one for one in networks.held_out_networks() if one.name == name)
+def treat_network(name, seeds, references, candidates):
+    """Cure and control of one network, by its name and that of its set."""
+    network = next(one for one in getattr(networks, candidates)() if one.name == name)
     started = time.perf_counter()
     runs = [treat(network, seed, references[network.data]) for seed in range(seeds)]
     jax.clear_caches()
@@ -225,11 +228,32 @@ def treat_network(name, seeds, references):
 def zoo(results, save, seeds, jobs, most=None):
     """All sick held-out networks, or the first few."""
     sick = {name for name, one in labels().items() if not one["trains"]}
+    names = [one.name for one in networks.held_out_networks() if one.name in sick][:most]
+    treat_all(names, results, save, seeds, jobs, "held_out_networks")
+
+
+def fresh(results, save, seeds, jobs):
+    """All of the second set that don't train."""
+    closed = results.setdefault("closed", {})
+    for network in networks.fresh_networks():
+        if network.name not in closed:
+            chance = 1 / networks.CLASSES[network.data]
+            best = np.median(train(network, seeds, STEPS), axis=1).max()
+            closed[network.name] = float((best - chance) / (1 - chance))
+            print(f"{network.name:40s} {closed[network.name]:6.2f}", flush=True)
+    jax.clear_caches()
+    names = [name for name, share in closed.items() if share < CLOSED]
+    treat_all(names, results, save, seeds, jobs, "fresh_networks")
+
+
+def treat_all(names, results, save, seeds, jobs, candidates):
+    """Cures and controls of networks that aren't in the results yet."""
     results.setdefault("references", references())
     rows = results.setdefault("networks", [])
-    names = [one.name for one in networks.held_out_networks() if one.name in sick][:most]
     done = {row["network"] for row in rows}
-    work = functools.partial(treat_network, seeds=seeds, references=results["references"])
+    work = functools.partial(
+        treat_network, seeds=seeds, references=results["references"], candidates=candidates
+    )
     for row in divided(work, [name for name in names if name not in done], jobs):
         rows.append(row)
         results["summary"] = summary(rows)
@@ -345,7 +369,7 @@ def main():
     """Treats what isn't in the JSON yet, and writes it."""
     parser = record.parser(__doc__)
     parser.add_argument("--data-dir", type=Path, help="for the deep ones: a folder with mnist")
-    parser.add_argument("--part", choices=("zoo", "matrix", "deep"), action="append")
+    parser.add_argument("--part", choices=("zoo", "fresh", "matrix", "deep"), action="append")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     options = parser.parse_args()
     seeds, most = (1, 1) if options.quick else (SEEDS, None)
@@ -358,7 +382,7 @@ def main():
         "repaired_within": WITHIN,
     }
     path = options.out / "cure.json"
-    results = {"zoo": {}, "matrix": {}, "deep": {}, "commits": {}}
+    results = {"zoo": {}, "fresh": {}, "matrix": {}, "deep": {}, "commits": {}}
     if path.exists() and (known := json.loads(path.read_text()))["settings"] == settings:
         results |= known["results"]
 
@@ -366,11 +390,13 @@ def main():
         results["commits"][part] = record.commit()
         record.write("cure", options.out, settings, results)
 
-    parts = options.part or (("zoo",) if options.quick else ("zoo", "matrix"))
+    parts = options.part or (("zoo",) if options.quick else ("zoo", "fresh", "matrix"))
     if options.part is None and options.data_dir is not None and not options.quick:
         parts = (*parts, "deep")
     if "zoo" in parts:
         zoo(results["zoo"], functools.partial(save, "zoo"), seeds, options.jobs, most)
+    if "fresh" in parts:
+        fresh(results["fresh"], functools.partial(save, "fresh"), seeds, options.jobs)
     if "matrix" in parts:
         matrix(results["matrix"], functools.partial(save, "matrix"), options.jobs)
     if "deep" in parts:

@@ -451,3 +451,37 @@ def held_out_networks() -> list[Network]:
         dataclasses.replace(selu, name="selu x4, converged", pretrain=2000),
         dataclasses.replace(tanh, name="tanh x3, converged", pretrain=2000),
     ]
+
+
+def fresh_networks() -> list[Network]:
+    """A second held-out set, for cures: written down, and not yet examined, when they were done.
+
+    What `cure` missed of the first one had been looked at by then, and had led to changes.
+    """
+    return [
+        mlp("sigmoid", 14, *MEAN, width=40),
+        mlp("sigmoid", 28, *MEAN, width=64),
+        mlp("sigmoid", 56, *MEAN, width=40),
+        mlp("sigmoid", 18, *MEAN, scale=0.5, width=24),
+        mlp("sigmoid", 11, *MEAN, data="circle", width=24),
+        mlp("tanh", 72, *VANISHING, scale=0.4, width=40),
+        mlp("tanh", 28, *VANISHING, label="uniform .05", kernel_init=narrow),
+        mlp("tanh", 48, "exploding_gradient", "saturated_units", scale=20.0, width=40),
+        mlp("relu", 72, *VANISHING, width=40),
+        mlp("relu", 30, *VANISHING, scale=0.5, width=24),
+        mlp("relu", 5, "dead_units", scale=2.0, label="bias -25", bias_init=constant(-25.0)),
+        mlp("relu", 54, "exploding_gradient", "nonfinite", scale=14.0, width=40),
+        mlp("leaky_relu", 88, *VANISHING),
+        mlp("silu", 56, *VANISHING, width=40),
+        mlp("softplus", 40, *MEAN, width=40),
+        mlp(exponential, 5, "exploding_gradient", "nonfinite", width=32),
+        mlp(exponential, 7, "exploding_gradient", "nonfinite"),
+        Network(
+            "LeNet, relu, uniform .01 x16",
+            batched=False,
+            **of_module(LeNet(kernel_init=nn.initializers.normal(0.003), extra=16)),
+            ails=VANISHING,
+        ),
+        sgd(*VANISHING, activation="relu", depth=40, width=40),
+        sgd(*MEAN, activation="sigmoid", depth=10, width=32),
+    ]
