@@ -57,6 +57,24 @@ def test_a_shallow_network_is_healthy(here):
     assert not list(here.iterdir())
 
 
+def test_the_optimizer_is_described_as_for_train(here, monkeypatch):
+    """The article's own: its momentum and clip reach the transform that is looked at."""
+    seen = {}
+    made = network.described_optimizer
+
+    def spy(options, layers, total_steps):
+        seen.update(vars(options))
+        return made(options, layers, total_steps)
+
+    monkeypatch.setattr(network, "described_optimizer", spy)
+    arguments = ["--optimizer", "sgd", "--momentum", ".9", "--nesterov", "--clip-norm", "1"]
+    assert vanishjax("diagnose", *arguments).status == 0
+    asked = (seen["optimizer"], seen["momentum"], seen["nesterov"], seen["clip_norm"])
+    assert asked == ("sgd", 0.9, True, 1.0)
+    ran = vanishjax("diagnose", "--optimizer", "sgd", "--nesterov")
+    assert (ran.status, "--nesterov needs --momentum" in ran.err) == (2, True)
+
+
 def test_a_deep_sigmoid_is_not(sick):
     folder, ran = sick
     assert (ran.status, ran.err) == (0, "")

@@ -8,14 +8,17 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from vanishjax.cli.optimizer import (
+    add_optimizer_options,
+    check_optimizer_options,
+    described_optimizer,
+)
 from vanishjax.cli.options import (
     INITIALIZERS,
-    OPTIMIZERS,
     add_network_options,
     add_source_options,
     add_width_options,
     hidden_widths,
-    number,
     one_of,
     whole,
 )
@@ -38,6 +41,10 @@ NETWORK: dict[str, Any] = {
     "loss": "cross_entropy",
     "optimizer": "adam",
     "learning_rate": None,
+    "momentum": None,
+    "nesterov": False,
+    "weight_decay": None,
+    "clip_norm": None,
     "data": "digits",
     "data_dir": None,
     "batch_size": None,
@@ -77,18 +84,6 @@ def add_target_options(parser: argparse.ArgumentParser, batch_size: str) -> None
         "cross_entropy)",
     )
     parser.add_argument(
-        "--optimizer",
-        type=one_of("optimizer", OPTIMIZERS),
-        metavar="NAME",
-        help=f"that is to train it: {', '.join(OPTIMIZERS)} (default: adam)",
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=number(above=0.0),
-        metavar="RATE",
-        help="of the optimizer (default: that of vanishjax train)",
-    )
-    parser.add_argument(
         "--seed",
         type=whole(0),
         metavar="N",
@@ -100,6 +95,7 @@ def add_target_options(parser: argparse.ArgumentParser, batch_size: str) -> None
         metavar="TYPE",
         help="of inputs, parameters and computation: float32 or bfloat16 (default: float32)",
     )
+    add_optimizer_options(parser)
     group = add_source_options(parser)
     group.add_argument("--batch-size", type=whole(1), metavar="N", help=batch_size)
     parser.set_defaults(**dict.fromkeys(NETWORK))
@@ -120,6 +116,7 @@ def network_options(options: argparse.Namespace) -> argparse.Namespace:
         )
     chosen = argparse.Namespace(**(NETWORK | given))
     hidden_widths(chosen)
+    check_optimizer_options(chosen)
     return chosen
 
 
@@ -142,7 +139,6 @@ def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> P
     import jax
 
     from vanishjax import initializers
-    from vanishjax.cli.optimizer import make_optimizer
     from vanishjax.layers import find_layers
     from vanishjax.models import mlp_problem
 
@@ -164,7 +160,7 @@ def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> P
     params = problem.params
     if start.centers and options.residual is None:
         params = initializers.center_biases(params, options.activation, layers)
-    tx = make_optimizer(options.optimizer, options.learning_rate, layers, _RUN)
+    tx = described_optimizer(options, layers, _RUN)
     return dataclasses.replace(problem, params=params, tx=tx)
 
 

@@ -1,8 +1,11 @@
-"""An optimizer by its name, at the rate that the commands take for it."""
+"""The optimizer that options describe."""
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING, Any
+
+from vanishjax.cli.options import OPTIMIZERS, number, one_of
 
 if TYPE_CHECKING:
     import optax
@@ -30,28 +33,87 @@ _SEE_LAYERS = ("lars", "lamb", "muon", "deep_muon")
 _SEE_HORIZON = ("deep_muon",)
 
 
-def make_optimizer(
-    name: str, learning_rate: float | None, layers: Layers, total_steps: int, **arguments: Any
+# What some take besides a rate.
+_ARGUMENTS = {
+    "momentum": ("sgd", "rmsprop", "lars"),
+    "weight_decay": ("adamw", "nadamw", "lion", "adam_atan2", "lars", "lamb", "muon"),
+}
+
+
+def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
+    """Options that describe an optimizer; none has a default but --nesterov, which is False."""
+    group = parser.add_argument_group("optimizer")
+    group.add_argument(
+        "--optimizer",
+        type=one_of("optimizer", OPTIMIZERS),
+        metavar="NAME",
+        help=f"{', '.join(OPTIMIZERS)} (default: adam)",
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=number(above=0.0),
+        metavar="RATE",
+        help="(default: 0.001; sgd 0.01, lion 0.0001, lars 1, muon and deep_muon 0.02)",
+    )
+    group.add_argument(
+        "--momentum", type=number(0.0, 1.0), metavar="DECAY", help="for sgd, rmsprop and lars"
+    )
+    group.add_argument("--nesterov", action="store_true", help="momentum that looks one step ahead")
+    group.add_argument(
+        "--weight-decay",
+        type=number(0.0),
+        metavar="RATE",
+        help="for adamw, nadamw, lion, adam_atan2, lars, lamb and muon",
+    )
+    group.add_argument(
+        "--clip-norm", type=number(above=0.0), metavar="NORM", help="largest global gradient norm"
+    )
+
+
+def check_optimizer_options(options: argparse.Namespace) -> None:
+    """Raises ValueError for options that don't go together."""
+    for option, names in _ARGUMENTS.items():
+        if getattr(options, option) is not None and options.optimizer not in names:
+            raise ValueError(
+                f"--{option.replace('_', '-')} goes with --optimizer {' or '.join(names)}, "
+                f"not {options.optimizer}"
+            )
+    if options.nesterov and options.optimizer == "adam":
+        raise ValueError("--nesterov with adam is --optimizer nadam")
+    if options.nesterov and options.momentum is None:
+        raise ValueError("--nesterov needs --momentum, such as --momentum 0.9")
+
+
+def described_optimizer(
+    options: argparse.Namespace, layers: Layers, total_steps: int
 ) -> optax.GradientTransformation:
-    """The optimizer of a name.
+    """The optimizer of the options, behind the clip if there is one.
 
     Args:
-      name: One of `options.OPTIMIZERS`.
-      learning_rate: None for that of `LEARNING_RATES`.
+      options: Of `add_optimizer_options`; without a rate it's that of `LEARNING_RATES`.
       layers: Of the network.
       total_steps: Length of the run.
-      **arguments: More of the optimizer's own.
 
     Returns:
       The transform.
     """
-    from vanishjax import optimizers
+    import optax
 
-    if name in _SEE_LAYERS:
+    from vanishjax import optimizers, transforms
+
+    arguments: dict[str, Any] = {}
+    if options.momentum is not None:
+        arguments |= {"momentum": options.momentum, "nesterov": options.nesterov}
+    if options.weight_decay is not None:
+        arguments["weight_decay"] = options.weight_decay
+    if options.optimizer in _SEE_LAYERS:
         arguments["layers"] = layers
-    if name in _SEE_HORIZON:
+    if options.optimizer in _SEE_HORIZON:
         arguments["total_steps"] = total_steps
-    made: optax.GradientTransformation = getattr(optimizers, name)(
-        learning_rate or LEARNING_RATES[name], **arguments
+    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
+    optimizer: optax.GradientTransformation = getattr(optimizers, options.optimizer)(
+        rate, **arguments
     )
-    return made
+    if options.clip_norm is None:
+        return optimizer
+    return optax.chain(transforms.clip_by_global_norm(options.clip_norm), optimizer)

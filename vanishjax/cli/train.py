@@ -29,15 +29,18 @@ from vanishjax.cli.devices import (
     joined_processes,
     layout_arguments,
 )
-from vanishjax.cli.optimizer import LEARNING_RATES, make_optimizer
+from vanishjax.cli.optimizer import (
+    LEARNING_RATES,
+    add_optimizer_options,
+    check_optimizer_options,
+    described_optimizer,
+)
 from vanishjax.cli.options import (
-    OPTIMIZERS,
     add_data_options,
     add_network_options,
     add_output_options,
     add_width_options,
     hidden_widths,
-    number,
     one_of,
     warn,
     whole,
@@ -45,7 +48,6 @@ from vanishjax.cli.options import (
 from vanishjax.cli.resume import add_checkpoint_options, make_checkpoints, run_folder, saves
 
 if TYPE_CHECKING:
-    from vanishjax.layers import Layers
     from vanishjax.training.data import Dataset
 
 NAME = "train"
@@ -66,33 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="cross_entropy (classes) or squared_error (one linear output) (default: %(default)s)",
     )
-    group = parser.add_argument_group("optimizer")
-    group.add_argument(
-        "--optimizer",
-        type=one_of("optimizer", OPTIMIZERS),
-        default="adam",
-        metavar="NAME",
-        help=f"{', '.join(OPTIMIZERS)} (default: %(default)s)",
-    )
-    group.add_argument(
-        "--learning-rate",
-        type=number(above=0.0),
-        metavar="RATE",
-        help="(default: 0.001; sgd 0.01, lion 0.0001, lars 1, muon and deep_muon 0.02)",
-    )
-    group.add_argument(
-        "--momentum", type=number(0.0, 1.0), metavar="DECAY", help="for sgd, rmsprop and lars"
-    )
-    group.add_argument("--nesterov", action="store_true", help="momentum that looks one step ahead")
-    group.add_argument(
-        "--weight-decay",
-        type=number(0.0),
-        metavar="RATE",
-        help="for adamw, nadamw, lion, adam_atan2, lars, lamb and muon",
-    )
-    group.add_argument(
-        "--clip-norm", type=number(above=0.0), metavar="NORM", help="largest global gradient norm"
-    )
+    add_optimizer_options(parser)
+    parser.set_defaults(optimizer="adam")
+    group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=whole(1), metavar="N", help="(default: 5; --quick 1)")
     group.add_argument(
         "--seed",
@@ -136,7 +114,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Trains, scores and saves."""
     hidden, epochs = hidden_widths(options), options.epochs or (1 if options.quick else 5)
-    _check_optimizer_options(options)
+    check_optimizer_options(options)
     check_device_options(options)
     monitored = options.monitor or bool(options.monitor_every) or options.tensorboard is not None
     every = (options.monitor_every or 16) if monitored else None
@@ -197,7 +175,7 @@ def _train(
     first_batch = jax.tree.map(lambda a: a[: options.batch_size], train)
     layers = find_layers(problem.params, problem.loss_fn, first_batch)
     steps = epochs * -(-len(dataset.train) // options.batch_size)
-    tx = _make_optimizer(options, layers, steps)
+    tx = described_optimizer(options, layers, steps)
     score_name = "mean_absolute_error" if dataset.classes is None else "accuracy"
     score_fn, loss_of_outputs = getattr(losses, score_name), getattr(losses, options.loss)
 
@@ -336,41 +314,6 @@ def _train(
         warn(f"error: the loss became {history.last['loss']}; try a smaller --learning-rate")
         return 1
     return 0
-
-
-def _check_optimizer_options(options: argparse.Namespace) -> None:
-    allowed = {
-        "momentum": ("sgd", "rmsprop", "lars"),
-        "weight_decay": ("adamw", "nadamw", "lion", "adam_atan2", "lars", "lamb", "muon"),
-    }
-    for option, names in allowed.items():
-        if getattr(options, option) is not None and options.optimizer not in names:
-            raise ValueError(
-                f"--{option.replace('_', '-')} goes with --optimizer {' or '.join(names)}, "
-                f"not {options.optimizer}"
-            )
-    if options.nesterov and options.optimizer == "adam":
-        raise ValueError("--nesterov with adam is --optimizer nadam")
-    if options.nesterov and options.momentum is None:
-        raise ValueError("--nesterov needs --momentum, such as --momentum 0.9")
-
-
-def _make_optimizer(options: argparse.Namespace, layers: Layers, total_steps: int) -> Any:
-    import optax
-
-    from vanishjax import transforms
-
-    arguments: dict[str, Any] = {}
-    if options.momentum is not None:
-        arguments |= {"momentum": options.momentum, "nesterov": options.nesterov}
-    if options.weight_decay is not None:
-        arguments["weight_decay"] = options.weight_decay
-    optimizer = make_optimizer(
-        options.optimizer, options.learning_rate, layers, total_steps, **arguments
-    )
-    if options.clip_norm is None:
-        return optimizer
-    return optax.chain(transforms.clip_by_global_norm(options.clip_norm), optimizer)
 
 
 def _settings(options: argparse.Namespace, epochs: int) -> dict[str, Any]:
