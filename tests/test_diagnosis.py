@@ -204,6 +204,19 @@ def test_zero_gradients_say_why():
     assert (found.rule, found.severity) == ("zero_gradient", "critical")
 
     plain = mlp("tanh", 3)
+    flat = {
+        "rounding": lambda p, b: jnp.round(plain.loss_fn(p, b) * 10) / 10,
+        "sign": lambda p, b: jnp.sign(plain.loss_fn(p, b)),
+        "one kernel": lambda p, b: jnp.round(jnp.sum(b[0] @ p["hidden_0"]["kernel"])),
+    }
+    for loss_fn in flat.values():
+        (found,) = vj.diagnose(loss_fn, plain.params, BATCH).findings
+        assert (found.rule, found.severity) == ("zero_gradient", "critical")
+        assert "that of a rounding, a sign or a comparison" in found.cause
+    with pytest.warns(vj.LayerOrderWarning):
+        (found,) = vj.diagnose(lambda p, b: jnp.float32(1.0), plain.params, BATCH).findings
+    assert "doesn't depend on the parameters" in found.cause
+
     params = plain.params | {"spare": {"kernel": jnp.ones((3, 3))}}
     (found,) = vj.diagnose(plain.loss_fn, params, BATCH).findings
     assert found.layers == ("spare/kernel",)

@@ -176,10 +176,21 @@ def zero_gradient(seen: Examination) -> Finding | None:
         first = _pick(probe.names, probe.preactivation_rms == 0)[0]
         cause = f"The signal itself shrinks until it is exactly 0, from {first} on."
         remedies = (_REINIT, _RESIDUAL)
-    elif len(probe) and np.isneginf(probe.log_backward_rms[-1]):
+    elif everything and not len(probe):
+        cause = (
+            "The loss doesn't depend on the parameters: it never uses them, or nothing but their "
+            "rounded value, their sign or a comparison."
+        )
+        remedies = ("check the loss: it must have a slope where the network starts",)
+    elif (len(probe) and np.isneginf(probe.log_backward_rms[-1])) or (
+        # Nothing on the way is 0, and still nothing comes back.
+        everything and parameters.parameter_rms[kernels].all()
+    ):
         one = probe.widths[-1] == 1
         cause = "The loss doesn't depend on the network's output: its slope there is exactly 0" + (
-            ", as after a softmax over a single unit, which is always 1." if one else "."
+            ", as after a softmax over a single unit, which is always 1."
+            if one
+            else ", as that of a rounding, a sign or a comparison."
         )
         remedies = (("one unit with a sigmoid, or two with a softmax",) if one else ()) + (
             "check the loss: it must have a slope where the network starts",
