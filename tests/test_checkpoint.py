@@ -111,6 +111,25 @@ def test_what_is_not_there(tmp_path):
         vj.save_checkpoint(tmp_path, state, step=1, keep=0)
 
 
+@pytest.mark.parametrize("part", ["state", "content"])
+@pytest.mark.parametrize("harm", ["emptied", "gone"])
+def test_a_damaged_one_says_which_is_whole(tmp_path, part, harm):
+    state = start(vj.adam(1e-3))
+    for step in (3, 5):
+        vj.save_checkpoint(tmp_path, state, step=step)
+    files = [path for path in (tmp_path / "5" / part).rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        file.write_bytes(b"") if harm == "emptied" else file.unlink()
+    with pytest.raises(ValueError, match="is damaged, for it can't be read") as error:
+        vj.restore_checkpoint(tmp_path, state)
+    said = str(error.value)
+    assert said.startswith(str(tmp_path / "5"))
+    assert said.endswith("delete it to go on from step 3")
+    assert len(said.splitlines()) == 1
+    chex.assert_trees_all_equal(vj.restore_checkpoint(tmp_path, state, step=3), state)
+
+
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (1, 8), (4, 1)])
 def test_on_another_number_of_devices(tmp_path, before, after):
     values = jnp.arange(32.0).reshape(8, 4)

@@ -119,8 +119,8 @@ def restore_checkpoint(
 
     Raises:
       FileNotFoundError: There is no such checkpoint.
-      ValueError: It holds another model or another chain of transforms; the message names the first
-        difference.
+      ValueError: It holds another model or another chain of transforms (the message names the first
+        difference), or it's damaged.
 
     Example:
       >>> import tempfile, optax
@@ -137,17 +137,12 @@ def restore_checkpoint(
 
     folder = Path(folder).absolute()
     number = _chosen_step(folder, step)
-    with _manager(folder, None) as manager:
-        content = manager.restore(
-            number, args=ocp.args.Composite(**{_CONTENT: ocp.args.JsonRestore()})
-        )[_CONTENT]
-        difference = _difference(content, _content(like))
-        if difference:
-            raise ValueError(f"{folder / str(number)}: {difference}")
-        target = jax.tree.map(_abstract, like)
-        restored: _State = manager.restore(
-            number, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
-        )[_STATE]
+    content = _read(folder, number, {_CONTENT: ocp.args.JsonRestore()})[_CONTENT]
+    difference = _difference(content, _content(like))
+    if difference:
+        raise ValueError(f"{folder / str(number)}: {difference}")
+    target = jax.tree.map(_abstract, like)
+    restored: _State = _read(folder, number, {_STATE: ocp.args.StandardRestore(target)})[_STATE]
     return restored
 
 
@@ -163,6 +158,7 @@ def checkpoint_notes(folder: str | os.PathLike[str], *, step: int | None = None)
 
     Raises:
       FileNotFoundError: There is no such checkpoint.
+      ValueError: It's damaged.
 
     Example:
       >>> import tempfile
@@ -181,9 +177,24 @@ def checkpoint_notes(folder: str | os.PathLike[str], *, step: int | None = None)
     items = {name: reader for name, reader in readers.items() if name in present}
     if not items:
         return Notes()
-    with _manager(folder, None) as manager:
-        found = manager.restore(number, args=ocp.args.Composite(**items))
+    found = _read(folder, number, items)
     return Notes(found.get(_RECORD) or {}, found.get(_ARRAYS) or {})
+
+
+def _read(folder: Path, number: int, items: dict[str, Any]) -> Any:
+    """Parts of a checkpoint that lies there; raises ValueError if they can't be read."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with _manager(folder, None) as manager:
+            return manager.restore(number, args=ocp.args.Composite(**items))
+    except (OSError, ValueError, KeyError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        others = [step for step in checkpoint_steps(folder) if step != number]
+        raise ValueError(
+            f"{folder / str(number)}: is damaged, for it can't be read ({said[:100]}); "
+            + (f"delete it to go on from step {others[-1]}" if others else "no other lies there")
+        ) from error
 
 
 def best_checkpoint(folder: str | os.PathLike[str]) -> int | None:
