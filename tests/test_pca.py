@@ -76,9 +76,7 @@ def test_lsuv_keeps_the_directions():
     params = pca(problem.loss_fn, problem.params, BATCH)
     kernel = first_kernel(lsuv(problem.loss_fn, params, BATCH))
     span, _ = np.linalg.qr(kernel)
-    np.testing.assert_allclose(
-        np.linalg.svd(components(INPUTS, WIDTH).T @ span)[1], 1.0, atol=1e-4
-    )
+    np.testing.assert_allclose(np.linalg.svd(components(INPUTS, WIDTH).T @ span)[1], 1.0, atol=1e-4)
 
 
 def test_a_mirrored_network_stays_linear_and_sees_what_varies_most():
@@ -119,7 +117,9 @@ def equinox_model():
 
 
 def plain_model():
-    params = [{"w": jax.random.normal(jax.random.key(i), s)} for i, s in ((0, (24, 8)), (1, (8, 3)))]
+    params = [
+        {"w": jax.random.normal(jax.random.key(i), s)} for i, s in ((0, (24, 8)), (1, (8, 3)))
+    ]
 
     def loss_fn(params, batch):
         scaled = (batch[0] - 0.5) / 3.0  # what the kernel meets isn't the batch itself

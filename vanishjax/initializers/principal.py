@@ -61,7 +61,7 @@ def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
     References:
       Krähenbühl et al., Data-dependent initializations of convolutional neural networks, 2016,
       section 3.2; Seuret et al., PCA-initialized deep neural networks applied to document image
-      analysis, 2017. The rotation, which leaves other initialisations' structure, is this package's.
+      analysis, 2017. The rotation, which leaves other initialisations their structure, is ours.
     """
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)

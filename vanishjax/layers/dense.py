@@ -159,7 +159,7 @@ def matrix_axes(kernel: Leaf, bias: Leaf | None) -> tuple[int, ...]:
 def matrices_of(
     kernel: Leaf, bias: Leaf | None, x: jax.Array
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """A kernel's array as matrices `[*stack, inputs, outputs]`, and what lays others out like it."""
+    """A kernel's array as matrices `[*stack, inputs, outputs]`, and what lays others out so."""
     outputs, order = output_axes(kernel, bias), matrix_axes(kernel, bias)
     columns = math.prod(kernel.shape[axis] for axis in outputs)
     matrices = jnp.transpose(x, order).reshape(*kernel.stack, -1, columns)

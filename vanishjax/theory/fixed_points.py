@@ -40,6 +40,7 @@ class FixedPoint(_Point):
     def __new__(
         cls, q: float, c: float, chi: float, depth_scale: float, *, xi_q: float
     ) -> FixedPoint:
+        """Four numbers of the tuple, and one beside it."""
         self = super().__new__(cls, q, c, chi, depth_scale)
         self.xi_q = xi_q
         return self
