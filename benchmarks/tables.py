@@ -1,6 +1,7 @@
 """README's tables, made from the JSON files: `python -m benchmarks.tables` writes them in place."""
 
 import collections
+import functools
 import json
 import math
 import re
@@ -155,9 +156,9 @@ def _by_network(cells, name_of):
     ]
 
 
-def cure(results):
+def cure(results, part="zoo"):
     """What became of the sick networks, by cause."""
-    found = results["zoo"]
+    found = results[part]
     rows = [
         "| cause | runs | repaired | by chance | accepted |",
         "|---|---|---|---|---|",
@@ -178,17 +179,21 @@ def cure(results):
     rows.append(
         f"{total['repaired']:.1%} of {total['runs']} runs repaired, "
         f"{total['control_repaired']:.1%} by chance; the cure cost {ratio(total['cost'], 3)} of "
-        f"the full training, at most {max(total['cost']['samples']):.3f}. Of "
-        f"{total['beyond_runs']} runs of networks whose loss itself is at fault, "
-        f"{total['beyond_left_alone']} came back as they were."
+        f"the full training, at most {max(total['cost']['samples']):.3f}."
     )
+    if total["beyond_runs"]:
+        rows[-1] += (
+            f" Of {total['beyond_runs']} runs of networks whose loss itself is at fault, "
+            f"{total['beyond_left_alone']} came back as they were."
+        )
     missed = [
         f"{one['network']} ({100 * run['train_accuracy']:.1f} / {100 * run['test_accuracy']:.1f})"
         for one in curable
         for run in one["runs"]
         if not run["repaired"]
     ]
-    rows += ["", f"Not repaired, at training / test accuracy in percent: {'; '.join(missed)}."]
+    if missed:
+        rows += ["", f"Not repaired, at training / test accuracy in percent: {'; '.join(missed)}."]
     return rows
 
 
@@ -272,6 +277,7 @@ TABLES = {
     "article": article,
     "cure": cure,
     "cure, deep": cure_deep,
+    "cure, fresh": functools.partial(cure, part="fresh"),
     "cure, matrix": cure_matrix,
     "depth": speed_tables.depth,
     "diagnosis": diagnosis,

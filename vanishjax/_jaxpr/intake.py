@@ -25,9 +25,7 @@ def kernel_inputs(program: Program, anatomy: Anatomy, arguments: Sequence[Any]) 
       By the kernel's number among the leaves `[..., inputs]`. Kernels inside loops aren't there,
       nor are those that meet the data in anything but a product along one axis.
     """
-    sites = {
-        site.output: site for site in anatomy.sites.values() if not anatomy.lengths[site.tap]
-    }
+    sites = {site.output: site for site in anatomy.sites.values() if not anatomy.lengths[site.tap]}
     looking = _Looking(sites)
     looking(program.closed.jaxpr, program.closed.consts, arguments)
     return looking.seen
