@@ -37,7 +37,7 @@ import optax
 
 import vanishjax as vj
 from benchmarks import networks, record
-from benchmarks.diagnosis import CLOSED, STEPS, labels, train
+from benchmarks.diagnosis import CLOSED, STEPS, closed_gap, labels, train
 from vanishjax.layers import find_layers
 from vanishjax.training import local_step
 from vanishjax.training.data import load_dataset
@@ -237,9 +237,7 @@ def fresh(results, save, seeds, jobs):
     closed = results.setdefault("closed", {})
     for network in networks.fresh_networks():
         if network.name not in closed:
-            chance = 1 / networks.CLASSES[network.data]
-            best = np.median(train(network, seeds, STEPS), axis=1).max()
-            closed[network.name] = float((best - chance) / (1 - chance))
+            closed[network.name] = closed_gap(network, train(network, seeds, STEPS))
             print(f"{network.name:40s} {closed[network.name]:6.2f}", flush=True)
     jax.clear_caches()
     names = [name for name, share in closed.items() if share < CLOSED]

@@ -71,6 +71,12 @@ def train(network: Network, seeds: int, steps: int) -> np.ndarray:
     return np.asarray(found).reshape(len(rates), seeds)
 
 
+def closed_gap(network: Network, accuracies: np.ndarray) -> float:
+    """The part of the gap between chance and 1 that the best rate's median seed closes."""
+    chance = 1 / CLASSES[network.data]
+    return float((np.median(accuracies, axis=1).max() - chance) / (1 - chance))
+
+
 def examined(network: Network) -> tuple[Callable[[int], Any], tuple[np.ndarray, np.ndarray]]:
     """What is examined: the parameters of a seed, and a batch."""
     inputs, labels = DATA[network.data]()
@@ -105,8 +111,7 @@ def examine(network: Network, seeds: int, steps: int, trained: Any) -> dict[str,
     known = trained.get(network.name)
     accuracies = train(network, seeds, steps) if known is None else np.array(known)
     medians = np.median(accuracies, axis=1)
-    chance = 1 / CLASSES[network.data]
-    closed = float((medians.max() - chance) / (1 - chance))
+    closed = closed_gap(network, accuracies)
     one = {
         "network": network.name,
         "closed": closed,

@@ -4,7 +4,7 @@ from vanishjax._jaxpr.activation import Activation
 from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
 from vanishjax._jaxpr.intake import kernel_inputs
-from vanishjax._jaxpr.program import Program, flatten, is_array, trace_loss
+from vanishjax._jaxpr.program import Program, flatten, is_array, split_arrays, trace_loss
 from vanishjax._jaxpr.rows import WHOLE, Cut, Update
 from vanishjax._jaxpr.taps import dummies_for, tapped_loss
 from vanishjax._jaxpr.uses import Trace, parameter_uses
@@ -30,6 +30,7 @@ __all__ = [
     "is_array",
     "kernel_inputs",
     "parameter_uses",
+    "split_arrays",
     "tapped_loss",
     "trace_loss",
 ]

@@ -42,6 +42,7 @@ BLIND_STEP = 0.1
 _LOST = np.log(2.0)
 
 _REINIT = "re-initialise from data: initializers.lsuv; or at criticality: critical_orthogonal"
+_SLOPE = "check the loss: it must have a slope where the network starts"
 _RESIDUAL = "residual connections: mlp_problem(residual='rezero' or 'scaled')"
 
 
@@ -181,7 +182,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
             "The loss doesn't depend on the parameters: it never uses them, or nothing but their "
             "rounded value, their sign or a comparison."
         )
-        remedies = ("check the loss: it must have a slope where the network starts",)
+        remedies = (_SLOPE,)
     elif (len(probe) and np.isneginf(probe.log_backward_rms[-1])) or (
         # Nothing on the way is 0, and still nothing comes back.
         everything and parameters.parameter_rms[kernels].all()
@@ -192,9 +193,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
             if one
             else ", as that of a rounding, a sign or a comparison."
         )
-        remedies = (("one unit with a sigmoid, or two with a softmax",) if one else ()) + (
-            "check the loss: it must have a slope where the network starts",
-        )
+        remedies = (("one unit with a sigmoid, or two with a softmax",) if one else ()) + (_SLOPE,)
     else:
         cause = (
             "What multiplies them is exactly 0: where both sides of a product start at 0, neither "

@@ -65,7 +65,7 @@ def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
     """
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
-    inputs = [jnp.asarray(x) for x in jax.tree_util.tree_leaves(batch) if _jaxpr.is_array(x)]
+    inputs, _ = _jaxpr.split_arrays(batch)
     program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch))
     trace = _jaxpr.parameter_uses(program)
     uses = collections.Counter(use.leaf for use in trace.uses)

@@ -78,7 +78,7 @@ def lsuv(
         raise ValueError(f"variance must be positive, got {variance}")
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
-    inputs = [jnp.asarray(x) for x in jax.tree_util.tree_leaves(batch) if _jaxpr.is_array(x)]
+    inputs, _ = _jaxpr.split_arrays(batch)
     program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch))
     trace = _jaxpr.parameter_uses(program)
     layers = layers_met(parameter_leaves(params), trace)

@@ -137,12 +137,13 @@ def restore_checkpoint(
 
     folder = Path(folder).absolute()
     number = _chosen_step(folder, step)
-    content = _read(folder, number, {_CONTENT: ocp.args.JsonRestore()})[_CONTENT]
-    difference = _difference(content, _content(like))
-    if difference:
-        raise ValueError(f"{folder / str(number)}: {difference}")
-    target = jax.tree.map(_abstract, like)
-    restored: _State = _read(folder, number, {_STATE: ocp.args.StandardRestore(target)})[_STATE]
+    with _manager(folder, None) as manager:
+        content = _read(manager, folder, number, {_CONTENT: ocp.args.JsonRestore()})[_CONTENT]
+        difference = _difference(content, _content(like))
+        if difference:
+            raise ValueError(f"{folder / str(number)}: {difference}")
+        target = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
+        restored: _State = _read(manager, folder, number, {_STATE: target})[_STATE]
     return restored
 
 
@@ -177,17 +178,17 @@ def checkpoint_notes(folder: str | os.PathLike[str], *, step: int | None = None)
     items = {name: reader for name, reader in readers.items() if name in present}
     if not items:
         return Notes()
-    found = _read(folder, number, items)
+    with _manager(folder, None) as manager:
+        found = _read(manager, folder, number, items)
     return Notes(found.get(_RECORD) or {}, found.get(_ARRAYS) or {})
 
 
-def _read(folder: Path, number: int, items: dict[str, Any]) -> Any:
+def _read(manager: Any, folder: Path, number: int, items: dict[str, Any]) -> Any:
     """Parts of a checkpoint that lies there; raises ValueError if they can't be read."""
     import orbax.checkpoint as ocp
 
     try:
-        with _manager(folder, None) as manager:
-            return manager.restore(number, args=ocp.args.Composite(**items))
+        return manager.restore(number, args=ocp.args.Composite(**items))
     except (OSError, ValueError, KeyError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         others = [step for step in checkpoint_steps(folder) if step != number]

@@ -65,8 +65,8 @@ def _iterate(
     x = _whole(jnp.swapaxes(x, -1, -2) if tall else x)
     # A loop, lest XLA fuse steps into one another: it then computes a matrix and its transpose
     # apart, whose rounding errors differ, and the iteration makes them 3.4 times as large a step.
-    # Said twice that the matrices lie whole: else the loop's own may be divided, and be sent anew.
-    x = _whole(jax.lax.fori_loop(0, steps, lambda _, x: _whole(step(_whole(x))), x))
+    # What leaves the loop is whole too, else what it carries is divided, and sent anew every step.
+    x = _whole(jax.lax.fori_loop(0, steps, lambda _, x: step(x), x))
     return jnp.swapaxes(x, -1, -2) if tall else x
 
 
