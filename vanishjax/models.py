@@ -401,7 +401,9 @@ def mlp_problem(
     stacked = len(hidden) >= 3 and len(set(hidden)) == 1 if scan is None else scan
     model = MLP(**architecture, scan=stacked)
     key = jax.random.key(0) if key is None else key
-    params = model.init(key, jnp.zeros([1, in_features]))["params"]
+    # Compiled by a function of its own: op by op, JAX would keep every network's loop for ever.
+    init = jax.jit(lambda key: model.init(key, jnp.zeros([1, in_features])))
+    params = init(key)["params"]
 
     def predict_fn(params: Any, inputs: jax.Array) -> jax.Array:
         return model.apply({"params": params}, inputs)

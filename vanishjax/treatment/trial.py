@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vanishjax.compilation import jit_recent
 from vanishjax.health import Diagnosis
 from vanishjax.health.finding import json_value
 from vanishjax.problem import Problem
@@ -135,7 +136,7 @@ _HALF = 0.5
 
 
 # Compiled once for a loss and a transform: pass the same objects again to save that.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jit_recent, static_argnums=(0, 1, 2))
 def _run_all(
     loss_fn: Callable[[Any, Any], Any],
     tx: optax.GradientTransformation,

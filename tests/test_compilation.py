@@ -1,0 +1,73 @@
+"""Programs are kept for the next call, and let go when others have come."""
+
+import gc
+import weakref
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vanishjax as vj
+from vanishjax.compilation import jit_once, jit_recent
+
+
+MAPS = Path("/proc/self/maps")
+
+
+class Factor:
+    """A static argument."""
+
+
+def count_traces(compiler):
+    traced = []
+
+    def scaled(factor, x):
+        traced.append(factor)
+        return 2 * x
+
+    return compiler(scaled, static_argnums=0), traced
+
+
+@pytest.mark.parametrize("compiler", [jit_once, jit_recent])
+def test_a_program_serves_the_same_arguments_again(compiler):
+    fn, traced = count_traces(compiler)
+    one, two = Factor(), Factor()
+    for factor, x in [(one, 1.0), (one, 3.0), (two, 1.0), (one, np.ones(2)), (one, jnp.ones(2))]:
+        np.testing.assert_array_equal(fn(factor, x), 2 * x)
+    assert traced == [one, two, one]
+
+
+@pytest.mark.parametrize("compiler", [jit_once, jit_recent])
+def test_static_arguments_are_let_go(compiler):
+    fn = compiler(lambda factor, x: 2 * x, static_argnums=0)
+    factor = Factor()
+    alive = weakref.ref(factor)
+    fn(factor, 1.0)
+    del factor
+    for _ in range(8):
+        fn(Factor(), 1.0)
+    gc.collect()
+    assert alive() is None
+
+
+def test_inside_another_program_it_is_a_part_of_that():
+    fn, traced = count_traces(jit_recent)
+    assert jax.jit(lambda x: fn(None, x))(3.0) == 6
+    assert jax.vmap(lambda x: fn(None, x))(jnp.arange(3.0)).tolist() == [0, 2, 4]
+    assert len(traced) == 2
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="memory maps are counted as Linux shows them")
+def test_verdicts_on_many_networks_leave_nothing_behind():
+    def examine(width):
+        def loss(w, x):  # a new function each time, as in a sweep
+            return jnp.mean(jnp.tanh(x @ w) ** 2)
+
+        vj.diagnose(loss, jnp.full((3, width), 0.5), jnp.eye(3), vj.sgd(0.1))
+        return len(MAPS.read_text().splitlines())
+
+    counts = [examine(2 + number % 2) for number in range(11)]
+    # Four programs of each kind are kept, and nothing is added from then on.
+    assert counts[-1] <= counts[5] + 20
