@@ -12,7 +12,6 @@ import pytest
 import vanishjax as vj
 from vanishjax.compilation import jit_once, jit_recent
 
-
 MAPS = Path("/proc/self/maps")
 
 
