@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vanishjax.foreign import one_line
+
 MAX_BYTES = 2**32
 """No array read from a file may be larger: 4 GiB, ten times Fashion-MNIST in float64."""
 
@@ -12,7 +14,8 @@ class DataError(ValueError):
     r"""Data that cannot be used; the message is one line: what, where, and what would be right.
 
     Args:
-      message: The message; line breaks in it (from a library's own error) become spaces.
+      message: The message; line breaks in it (from a library's own error) become spaces, other
+        control characters (from a file or its name) escapes.
 
     Example:
       >>> str(DataError("digits.npz: not an .npz file\nsave it with numpy.savez"))
@@ -20,7 +23,7 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(one_line(message))
 
 
 def regular_file(path: str | Path, wanted: str) -> Path:
