@@ -266,7 +266,7 @@ def settings_line(settings: Mapping[str, Any]) -> str:
 def _verdict(accuracies: Sequence[float | None], trainable: float) -> Text:
     values = _floats(accuracies)
     if not all(map(math.isfinite, values)):
-        return Text("diverges", "magenta")
+        return Text.assemble(("diverges", "magenta"))
     trained = sum(value >= trainable for value in values)
     word = ("trains", "green") if statistics.fmean(values) >= trainable else ("starves", "red")
     return Text.assemble(word, f" {trained}/{len(values)}" if 0 < trained < len(values) else "")
