@@ -116,8 +116,13 @@ def test_a_class_keeps_its_examples_in_the_order_drawn():
 
 
 def test_millions_of_examples_are_split_in_seconds():
-    """A loop over them takes ten times that."""
-    strata = np.random.default_rng(1).integers(0, 10, 2_000_000)
-    began = time.process_time()
-    split(strata, 0.2)
-    assert time.process_time() - began < 1.5
+    """In the time of a few random orders of them; a loop takes that of ten and more."""
+    strata = np.random.default_rng(1).integers(0, 10, 1_000_000)
+
+    def seconds(function, *arguments):
+        began = time.process_time()
+        function(*arguments)
+        return time.process_time() - began
+
+    order = min(seconds(np.random.default_rng(0).permutation, len(strata)) for _ in range(3))
+    assert min(seconds(split, strata, 0.2) for _ in range(3)) < 6 * order

@@ -8,7 +8,15 @@ import unicodedata
 from collections.abc import Collection, Mapping
 from typing import Any
 
-__all__ = ["listed", "one_line", "plot_text", "printable", "printable_lines", "printable_tree"]
+__all__ = [
+    "listed",
+    "one_line",
+    "plot_text",
+    "printable",
+    "printable_lines",
+    "printable_tree",
+    "shown",
+]
 
 LONGEST_LINE = 1000
 """No message is longer; what is foreign in it should be cut where it is put in."""
@@ -36,7 +44,7 @@ def printable(text: str, most: int | None = None) -> str:
     if most is not None and len(text) > most:
         text = _cut(text, most)
     if not text.isprintable():
-        text = "".join(map(_shown, text))
+        text = "".join(map(_escaped, text))
     return text if most is None else _cut(text, most)
 
 
@@ -95,6 +103,26 @@ def listed(names: Collection[str], most: int = 10) -> str:
     return ", ".join(first) + more
 
 
+def shown(value: object, most: int = 60) -> str:
+    """A shape, a number, an exception or another value from a file, short enough for a message.
+
+    Args:
+      value: Any value; a number in it may be longer than Python likes to print.
+      most: Characters.
+
+    Returns:
+      Its text, in one line.
+
+    Example:
+      >>> shown((60, 5)), len(shown((1,) * 64)), shown((10**5000, 8))
+      ('(60, 5)', 60, 'a number of thousands of digits')
+    """
+    try:
+        return one_line(str(value), most)
+    except ValueError:  # Python prints no number of more than 4,300 digits.
+        return "a number of thousands of digits"
+
+
 def plot_text(text: str) -> str:
     r"""Text for Matplotlib, which takes what stands between two dollars for a formula.
 
@@ -105,7 +133,7 @@ def plot_text(text: str) -> str:
     return printable_lines(text).replace("$", r"\$")
 
 
-def _shown(character: str) -> str:
+def _escaped(character: str) -> str:
     if unicodedata.category(character) not in _UNFIT:
         return character
     return character.encode("unicode_escape").decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vanishjax.foreign import one_line, printable
+from vanishjax.foreign import one_line
 
 MAX_BYTES = 2**32
 """No array read from a file may be larger: 4 GiB, ten times Fashion-MNIST in float64."""
@@ -26,26 +26,6 @@ class DataError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
-
-
-def shown(value: object, most: int = 60) -> str:
-    """A shape, a dtype or another value from a file, short enough for a message.
-
-    Args:
-      value: Any value; a number in it may be longer than Python likes to print.
-      most: Characters.
-
-    Returns:
-      Its text.
-
-    Example:
-      >>> shown((60, 5)), len(shown((1,) * 64)), shown((10**5000, 8))
-      ('(60, 5)', 60, 'a number of thousands of digits')
-    """
-    try:
-        return printable(str(value), most)
-    except ValueError:  # Python prints no number of more than 4,300 digits.
-        return "a number of thousands of digits"
 
 
 def most_inflated(compressed: int) -> int:

@@ -12,12 +12,12 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from vanishjax.foreign import shown
 from vanishjax.training.data.errors import (
     MAX_BYTES,
     DataError,
     most_inflated,
     regular_file,
-    shown,
 )
 from vanishjax.training.data.raw import Array, RawData, RawExamples
 

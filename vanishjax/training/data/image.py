@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vanishjax.training.data.errors import DataError, regular_file, shown
+from vanishjax.foreign import shown
+from vanishjax.training.data.errors import DataError, regular_file
 from vanishjax.training.data.raw import Array
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vanishjax.training.data.errors import DataError, shown
+from vanishjax.foreign import shown
+from vanishjax.training.data.errors import DataError
 from vanishjax.training.data.raw import Array, check_finite
 
 

@@ -13,13 +13,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from vanishjax.foreign import listed
+from vanishjax.foreign import listed, shown
 from vanishjax.training.data.errors import (
     MAX_BYTES,
     DataError,
     most_inflated,
     regular_file,
-    shown,
 )
 from vanishjax.training.data.raw import Array, RawData, RawExamples
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vanishjax.training.data.errors import DataError, shown
+from vanishjax.foreign import shown
+from vanishjax.training.data.errors import DataError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
