@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vanishjax.foreign import shown
-from vanishjax.training.data.errors import DataError, regular_file
+from vanishjax.training.data.errors import DataError, most_inflated, regular_file
 from vanishjax.training.data.raw import Array
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF")
@@ -77,6 +77,12 @@ def _decode(path: Path) -> Array:
                     raise DataError(
                         f"{path}: {width} by {height} pixels, over the limit of {MAX_PIXELS}; make"
                         " it smaller"
+                    )
+                # A bit a pixel is the least; what is missing Pillow may take for black.
+                if width * height > 8 * most_inflated(path.stat().st_size):
+                    raise DataError(
+                        f"{path}: truncated or damaged image: too short for {width} by {height}"
+                        " pixels; save it again"
                     )
                 return _grey(ImageOps.exif_transpose(image))
     except DataError:
