@@ -148,7 +148,7 @@ def test_a_warning_about_a_parameter_does():
     assert not any(CONTROLS.search(str(one.message)) for one in caught)
 
 
-@pytest.mark.parametrize("name", ["set[red]v2 $x^$", "\x1b]0;t\x07", "$\\frac{$"])
+@pytest.mark.parametrize("name", ["set[red]v2 $x^$", "\x1b]0;t\x07", "$\\frac{$", "w" * 3000])
 def test_figures_take_no_name_for_a_formula(tmp_path, name):
     history = {"epoch": [1, 2], "loss": [2.3, 0.4]}
     plots.learning_curves(history, tmp_path / "a.png", name, caption=name)
@@ -165,9 +165,9 @@ def test_errors_about_data_are_clean():
     assert str(DataError(f"{HOSTILE}\nb")).isprintable()
 
 
-@pytest.mark.parametrize("out", ["run[/x]", "exp[lr=0.1]", "a\x1b[31mb"])
-def test_commands_say_where_they_saved(tmp_path, monkeypatch, out):
+def test_commands_say_where_they_saved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    out = "run[/x]exp[lr=0.1][red]\x1b[31mb"
     ran = vanishjax("diagnose", "--depth", "3", "--width", "8", "--out", out)
     assert ran.status in (0, 1), ran.err
     assert ran.out.endswith(f"in {foreign.printable(out)}\n")

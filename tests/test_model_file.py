@@ -142,7 +142,7 @@ def nested(path):
         (write_architecture(hidden=[]), "a list of widths of at least 1"),
         (
             write_architecture(hidden=[8] * 2000),
-            "hidden_1/bias: expected float32.8., found nothing",
+            "hidden_1/kernel: expected float32.8, 8., found no",
         ),
         (write_architecture(activation="no"), "one of centered_sigmoid, elu"),
         (write_architecture(dtype="int8"), "float32, bfloat16 or float16"),
@@ -162,8 +162,14 @@ def nested(path):
         (write_description(normalization={"offset": 0, "scale": 0}), "none of them zero"),
         (write_description(normalization={"offset": [1, 2], "scale": 1}), "offset is for 2 inputs"),
         (write_description(data="\ud800", image_shape=0), "its image_shape is 0"),
-        (lambda path: write(path, {f"a{i}": np.zeros(1) for i in range(99)}), "a0: expected no"),
-        (lambda path: write(path, {"\x1b[31m" * 99: np.zeros(1)}), "expected nothing"),
+        (
+            lambda path: write(path, {f"a{i}": np.zeros(1) for i in range(99)}),
+            "hidden_0/kernel: expected float32.4, 8., found nothing",
+        ),
+        (
+            lambda path: write(path, {**ARRAYS, "\x1b[31m" * 99: np.zeros(1)}),
+            "expected nothing, found float64.1.",
+        ),
     ],
 )
 def test_what_is_no_model_is_refused_in_one_line(tmp_path, make, message):

@@ -360,7 +360,7 @@ def test_the_shapes_of_the_parameters_are_known_without_tracing(hidden, scan, re
     traced = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, IN]))["params"]
     leaves = flax.traverse_util.flatten_dict(traced, sep="/")
     shapes = parameter_shapes(IN, hidden, CLASSES, residual=residual, scan=scan)
-    assert shapes == {name: leaf.shape for name, leaf in leaves.items()}
+    assert dict(shapes) == {name: leaf.shape for name, leaf in leaves.items()}
 
 
 def test_impossible_problems():

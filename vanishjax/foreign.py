@@ -123,13 +123,21 @@ def shown(value: object, most: int = 60) -> str:
         return "a number of thousands of digits"
 
 
-def plot_text(text: str) -> str:
+def plot_text(text: str, most: int | None = None) -> str:
     r"""Text for Matplotlib, which takes what stands between two dollars for a formula.
+
+    Args:
+      text: Any text.
+      most: Cut the middle out of a longer one, which would leave no room for the axes.
+
+    Returns:
+      The text, its line breaks included.
 
     Example:
       >>> print(plot_text("$HOME"))
       \$HOME
     """
+    text = text if most is None else _cut(text, most)
     return printable_lines(text).replace("$", r"\$")
 
 

@@ -144,9 +144,8 @@ def load_model(path: str | os.PathLike[str]) -> TrainedModel:
     try:
         with safetensors.safe_open(path, framework="flax") as file:
             architecture, description = _read_metadata(file.metadata() or {})
-            expected = _expected_forms(architecture)
-            _check_forms({name: _form_of(file, name) for name in file.keys()}, expected)  # noqa: SIM118
-            flat = {name: file.get_tensor(name) for name in expected}
+            names = _checked_names(file, architecture)
+            flat = {name: file.get_tensor(name) for name in names}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except (safetensors.SafetensorError, OSError, MemoryError) as error:
@@ -205,25 +204,32 @@ def _check_description(description: Mapping[str, Any], architecture: Mapping[str
                 )
 
 
-def _expected_forms(architecture: Mapping[str, Any]) -> dict[str, str]:
-    sizes = {name: architecture[name] for name in ("in_features", "hidden", "classes")}
+def _checked_names(file: Any, architecture: Mapping[str, Any]) -> set[str]:
+    """The names of the arrays, once each is known to have the shape and type that it must have.
+
+    One after the other: a description may list more layers than memory has room for.
+    """
+    sizes = {name: architecture[name] for name in _NEEDED}
     kind = {name: architecture[name] for name in ("residual", "scan") if name in architecture}
     dtype = architecture.get("param_dtype") or "float32"
-    shapes = parameter_shapes(**sizes, **kind)
-    return {name: f"{dtype}{list(shape)}" for name, shape in shapes.items()}
+    names = set(file.keys())
+    left = set(names)
+    for name, shape in parameter_shapes(**sizes, **kind):
+        want = f"{dtype}{list(shape)}"
+        have = _form(file, name) if name in names else "nothing"
+        if have != want:
+            raise ValueError(f"{name}: expected {want}, found {have}")
+        left.discard(name)
+    if left:
+        name = min(left)
+        raise ValueError(f"{shown(name)}: expected nothing, found {_form(file, name)}")
+    return names
 
 
-def _form_of(file: Any, name: str) -> str:
+def _form(file: Any, name: str) -> str:
     array = file.get_slice(name)
     dtype = str(array.get_dtype())
-    return f"{_DTYPES.get(dtype, dtype)}{list(array.get_shape())}"
-
-
-def _check_forms(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    for name in sorted({*found, *expected}):
-        have, want = (forms.get(name, "nothing") for forms in (found, expected))
-        if have != want:
-            raise ValueError(f"{shown(name)}: expected {shown(want)}, found {shown(have)}")
+    return shown(f"{_DTYPES.get(dtype, dtype)}{list(array.get_shape())}")
 
 
 def _model(architecture: Mapping[str, Any]) -> MLP:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -276,8 +276,8 @@ def parameter_shapes(
     *,
     residual: Residual | None = None,
     scan: bool = False,
-) -> dict[str, tuple[int, ...]]:
-    """Says which parameters an MLP has, without tracing it.
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Says which parameters an MLP has, from its inputs on, without tracing it.
 
     Args:
       in_features: Number of inputs.
@@ -286,12 +286,12 @@ def parameter_shapes(
       residual: As for `MLP`.
       scan: As for `MLP`.
 
-    Returns:
-      The shape of every parameter by its path, such as "hidden_0/kernel".
+    Yields:
+      The path of every parameter, such as "hidden_0/kernel", and its shape.
 
     Example:
       >>> shapes = parameter_shapes(4, (8, 8, 8), 3, residual="rezero", scan=True)
-      >>> for path, shape in shapes.items():
+      >>> for path, shape in shapes:
       ...     print(path, shape)
       hidden_0/kernel (4, 8)
       hidden_0/bias (8,)
@@ -303,22 +303,24 @@ def parameter_shapes(
     """
     widths = [in_features, *hidden]
     stacked = scan and len(hidden) > 1
-    shapes: dict[str, tuple[int, ...]] = {}
 
-    def add(name: str, into: int, out: int, gain: bool, *stack: int) -> None:
-        shapes[f"{name}/kernel"] = (*stack, into, out)
-        shapes[f"{name}/bias"] = (*stack, out)
+    def layer(
+        name: str, into: int, out: int, gain: bool, *stack: int
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield f"{name}/kernel", (*stack, into, out)
+        yield f"{name}/bias", (*stack, out)
         if gain:
-            shapes[f"{name}/alpha"] = stack
+            yield f"{name}/alpha", stack
 
     square = _square_layers(hidden)
     for index in range(1 if stacked else len(hidden)):
         gain = residual == "rezero" and square[index]
-        add(f"hidden_{index}", widths[index], widths[index + 1], gain)
+        yield from layer(f"hidden_{index}", widths[index], widths[index + 1], gain)
     if stacked:
-        add("hidden_stack", hidden[1], hidden[1], residual == "rezero", len(hidden) - 1)
-    add("output", widths[-1], classes, False)
-    return shapes
+        yield from layer(
+            "hidden_stack", hidden[1], hidden[1], residual == "rezero", len(hidden) - 1
+        )
+    yield from layer("output", widths[-1], classes, False)
 
 
 def stack_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -487,8 +489,8 @@ def _check_architecture(
             f"hidden must list at least one layer's width, such as (64, 32), "
             f"got {shown(repr(hidden))}"
         )
-    sizes = [("every width in hidden", width) for width in hidden]
-    for what, size in [*sizes, ("classes", classes), ("in_features", in_features)]:
+    sizes = (("every width in hidden", width) for width in hidden)
+    for what, size in itertools.chain(sizes, [("classes", classes), ("in_features", in_features)]):
         if isinstance(size, bool) or not isinstance(size, numbers.Integral):
             raise ValueError(f"{what} must be a whole number, got {shown(repr(size))}")
         if size < 1:

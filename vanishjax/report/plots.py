@@ -27,6 +27,9 @@ OKABE_ITO = {
 }
 """Eight colours that people of every colour vision tell apart (Okabe and Ito, 2008)."""
 
+# More would leave no room for the axes.
+_LONGEST_TITLE, _LONGEST_CAPTION = 300, 600
+
 _INK = "#1a1a1a"
 MUTED = "#555555"
 """What stands back: ticks, captions, lines that only help."""
@@ -84,10 +87,10 @@ def png_figure(
         FigureCanvasAgg(figure)
         characters = int(width * 14)
         if title:
-            wrapped = textwrap.fill(plot_text(title), int(characters * 0.72))
+            wrapped = textwrap.fill(plot_text(title, _LONGEST_TITLE), int(characters * 0.72))
             figure.suptitle(wrapped, x=0.012, ha="left", fontsize=13, fontweight="bold")
         if caption:
-            wrapped = textwrap.fill(plot_text(caption), characters)
+            wrapped = textwrap.fill(plot_text(caption, _LONGEST_CAPTION), characters)
             figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=8, color=MUTED)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
