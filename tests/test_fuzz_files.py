@@ -277,7 +277,21 @@ def model_file() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors")
         save_model(path, TrainedModel(params, architecture, description))
-        return path.read_bytes()
+        header, arrays = opened_model(path.read_bytes())
+    # The library writes the metadata in another order each time, and damage is to be the same.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    return closed_model(header, arrays)
+
+
+def opened_model(content: bytes) -> tuple[dict, bytes]:
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def closed_model(header: object, arrays: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + arrays
 
 
 def same_models(one, other):
@@ -289,8 +303,7 @@ def same_models(one, other):
 
 def odd_model_headers(whole: bytes, seed: int, count: int) -> Contents:
     """Model files that are whole, of a header or a description that isn't."""
-    (length,) = struct.unpack("<Q", whole[:8])
-    header, arrays = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    header, arrays = opened_model(whole)
     texts = ("architecture", "description")
     inner = {name: json.loads(header["__metadata__"][name]) for name in texts}
     for number, (kind, odd) in enumerate(
@@ -305,8 +318,7 @@ def odd_model_headers(whole: bytes, seed: int, count: int) -> Contents:
                     metadata |= {name: json.dumps(inner_odd[name]) for name in texts}
             case _:
                 header_odd = odd
-        text = json.dumps(header_odd).encode()
-        yield kind, struct.pack("<Q", len(text)) + text + arrays
+        yield kind, closed_model(header_odd, arrays)
 
 
 def damage_models(count: int, seed: int = 0) -> Tally:
