@@ -47,6 +47,7 @@ BENCHMARKS = {
     "scaling": Benchmark(),
     "resume": Benchmark(),
     "lost_peers": Benchmark(),
+    "damage": Benchmark(),
     "article": Benchmark(data=True, needs_data=True),
     "diagnosis": Benchmark(),
     "published_rules": Benchmark(),

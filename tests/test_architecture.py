@@ -24,6 +24,7 @@ FLOORS = (
         "activations",
         "compilation",
         "files",
+        "foreign",
         "layers",
         "losses",
         "numerics",
@@ -44,9 +45,10 @@ FLOORS = (
 # report draws plain mappings.
 STRICTER = {
     "files": set(),
+    "foreign": set(),
     "losses": set(),
-    "report": {"files"},
-    "training": {"transforms"},
+    "report": {"files", "foreign"},
+    "training": {"foreign", "transforms"},
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,9 @@ def no_tx():
 """
 
 
+MAIN = "import sys; from vanishjax.cli import main; sys.exit(main())"
+
+
 @pytest.fixture
 def networks(here, monkeypatch):
     """A file of networks in the current folder, and a module beside it."""
@@ -351,6 +355,28 @@ def test_a_target_may_import_from_its_own_folder_late(networks):
         Path(file).rename(Path("deep/down", file))
     ran = vanishjax("diagnose", "deep/down/networks.py:late", "--json")
     assert (ran.status, ran.err) == (0, "imported\n")
+
+
+def test_a_file_imports_nothing_of_the_current_folder(networks):
+    """As under `python FILE`; a module does, as under `python -m`."""
+    Path("deep").mkdir()
+    Path("networks.py").rename(Path("deep", "networks.py"))
+    ran = vanishjax("diagnose", "deep/networks.py:late")
+    assert ran.status == 2
+    assert "its loss_fn raised ModuleNotFoundError: No module named 'beside'" in ran.err
+    assert vanishjax("diagnose", "deep.networks:late", "--json").status == 0
+
+
+@pytest.mark.parametrize("launcher", [["-m", "vanishjax"], ["-c", MAIN]])
+def test_a_file_in_the_current_folder_stands_in_for_no_library(networks, launcher):
+    Path("deep").mkdir()
+    Path("deep", "net.py").write_text("import jax\n\ndef f():\n    raise ValueError(jax.__name__)")
+    Path("jax.py").write_text("raise SystemExit('run')")
+    environment = os.environ | {"PYTHONPATH": str(Path(vj.__file__).parents[1])}
+    command = [sys.executable, *launcher, "diagnose", "deep/net.py:f"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    place = f"({Path('deep', 'net.py')}:4)"
+    assert done.stderr == f"vanishjax: error: deep/net.py:f raised ValueError: jax {place}\n"
 
 
 def test_a_target_brings_its_optimizer(networks):

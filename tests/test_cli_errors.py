@@ -307,12 +307,20 @@ def foreign_model(**description):
         (lambda: Path("model.safetensors").touch(), "not a model that `vanishjax train` saved"),
         (lambda: foreign_model(data="texts"), "was trained on texts, whose inputs are no images"),
         (lambda: foreign_model(image_shape=[8, 8]), "predicts a number, not classes"),
+        (lambda: foreign_model(image_shape=[8, 7], classes=3), "but its network takes 64 inputs"),
+        (lambda: foreign_model(image_shape=[10**400, 8], classes=3), "null or height and width"),
+        (
+            lambda: foreign_model(
+                image_shape=[8, 8], classes=3, normalization={"offset": 0, "scale": 1e-300}
+            ),
+            "its normalization takes the image's pixels beyond float32",
+        ),
         (lambda: foreign_model(image_shape=[8, 8], classes=3), "normalization: offset and scale"),
     ],
 )
 def test_predict_refuses_what_is_no_model(here, make, message):
     make()
-    Image.new("L", (8, 8)).save("a.png")
+    Image.linear_gradient("L").save("a.png")
     ran = vanishjax("predict", "a.png", "--model", "model.safetensors")
     assert ran.status == 2
     assert message in ran.error

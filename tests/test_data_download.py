@@ -92,6 +92,18 @@ def test_a_spoilt_cache_is_mended(tmp_path, server):
     assert len(server.asked) == 5
 
 
+def test_other_bytes_of_the_right_size_are_not_used(tmp_path, server):
+    folder = fetch("mnist", tmp_path)
+    spoilt = folder / FILES[0]
+    spoilt.write_bytes(FLIPPED)
+    with pytest.raises(DataError, match=f"{FILES[0]} is not the file it should be, and cannot"):
+        fetch("mnist", tmp_path, mirrors=(DEAD,))
+    assert spoilt.read_bytes() == FLIPPED
+    fetch("mnist", tmp_path)
+    assert cached(folder) == CONTENTS
+    assert len(server.asked) == 5
+
+
 def test_a_dead_mirror_is_followed_by_the_next(tmp_path, server):
     folder = fetch("mnist", tmp_path, mirrors=(DEAD, server.address + "/"))
     assert cached(folder) == CONTENTS

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzzing import bounded
 from vanishjax.training.data import DataError, load_dataset, read_idx, read_idx_folder
 from vanishjax.training.data.idx import DTYPES, FILES
 
@@ -220,3 +221,20 @@ def test_a_data_dir_without_the_files_never_downloads(tmp_path, monkeypatch):
         load_dataset("mnist", data_dir=tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         load_dataset("mnist", data_dir=tmp_path / "nix")
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_short_file_takes_no_memory_for_what_it_promises(tmp_path, end):
+    content = b"\0\0\x08\3" + struct.pack(">3I", 30_000, 300, 300) + bytes(1000)
+    path = tmp_path / f"images{end}"
+    path.write_bytes(gzip.compress(content) if end else content)
+    with bounded(megabytes=2), pytest.raises(DataError, match="truncated: 1000 are there"):
+        read_idx(path)
+
+
+def test_a_shape_of_many_sizes_makes_no_long_line(tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(b"\0\0\x08\x40" + struct.pack(">64I", *[2**32 - 1] * 64))
+    with pytest.raises(DataError, match="is over the limit") as raised:
+        read_idx(path)
+    assert len(str(raised.value)) < len(str(path)) + 200

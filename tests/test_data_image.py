@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fuzzing import bounded
 from vanishjax.training.data import DataError, image, load_dataset, read_image
 
 RNG = np.random.default_rng(0)
@@ -254,3 +255,22 @@ def test_no_damage_raises_anything_else(tmp_path, name):
                 continue
             assert ink.shape == (28, 28)
             assert np.isfinite(ink).all()
+
+
+def test_an_image_too_short_for_its_pixels_takes_no_memory_for_them(tmp_path):
+    """Pillow takes what is missing for black, where the compressed bytes end as they should."""
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", 7000, 7000, 8, 0, 0, 0, 0)
+    for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(bytes(100)), b"IEND"):
+        content += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with bounded(megabytes=2), pytest.raises(DataError, match="too short for 7000 by 7000 pixels"):
+        read_image(path)
+
+
+def test_the_emptiest_image_is_long_enough(tmp_path):
+    blank = Image.new("1", (2000, 2000))
+    for name in ("a.png", "a.gif", "a.bmp"):
+        assert not read_image(save(tmp_path, blank, name, optimize=True)).any()
+    assert read_image(save(tmp_path, blank.convert("L"), "a.jpg", quality=1)).max() < 0.01

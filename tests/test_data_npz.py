@@ -1,4 +1,6 @@
 import io
+import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
@@ -233,3 +235,149 @@ def test_no_damage_raises_anything_else(tmp_path):
             except DataError:
                 refused += 1
     assert refused > len(good) / 3  # all truncations, at least
+
+
+def header(text, data=b"", version=(1, 0)):
+    """A member whose header is any text."""
+    content = text.encode("latin1")
+    length = len(content).to_bytes(2 if version == (1, 0) else 4, "little")
+    return b"\x93NUMPY" + bytes(version) + length + content + data
+
+
+def fields(shape, descr="'<f4'", fortran_order="False"):
+    return header(f"{{'descr': {descr}, 'fortran_order': {fortran_order}, 'shape': {shape}}}")
+
+
+def write_members(path, *members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name given twice
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+def refused(path):
+    """The one short line that says why; no memory to speak of is taken for it."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError) as raised:
+            load_dataset(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    message = str(raised.value)
+    assert peak < 20_000_000
+    assert message.startswith(f"{path}: ")
+    assert message.isprintable()
+    assert len(message) <= 400
+    return message
+
+
+HEADERS = [
+    fields("(60, 6, "),
+    fields("(True, 360)"),
+    fields("(60, 6.0)"),
+    fields("(-60, -5)"),
+    fields("((60, 5),)"),
+    fields("[60, 5]"),
+    fields("60"),
+    fields("None"),
+    fields("(0, " + "9" * 4000 + ")"),
+    fields("(0x" + "f" * 9000 + ", 5)"),
+    fields("(0, 0x" + "f" * 9000 + ")"),
+    fields("(0, 4611686018427387904, 16)"),
+    fields("(" + "1," * 2000 + ")"),
+    fields("(" + "1," * 60 + ")", "'<f8'"),
+    fields("(" * 4000 + ")" * 4000),
+    fields("(" + "-" * 9000 + "1,)"),
+    fields("(60, 5)", "'|O'"),
+    fields("(60, 5)", "[('a', '|O')]"),
+    fields("(60, 5)", "[('a', '<f4'), ('a', '<f4')]"),
+    fields("(60, 5)", "'<f4,<f4'"),
+    fields("(60, 5)", "('<f4', (1000000, 1000000))"),
+    fields("(60, 5)", "'V0'"),
+    fields("(60, 5)", "'<U0'"),
+    fields("(60, 5)", "'<M8[s]'"),
+    fields("(60, 5)", "'" + "x" * 5000 + "'"),
+    fields("(60, 5)", "7"),
+    fields("(60, 5)", "None"),
+    fields("(60, 5)", "'<f4'", "'no'"),
+    fields("(60, 5)", "'<f4'", "1"),
+    header("{}"),
+    header("{'shape': (60, 5)}"),
+    header("print(1)"),
+    header("\x1b[31m\0\n"),
+    header("x" * 60_000),
+    header("{'descr': '<f4', 'fortran_order': False, 'shape': (60L, 5L), }"),
+    header("{'descr': '\\d', 'fortran_order': False, 'shape': (1if 1else 2,)}"),
+    header("", version=(0, 0)),
+    header("{}", version=(2, 0)),
+    header("{}", version=(9, 9)),
+    b"\x93NUMPY\2\0" + b"\xff" * 4 + b"{",
+    b"\x93NUMPY\1\0\xff",
+]
+
+
+@pytest.mark.parametrize("member", HEADERS, ids=range(len(HEADERS)))
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_a_header_of_any_text_is_refused_in_one_line(tmp_path, member, name):
+    other = "y" if name == "x" else "x"
+    members = {f"{name}.npy": member, f"{other}.npy": npy(Y if other == "y" else X)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        message = refused(write_members(tmp_path / "mine.npz", *members.items()))
+    assert f"mine.npz: {name}" in message
+
+
+def test_a_header_too_long_is_not_even_read(tmp_path):
+    bomb = b"\x93NUMPY\2\0" + (2**31).to_bytes(4, "little") + b" " * 60_000_000
+    members = [("x.npy", bomb), ("y.npy", npy(Y))]
+    path = write_members(tmp_path / "mine.npz", *members, compression=zipfile.ZIP_DEFLATED)
+    assert "its header is too long" in refused(path)
+
+
+def test_many_members_make_no_long_line(tmp_path):
+    path = tmp_path / "mine.npz"
+    write_members(path, *((f"array_{i:05d}.npy", b"") for i in range(20_000)))
+    assert "array_00009 and 19,990 more; it needs x and y" in refused(path)
+    write_members(path, ("\x1b[31m\u202e" * 5000 + ".npy", b""))
+    assert r"\x1b[31m\u202e" in refused(path)
+
+
+def test_an_array_saved_twice_is_refused(tmp_path):
+    members = [("x.npy", npy()), ("y.npy", npy(Y)), ("x.npy", npy(X + 1))]
+    assert "holds x 2 times" in refused(write_members(tmp_path / "mine.npz", *members))
+
+
+def patched(path, place, value, width=4):
+    """An archive of one stored member, a field of its central directory changed."""
+    data = bytearray(path.read_bytes())
+    start = data.rindex(b"PK\1\2") + place
+    data[start : start + width] = value.to_bytes(width, "little")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("promised", [10**6, 2**32 - 2])
+def test_an_archive_that_lies_about_a_size_is_refused(tmp_path, compression, promised):
+    data = promised - len(fields(f"({promised},)", "'|u1'"))
+    x = fields(f"({data:0{len(str(promised))}},)".replace("(0", "( "), "'|u1'")
+    assert len(x) + data == promised
+    members = [("y.npy", npy(Y)), ("x.npy", x + bytes(100))]
+    path = write_members(tmp_path / "mine.npz", *members, compression=compression)
+    assert "its size does not fit" in refused(patched(path, 24, promised))
+
+
+def test_an_encrypted_array_is_refused(tmp_path):
+    members = [("y.npy", npy(Y)), ("x.npy", npy())]
+    path = write_members(tmp_path / "mine.npz", *members)
+    assert "encrypted" in refused(patched(path, 8, 1, width=2))
+
+
+def test_arrays_in_either_order_are_read(tmp_path):
+    path = save(tmp_path, x=np.asfortranarray(X), y=Y.astype(">i4"))
+    again = load_dataset(path)
+    expected = load_dataset(save(tmp_path, x=X, y=Y))
+    np.testing.assert_array_equal(again.train.inputs, expected.train.inputs)
+    np.testing.assert_array_equal(again.train.labels, expected.train.labels)

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -96,3 +98,31 @@ def test_fractions_lie_between_0_and_1(fraction):
 def test_good_fractions():
     for fraction in (0.01, 0.5, np.float32(0.99)):
         check_fraction("validation_split", fraction)
+
+
+def test_a_class_keeps_its_examples_in_the_order_drawn():
+    """One example after the other, as the split was first written: the same data set for a seed."""
+    strata = np.random.default_rng(1).choice([0, 1, 5, 300], 500, p=[0.1, 0.5, 0.3, 0.1])
+    rng = np.random.default_rng(0)
+    stay, held = hold_out(strata, 0.2, np.random.default_rng(0), name="split")
+    shares = np.bincount(strata[held])
+    taken, expected = np.zeros(len(shares), int), np.zeros(500, bool)
+    for index in rng.permutation(500):
+        if taken[strata[index]] < shares[strata[index]]:
+            taken[strata[index]] += 1
+            expected[index] = True
+    np.testing.assert_array_equal(stay, rng.permutation(np.flatnonzero(~expected)))
+    np.testing.assert_array_equal(held, rng.permutation(np.flatnonzero(expected)))
+
+
+def test_millions_of_examples_are_split_in_seconds():
+    """In the time of a few random orders of them; a loop takes that of ten and more."""
+    strata = np.random.default_rng(1).integers(0, 10, 1_000_000)
+
+    def seconds(function, *arguments):
+        began = time.process_time()
+        function(*arguments)
+        return time.process_time() - began
+
+    order = min(seconds(np.random.default_rng(0).permutation, len(strata)) for _ in range(3))
+    assert min(seconds(split, strata, 0.2) for _ in range(3)) < 6 * order

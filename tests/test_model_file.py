@@ -15,7 +15,13 @@ from vanishjax.model_file import TrainedModel, load_model, save_model
 from vanishjax.models import MLP
 
 ARCHITECTURE = {"in_features": 4, "hidden": [8], "classes": 3, "activation": "relu"}
-DESCRIPTION = {"data": "digits", "image_shape": [2, 2], "normalization": {"offset": 0.0}}
+DESCRIPTION = {
+    "data": "digits",
+    "image_shape": [2, 2],
+    "pixel_max": 16.0,
+    "classes": None,
+    "normalization": {"offset": 0.0, "scale": [1.0, 2.0, 3.0, 4.0]},
+}
 ARRAYS = {
     "hidden_0/bias": np.zeros(8, np.float32),
     "hidden_0/kernel": np.zeros((4, 8), np.float32),
@@ -53,6 +59,17 @@ def write(path, arrays=ARRAYS, **changes):
 
 def write_architecture(**changes):
     return lambda path: write(path, architecture={**ARCHITECTURE, **changes})
+
+
+def write_description(**changes):
+    return lambda path: write(path, description={**DESCRIPTION, **changes})
+
+
+# What no field may be, whatever it is for.
+WRONG = [
+    "16", "\x1b[31m", "x" * 10_000, [], {}, [[]], [None], [1.5, 2], ["8", "8"], -1, True,
+    10**400, 1e300, float("nan"), float("inf"), [10**400, 8], [1e5, 1e5], [0, 4], {"a": 1},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -118,15 +135,41 @@ def nested(path):
         (lambda path: write(path, format=None), "its format is None, not 'vanishjax-mlp-1'"),
         (lambda path: write(path, format="other"), "its format is 'other'"),
         (lambda path: write(path, description="{"), "Expecting property name"),
-        (lambda path: write(path, architecture="3"), "not iterable"),
+        (lambda path: write(path, architecture="3"), "its architecture is 3 instead of an object"),
         (lambda path: write(path, architecture="{}"), "no 'in_features'"),
-        (write_architecture(in_features=0), "zero|expected float32"),
-        (write_architecture(in_features="x"), "Error interpreting"),
-        (write_architecture(hidden=[]), "at least one layer"),
-        (write_architecture(activation="no"), "unknown activation 'no'"),
-        (write_architecture(dtype="int8"), "int8"),
-        (write_architecture(kernel_init="x"), "not callable"),
+        (write_architecture(in_features=0), "its in_features is 0 instead of a whole number"),
+        (write_architecture(in_features="x"), 'its in_features is "x" instead of a whole'),
+        (write_architecture(hidden=[]), "a list of widths of at least 1"),
+        (
+            write_architecture(hidden=[8] * 2000),
+            "hidden_1/kernel: expected float32.8, 8., found no",
+        ),
+        (write_architecture(activation="no"), "one of centered_sigmoid, elu"),
+        (write_architecture(dtype="int8"), "float32, bfloat16 or float16"),
+        (write_architecture(kernel_init="x"), "a field 'kernel_init', which is unknown"),
         (write_architecture(more=1), "'more'"),
+        (write_architecture(hidden=[8, 4], scan=True), "scan=True"),
+        (write_description(image_shape=[8, 7]), "image_shape is .8, 7., but its network takes 4"),
+        (write_description(image_shape="88"), "image_shape is .88. instead of null or height"),
+        (write_description(image_shape=[10**400, 8]), "instead of null or height and width"),
+        (write_description(image_shape=[1e5, 1e5]), "instead of null or height and width"),
+        (write_description(image_shape=[2**30, 2**30]), "but its network takes 4 inputs"),
+        (write_description(pixel_max="16"), "its pixel_max is .16. instead of null or a number"),
+        (write_description(pixel_max=1e300), r"its pixel_max is 1e.300 instead of null or"),
+        (write_description(classes=4), "its classes are 4, but its network has 3 outputs"),
+        (write_description(normalization=None), "normalization is null instead of offset"),
+        (write_description(normalization={}), "normalization: offset and scale missing"),
+        (write_description(normalization={"offset": 0, "scale": 0}), "none of them zero"),
+        (write_description(normalization={"offset": [1, 2], "scale": 1}), "offset is for 2 inputs"),
+        (write_description(data="\ud800", image_shape=0), "its image_shape is 0"),
+        (
+            lambda path: write(path, {f"a{i}": np.zeros(1) for i in range(99)}),
+            "hidden_0/kernel: expected float32.4, 8., found nothing",
+        ),
+        (
+            lambda path: write(path, {**ARRAYS, "\x1b[31m" * 99: np.zeros(1)}),
+            "expected nothing, found float64.1.",
+        ),
     ],
 )
 def test_what_is_no_model_is_refused_in_one_line(tmp_path, make, message):
@@ -135,6 +178,57 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path, make, message):
         load_model(path)
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{path}: ")
+    assert line.isprintable()
+    assert len(line) <= 400 + len(str(path))
+
+
+@pytest.mark.parametrize("field", [*ARCHITECTURE, "residual", "scan", "dtype", "param_dtype"])
+def test_a_field_of_the_architecture_has_its_type_and_range(tmp_path, field):
+    path = tmp_path / "a.safetensors"
+    for value in [*WRONG, None]:
+        if (field, value) in (("scan", True), *((name, None) for name in NULLABLE)):
+            continue
+        write_architecture(**{field: value})(path)
+        with pytest.raises(ValueError, match=f"its {field} is .* instead of ") as caught:
+            load_model(path)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) <= 400 + len(str(path))
+
+
+NULLABLE = ("residual", "dtype", "param_dtype")
+
+
+@pytest.mark.parametrize("field", DESCRIPTION)
+def test_a_field_of_the_description_has_its_type_and_range(tmp_path, field):
+    path = tmp_path / "a.safetensors"
+    for value in WRONG:
+        if field == "data" and isinstance(value, str):
+            continue
+        write_description(**{field: value})(path)
+        with pytest.raises(ValueError, match=r"instead of|normalization: offset") as caught:
+            load_model(path)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) <= 400 + len(str(path))
+
+
+@pytest.mark.parametrize("part", ["offset", "scale"])
+def test_a_normalization_is_of_finite_numbers(tmp_path, part):
+    path = tmp_path / "a.safetensors"
+    for value in (*WRONG, None, [1.0, None, 2.0, 3.0], [10**400] * 4, [[1.0] * 4]):
+        if value in (-1, 1e300):
+            continue
+        write_description(normalization={"offset": 0.0, "scale": 1.0, part: value})(path)
+        with pytest.raises(ValueError, match="normalization: ") as caught:
+            load_model(path)
+        assert len(str(caught.value)) <= 400 + len(str(path))
+
+
+def test_nothing_is_traced_before_the_arrays_are_known_to_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(MLP, "__call__", lambda *_: pytest.fail("traced"))
+    monkeypatch.setattr(jax, "eval_shape", lambda *_: pytest.fail("traced"))
+    with pytest.raises(ValueError, match="found nothing"):
+        load_model(write_architecture(hidden=[8] * 100_000)(tmp_path / "a.safetensors"))
+    load_model(write(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize(

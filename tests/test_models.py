@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import chex
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,14 @@ from flax import nnx
 
 from vanishjax import losses
 from vanishjax.activations import ACTIVATIONS, resolve_activation
-from vanishjax.models import MLP, NnxMLP, mlp_problem, stack_params, unstack_params
+from vanishjax.models import (
+    MLP,
+    NnxMLP,
+    mlp_problem,
+    parameter_shapes,
+    stack_params,
+    unstack_params,
+)
 from vanishjax.problem import Problem
 
 RESIDUALS = [None, "scaled", "rezero"]
@@ -324,6 +332,9 @@ def test_resolve_activation_passes_functions_and_suggests_names():
         ({"hidden": ()}, "at least one layer's width"),
         ({"hidden": 64}, r"such as \(64, 32\), got 64"),
         ({"hidden": (8, 0)}, "every width in hidden must be at least 1, got 0"),
+        ({"hidden": (8, 2.5)}, "every width in hidden must be a whole number, got 2.5"),
+        ({"hidden": "88"}, "every width in hidden must be a whole number, got '8'"),
+        ({"classes": True}, "classes must be a whole number, got True"),
         ({"classes": 0}, "classes must be at least 1, got 0"),
         ({"residual": "skip"}, "residual must be None, 'scaled' or 'rezero', got 'skip'"),
         ({"hidden": (8, 4), "scan": True}, r"needs equal widths, got \(8, 4\)"),
@@ -338,6 +349,18 @@ def test_impossible_architectures(change, message):
         NnxMLP(4, **arguments, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=message):
         mlp_problem(4, **arguments, tx=optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize(
+    ("hidden", "scan"), [((8,), True), ((8,), False), (HIDDEN, True), ((8, 8, 5, 5, 8), False)]
+)
+def test_the_shapes_of_the_parameters_are_known_without_tracing(hidden, scan, residual):
+    model = MLP(hidden, CLASSES, residual=residual, scan=scan)
+    traced = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, IN]))["params"]
+    leaves = flax.traverse_util.flatten_dict(traced, sep="/")
+    shapes = parameter_shapes(IN, hidden, CLASSES, residual=residual, scan=scan)
+    assert dict(shapes) == {name: leaf.shape for name, leaf in leaves.items()}
 
 
 def test_impossible_problems():

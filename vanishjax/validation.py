@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vanishjax.foreign import shown
+
 _T = TypeVar("_T")
 
 
@@ -61,6 +63,6 @@ def lookup(kind: str, name: str, known: Mapping[str, _T]) -> _T:
     """
     if isinstance(name, str) and name in known:
         return known[name]
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    near = difflib.get_close_matches(shown(name).lower(), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(known)}")
+    raise ValueError(f"unknown {kind} {shown(repr(name))}: {hint}Known: {', '.join(known)}")

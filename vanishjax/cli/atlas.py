@@ -169,9 +169,8 @@ def _unfinished(settings: dict[str, Any]) -> str | None:
 def _measure(
     options: argparse.Namespace, dataset: Dataset, asked: Asked, journal: Journal, folder: Path
 ) -> int:
-    from rich.console import Console
-
     from vanishjax.cli.output import write_json
+    from vanishjax.cli.terminal import Terminal
     from vanishjax.report import atlas_plot, atlas_text, text
 
     order = asked.cells()
@@ -191,7 +190,7 @@ def _measure(
     if options.json:
         print(printed, end="")
     else:
-        output = Console(highlight=False)
+        output = Terminal()
         output.print(text.settings_line(result["settings"]), style="bold", soft_wrap=True)
         output.print(atlas_text.atlas_table(result))
         output.print(f"\n{atlas_text.atlas_legend(result)}", soft_wrap=True)

@@ -62,10 +62,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int:
     started = time.perf_counter()
-    from rich.console import Console
-
     from vanishjax.atlas import Grid, measure, trainable_depth
     from vanishjax.cli.output import environment, write_json
+    from vanishjax.cli.terminal import Terminal
     from vanishjax.report import depth_map, text
 
     defaults = QUICK if options.quick else DEFAULTS
@@ -107,7 +106,7 @@ def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int
     if options.json:
         print(printed, end="")
     else:
-        output = Console(highlight=False)
+        output = Terminal()
         output.print(text.compare_table(result))
         output.print(text.compare_summary(result), soft_wrap=True)
         output.print(f"saved {RESULT_FILE} and {MAP_FILE} in {folder}", soft_wrap=True)

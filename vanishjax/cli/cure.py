@@ -109,11 +109,11 @@ def _treat_target(options: argparse.Namespace) -> Treatment:
 
 def _treat(problem: Problem, batches: Any, seed: int, options: argparse.Namespace) -> Treatment:
     import jax
-    from rich.console import Console
 
+    from vanishjax.cli.terminal import Terminal
     from vanishjax.treatment import cure
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
 
     def tell(trial: Trial) -> None:
         console.print(f"{trial.remedy}: {trial.outcome}")
@@ -149,9 +149,8 @@ def _cut(batch: Any, size: int) -> Iterator[Any]:
 
 
 def _show(treatment: Treatment, folder: Path, as_json: bool, seconds: float) -> None:
-    from rich.console import Console
-
     from vanishjax.cli.output import environment, to_json, write_json
+    from vanishjax.cli.terminal import Terminal
 
     result = {"command": NAME, **treatment.to_dict(), "seconds": seconds}
     result["environment"] = environment()
@@ -160,9 +159,8 @@ def _show(treatment: Treatment, folder: Path, as_json: bool, seconds: float) -> 
     if as_json:
         print(to_json(result))
         return
-    console = Console(highlight=False)
-    text = str(treatment).encode(console.encoding, "replace").decode(console.encoding)
-    console.print(text, soft_wrap=True, markup=False)
+    console = Terminal()
+    console.print(str(treatment), soft_wrap=True)
     console.print(f"\nsaved {RESULT_FILE} and {FIGURE_FILE} in {folder}", soft_wrap=True)
     if not (treatment.before.healthy or treatment.accepted):
         warn("no remedy helped: the network needs another architecture, data or loss")

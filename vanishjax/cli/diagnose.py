@@ -103,10 +103,8 @@ def _diagnose_target(name: str) -> Diagnosis:
 
 
 def _show(verdict: Diagnosis, folder: Path | None, as_json: bool) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
     from vanishjax.cli.output import to_json, write_json
+    from vanishjax.cli.terminal import Terminal
 
     result = verdict.to_dict()
     if folder is not None:
@@ -115,10 +113,8 @@ def _show(verdict: Diagnosis, folder: Path | None, as_json: bool) -> None:
     if as_json:
         print(to_json(result))
         return
-    console = Console(highlight=False)
-    # A terminal that knows no such characters gets question marks, not an error.
-    plain = str(verdict).encode(console.encoding, "replace").decode(console.encoding)
-    text = Text(plain)
+    console = Terminal()
+    text = console.render_str(str(verdict))
     text.highlight_regex(r"\A.*", "bold green" if verdict.healthy else "bold red")
     text.highlight_regex(r"(?m)^✗.*", "red")
     text.highlight_regex(r"(?m)^!.*", "yellow")

@@ -106,7 +106,6 @@ def gather(
     Raises:
       KeyboardInterrupt: It did before there was any cell.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -116,14 +115,16 @@ def gather(
         TimeRemainingColumn,
     )
 
+    from vanishjax.cli.terminal import Terminal
+
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     interrupted = False
     live = console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not live) as progress:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Literal
 
+from vanishjax.foreign import printable
 from vanishjax.training.data import DataError, Dataset, load_dataset
 
 
@@ -53,5 +54,5 @@ def _show_download(file: str, done: int, total: int) -> None:
     finished = done == total
     if finished or sys.stderr.isatty():
         start, end = ("\r" if sys.stderr.isatty() else ""), ("\n" if finished else "")
-        line = f"downloading {file}: {done / 1e6:.1f} of {total / 1e6:.1f} MB"
+        line = f"downloading {printable(file)}: {done / 1e6:.1f} of {total / 1e6:.1f} MB"
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)

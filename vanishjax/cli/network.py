@@ -167,9 +167,9 @@ def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> P
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[None]:
     """Tells who waits at a terminal what for."""
-    from rich.console import Console
+    from vanishjax.cli.terminal import Terminal
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         yield
         return

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from vanishjax.foreign import one_line
+
 # Written out, since importing the modules that define them costs seconds; a test compares.
 ACTIVATIONS = (
     "centered_sigmoid",
@@ -66,8 +68,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Says what was wrong and ends with status 2."""
-        line = " ".join(message.splitlines())
-        self.exit(2, f"{self.prog}: error: {line} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
@@ -268,4 +269,4 @@ def make_parser(commands: Sequence[Any]) -> Parser:
 
 def warn(message: str) -> None:
     """One line on standard error."""
-    print("vanishjax:", " ".join(message.splitlines()), file=sys.stderr)
+    print("vanishjax:", one_line(message), file=sys.stderr)

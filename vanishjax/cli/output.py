@@ -70,7 +70,8 @@ def latest_folder(command: str, file: str) -> Path | None:
 
 def to_json(value: Any, indent: int | None = 2) -> str:
     """A value as JSON, on one line if `indent` is None; NaN and infinity become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    # Of the control characters JSON escapes all but one.
+    return json.dumps(_finite(value), indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def write_json(path: Path, value: Any) -> str:

@@ -44,9 +44,10 @@ def run(options: argparse.Namespace) -> int:
 
     import jax
     import jax.numpy as jnp
-    from rich.console import Console
+    import numpy as np
 
     from vanishjax.cli.output import to_json
+    from vanishjax.cli.terminal import Terminal
     from vanishjax.model_file import load_model
     from vanishjax.report import text
 
@@ -61,14 +62,21 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{path}: predicts a number, not classes; train with --loss cross_entropy")
     image = read_image(options.image, tuple(description["image_shape"]))
     pixels = image.reshape(1, -1) * (description.get("pixel_max") or 1)
-    inputs = Normalization.from_dict(description.get("normalization", {})).apply(pixels)
+    if "normalization" not in description:
+        raise ValueError(f"{path}: has no normalization: offset and scale are missing")
+    inputs = Normalization.from_dict(description["normalization"]).apply(pixels)
+    if not np.isfinite(inputs).all():
+        raise ValueError(f"{path}: its normalization takes the image's pixels beyond float32")
     logits = model.predict_fn(model.params, jnp.asarray(inputs))[0]
     probabilities = [float(p) for p in jax.nn.softmax(logits.astype(jnp.float32))]
     if not all(map(math.isfinite, probabilities)):
-        raise ValueError(f"{path}: its output is not finite, so its training diverged; train anew")
+        raise ValueError(
+            f"{path}: its output is not finite: its training diverged, or the file was changed; "
+            "train anew"
+        )
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
     if options.json:
         print(to_json({"image": options.image, "class": best, "probabilities": probabilities}))
     else:
-        Console(highlight=False).print(text.probability_table(probabilities))
+        Terminal().print(text.probability_table(probabilities))
     return 0

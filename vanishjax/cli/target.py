@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from vanishjax.foreign import shown
+
 _RETURNS = "(loss_fn, params, batch), (loss_fn, params, batch, tx) or (problem, batch)"
 
 
@@ -36,9 +38,9 @@ class Target(NamedTuple):
 def open_target(name: str) -> Iterator[Target]:
     """Imports a function and calls it.
 
-    A module is looked for where `python -m` would, from the current directory on; a file's own
-    folder comes before that, as `python FILE` has it. What the user's code prints goes to standard
-    error.
+    A module is looked for where `python -m` would, from the current directory on. A file imports
+    what it would under `python FILE`: from its own folder on, and not from the current directory.
+    What the user's code prints goes to standard error.
 
     Args:
       name: `module:function` or `path/to/file.py:function`.
@@ -60,11 +62,8 @@ def open_target(name: str) -> Iterator[Target]:
     is_module = all(part.isidentifier() for part in place.split("."))
     if not function.isidentifier() or not (is_file or is_module) or "\0" in place:
         raise TargetError(f"{name}: expected MODULE:FUNCTION or FILE.py:FUNCTION")
-    folders = [str(Path.cwd())]
-    if is_file:
-        folders.insert(0, str(Path(place).resolve().parent))
     path = list(sys.path)
-    sys.path[:0] = folders
+    sys.path[:] = _search_path(place if is_file else None)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             module = _import_file(place) if is_file else _import_module(place)
@@ -76,6 +75,16 @@ def open_target(name: str) -> Iterator[Target]:
         sys.path[:] = path
 
 
+def _search_path(file: str | None) -> list[str]:
+    """Where Python would look for modules, for a file of the user's or else for a module."""
+    here = str(Path.cwd())
+    if file is None:
+        return [here, *sys.path]
+    # `python -m vanishjax` has put the current directory first.
+    rest = sys.path[1:] if sys.path[:1] in ([""], [here]) else sys.path
+    return [str(Path(file).resolve().parent), *rest]
+
+
 @contextlib.contextmanager
 def blame(what: str) -> Iterator[None]:
     """Turns what the user's code raises into one line that names the code and the place."""
@@ -84,8 +93,8 @@ def blame(what: str) -> Iterator[None]:
     except TargetError:
         raise
     except (Exception, SystemExit) as error:
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
-        text = next(iter(said.strip().splitlines()), "")
+        said = str(error.msg if isinstance(error, SyntaxError) else error)
+        text = shown(next(iter(said.strip().splitlines()), ""), 200)
         kind = type(error).__name__ + (f": {text}" if text else "")
         raise TargetError(f"{what} raised {kind}{_place(error)}") from error
 

@@ -144,11 +144,12 @@ def _train(
 ) -> int:
     import jax
     import jax.numpy as jnp
-    from rich.console import Console
 
     from vanishjax import losses, report
     from vanishjax.cli.observation import Observer, open_events
     from vanishjax.cli.output import environment, write_json
+    from vanishjax.cli.terminal import Terminal
+    from vanishjax.foreign import printable
     from vanishjax.health import monitor, read_health
     from vanishjax.layers import find_layers
     from vanishjax.model_file import TrainedModel, save_model
@@ -156,7 +157,7 @@ def _train(
     from vanishjax.report import plots, text
     from vanishjax.training import Progress, TrainState, fit, gathered, make_evaluate
 
-    console = Console(stderr=True, highlight=False, quiet=not writes)
+    console = Terminal(stderr=True, quiet=not writes)
     outputs = dataset.classes or math.prod(dataset.train.labels.shape[1:])
     problem = mlp_problem(
         dataset.train.inputs.shape[1],
@@ -299,11 +300,11 @@ def _train(
         )
         if observer:
             print(report.monitor_summary(result["monitor"]))
-        print(f"saved {', '.join(files)} in {folder}")
+        print(f"saved {', '.join(files)} in {printable(str(folder))}")
         if options.tensorboard is not None:
-            print(f"next: tensorboard --logdir {options.tensorboard}")
+            print(f"next: tensorboard --logdir {printable(options.tensorboard)}")
         if dataset.image_shape is not None and dataset.classes is not None:
-            print(f"next: vanishjax predict IMAGE.png --model {folder}")
+            print(f"next: vanishjax predict IMAGE.png --model {printable(str(folder))}")
     if history.interrupted:
         warn(
             f"interrupted in epoch {int(history.last['epoch'])} of {epochs}; what was done is saved"

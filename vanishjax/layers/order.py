@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from vanishjax import _jaxpr
+from vanishjax.foreign import listed
 from vanishjax.layers.division import Layers, Leaf, Status
 from vanishjax.layers.paths import bare, modules, natural_order, path_name
 from vanishjax.layers.stacks import named_stacks, paired_stacks
@@ -228,7 +229,7 @@ def _layers(
 
 
 def _warn(doubt: str, leaves: list[Leaf]) -> None:
-    names = ", ".join(leaf.path for leaf in leaves[:8]) + (", ..." if len(leaves) > 8 else "")
+    names = listed([leaf.path for leaf in leaves], most=8)
     warnings.warn(
         f"depth order unknown for {names}: {doubt}; placed in the order of paths instead",
         LayerOrderWarning,

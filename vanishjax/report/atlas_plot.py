@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vanishjax.foreign import plot_text
 from vanishjax.report.depth_map import (
     columns_within,
     depth_caption,
@@ -75,7 +76,7 @@ def plot_atlas(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             for x, init in enumerate(columns):
                 axis = figure.add_subplot(places[y + 1, x])
                 image = _draw_panel(axis, result, activation, init, names, depths)
-                axis.set_title(f"{activation}, {init}", loc="left", fontsize=10)
+                axis.set_title(plot_text(f"{activation}, {init}"), loc="left", fontsize=10)
                 if x:
                     axis.set_yticklabels([])
                 else:

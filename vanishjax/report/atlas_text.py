@@ -7,6 +7,9 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
+
+from vanishjax.foreign import printable, printable_lines
 
 __all__ = ["atlas_legend", "atlas_table"]
 
@@ -52,11 +55,13 @@ def atlas_table(result: Mapping[str, Any]) -> Table:
     for activation, init in kinds:
         words = init.split("_")
         above = "\n" * (lines + 1 - len(words))
-        table.add_column("\n".join([above + activation, *words]), justify="right")
+        table.add_column(
+            Text(printable_lines("\n".join([above + activation, *words]))), justify="right"
+        )
     deepest = max(settings["depths"])
     for name in settings["optimizers"]:
         depths = (trained[activation][init].get(name) for activation, init in kinds)
-        table.add_row(name, *(_shown(depth, deepest) for depth in depths))
+        table.add_row(Text(printable(name)), *(_shown(depth, deepest) for depth in depths))
     table.add_section()
     for who, reach in result["reaches"].items():
         depths = (predicted[activation][init].get(who) for activation, init in kinds)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.foreign import plot_text
 from vanishjax.report.plots import MUTED, OKABE_ITO, png_figure
 
 __all__ = [
@@ -95,7 +96,7 @@ def draw_cells(
         for column, depth in enumerate(depths):
             _write_cell(axis, column, row, accuracies.get((name, depth)), image)
     axis.set_xticks(range(len(depths)), [str(depth) for depth in depths])
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), [plot_text(name, 40) for name in names])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     return image

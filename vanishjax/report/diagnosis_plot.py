@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vanishjax.foreign import plot_text
 from vanishjax.report.plots import OKABE_ITO, png_figure
 
 __all__ = ["plot_diagnosis"]
@@ -114,7 +115,7 @@ def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, A
             )
     remedy = findings[0]["remedies"][0] if findings and findings[0]["remedies"] else ""
     text = f"First remedy: {remedy}" if remedy else "Nothing to mend."
-    axes.text(0, -0.35, textwrap.fill(text, 46), fontsize=9, va="top")
+    axes.text(0, -0.35, textwrap.fill(plot_text(text), 46), fontsize=9, va="top")
     axes.text(0, 2.55, "alive", fontsize=8, color=OKABE_ITO["green"])
     axes.text(1, 2.55, "dead", fontsize=8, ha="right", color=OKABE_ITO["vermilion"])
     axes.set_xlim(-0.04, 1.04)

@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vanishjax.foreign import printable_tree
+
 __all__ = ["diagnosis_text", "layer_ranges"]
 
 _MARKS = {"critical": "✗", "warning": "!", "note": "·"}
@@ -42,6 +44,7 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
           dead fraction 1
           1. leaky_relu
     """
+    verdict = printable_tree(verdict)
     findings, probe = verdict["findings"], verdict["probe"]
     blocks = [_headline(verdict), *map(_finding, findings)]
     if probe["names"]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.foreign import plot_text
 from vanishjax.report.monitor_text import monitor_headline
 from vanishjax.report.plots import OKABE_ITO, png_figure
 
@@ -23,6 +24,7 @@ _HEALTHY_RATIO = 1e-3
 _MOST_COLUMNS = 600
 _MOST_NAMES = 26
 _LONGEST_TITLE = 200
+_LONGEST_NAME = 60
 
 
 def plot_monitor(
@@ -145,7 +147,8 @@ def _heat(axes: Any, steps: Any, gradients: Any, names: Sequence[str]) -> Any:
     if patches:
         axes.legend(handles=patches, loc="lower right", fontsize=8)
     stride = math.ceil(len(names) / _MOST_NAMES)
-    axes.set_yticks(range(0, len(names), stride), names[::stride], fontsize=8)
+    shown = [plot_text(name, _LONGEST_NAME) for name in names[::stride]]
+    axes.set_yticks(range(0, len(names), stride), shown, fontsize=8)
     axes.set_ylabel("layer, from input (top) to output")
     axes.set_xlabel("training step")
     axes.set_title("Every layer's gradient, root mean square", loc="left")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
+from vanishjax.foreign import printable, printable_tree
 from vanishjax.report.diagnosis_text import layer_ranges
 from vanishjax.report.plots import OKABE_ITO
 
@@ -68,11 +69,12 @@ def weakest_layer(names: Sequence[str], gradient_rms: Any) -> str:
     """
     decades = _decades_below(gradient_rms)
     if np.isnan(decades).any():
-        return f"{names[int(np.isnan(decades).argmax())]}: not finite"
+        return f"{printable(names[int(np.isnan(decades).argmax())])}: not finite"
     worst = int(decades.argmax())
+    name = printable(names[worst])
     if decades[worst] == math.inf:
-        return f"{names[worst]}: zero"
-    return f"{names[worst]}: {10 ** -decades[worst]:.0e} of the largest"
+        return f"{name}: zero"
+    return f"{name}: {10 ** -decades[worst]:.0e} of the largest"
 
 
 def monitor_summary(record: Mapping[str, Any]) -> str:
@@ -112,7 +114,7 @@ def monitor_headline(record: Mapping[str, Any]) -> str:
       'Dead units (warning): w[0..1]'
     """
     if record["findings"]:
-        finding = record["findings"][0]
+        finding = printable_tree(record["findings"][0])
         # Kernels and biases take turns in depth order; ranges want them one after the other.
         stems: dict[str, list[str]] = {}
         for name in finding["layers"]:
@@ -130,6 +132,7 @@ def monitor_headline(record: Mapping[str, Any]) -> str:
 
 
 def _finding(finding: Mapping[str, Any]) -> list[str]:
+    finding = printable_tree(finding)
     paragraphs = [
         monitor_headline({"findings": [finding]}),
         f"  {finding['cause']}",

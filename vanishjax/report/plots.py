@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.foreign import plot_text
+
 __all__ = ["MUTED", "OKABE_ITO", "learning_curves", "png_figure"]
 
 OKABE_ITO = {
@@ -24,6 +26,9 @@ OKABE_ITO = {
     "purple": "#CC79A7",
 }
 """Eight colours that people of every colour vision tell apart (Okabe and Ito, 2008)."""
+
+# More would leave no room for the axes.
+_LONGEST_TITLE, _LONGEST_CAPTION = 300, 600
 
 _INK = "#1a1a1a"
 MUTED = "#555555"
@@ -57,8 +62,8 @@ def png_figure(
       path: The file; its folder is made if it doesn't exist.
       width: Inches, 150 pixels each.
       height: Inches.
-      title: What one sees, above the axes.
-      caption: The settings, below the axes, wrapped to the width.
+      title: What one sees, above the axes; no formulas.
+      caption: The settings, below the axes, wrapped to the width; no formulas.
 
     Yields:
       A `matplotlib.figure.Figure` that lays its axes out by itself.
@@ -82,10 +87,10 @@ def png_figure(
         FigureCanvasAgg(figure)
         characters = int(width * 14)
         if title:
-            wrapped = textwrap.fill(title, int(characters * 0.72))
+            wrapped = textwrap.fill(plot_text(title, _LONGEST_TITLE), int(characters * 0.72))
             figure.suptitle(wrapped, x=0.012, ha="left", fontsize=13, fontweight="bold")
         if caption:
-            wrapped = textwrap.fill(caption, characters)
+            wrapped = textwrap.fill(plot_text(caption, _LONGEST_CAPTION), characters)
             figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=8, color=MUTED)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)

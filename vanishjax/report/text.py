@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
+
+from vanishjax.foreign import printable
 
 __all__ = ["compare_summary", "compare_table", "epoch_line", "probability_table"]
 
@@ -45,7 +48,7 @@ def compare_table(result: Mapping[str, Any]) -> Table:
     """
     settings = result["settings"]
     table = Table(
-        title=settings_line(settings),
+        title=Text(settings_line(settings), style="bold"),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -71,7 +74,7 @@ def compare_table(result: Mapping[str, Any]) -> Table:
         previous = cell["optimizer"]
         first, last = cell["first_layer_gradient"], cell["last_layer_gradient"]
         table.add_row(
-            cell["optimizer"],
+            Text(printable(cell["optimizer"])),
             str(cell["depth"]),
             f"{cell['learning_rate']:g}",
             _mean_and_sd(cell["validation_accuracy"]),
@@ -163,7 +166,9 @@ def epoch_line(
       'epoch 2/5  loss 0.2213  validation accuracy 0.9467  3,091 steps/s  left 0:42'
     """
     parts = [f"epoch {epoch:{len(str(epochs))}}/{epochs}"]
-    parts += [f"{name.replace('_', ' ')} {_number(value)}" for name, value in metrics.items()]
+    parts += [
+        f"{printable(name).replace('_', ' ')} {_number(value)}" for name, value in metrics.items()
+    ]
     parts.append(f"{steps_per_second:,.{0 if steps_per_second >= 10 else 1}f} steps/s")
     if math.isfinite(remaining_seconds):
         minutes, seconds = divmod(round(remaining_seconds), 60)
@@ -206,7 +211,8 @@ def probability_table(
             f"got {list(np.shape(probabilities))}"
         )
     classes = rows.shape[1]
-    names = [str(i) for i in range(classes)] if class_names is None else list(class_names)
+    given = map(str, range(classes)) if class_names is None else class_names
+    names = [printable(name) for name in given]
     if len(names) != classes:
         raise ValueError(f"class_names has {len(names)} names for {classes} classes")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -217,7 +223,7 @@ def probability_table(
         for i, probability in enumerate(rows[0]):
             mark = ("bold", "likeliest") if i == top else ("", "")
             table.add_row(
-                names[i], _percent(probability), _bar(probability), mark[1], style=mark[0]
+                Text(names[i]), _percent(probability), _bar(probability), mark[1], style=mark[0]
             )
         return table
     for header in ("input", "class", "probability", "", "runner-up"):
@@ -225,7 +231,9 @@ def probability_table(
     for number, row in enumerate(rows):
         top, second = (*np.argsort(-row, kind="stable")[:2], None)[:2]
         runner_up = "" if second is None else f"{names[second]} {_percent(row[second])}"
-        table.add_row(str(number), names[top], _percent(row[top]), _bar(row[top]), runner_up)
+        table.add_row(
+            str(number), Text(names[top]), _percent(row[top]), _bar(row[top]), Text(runner_up)
+        )
     return table
 
 
@@ -252,16 +260,16 @@ def settings_line(settings: Mapping[str, Any]) -> str:
         words.append(f"{len(settings['seeds'])} seed{'s' * (len(settings['seeds']) != 1)}")
     if settings.get("decay"):
         words.append("decaying rate")
-    return ", ".join(words)
+    return printable(", ".join(words))
 
 
-def _verdict(accuracies: Sequence[float | None], trainable: float) -> str:
+def _verdict(accuracies: Sequence[float | None], trainable: float) -> Text:
     values = _floats(accuracies)
     if not all(map(math.isfinite, values)):
-        return "[magenta]diverges[/]"
+        return Text.assemble(("diverges", "magenta"))
     trained = sum(value >= trainable for value in values)
-    verdict = "[green]trains[/]" if statistics.fmean(values) >= trainable else "[red]starves[/]"
-    return verdict + (f" {trained}/{len(values)}" if 0 < trained < len(values) else "")
+    word = ("trains", "green") if statistics.fmean(values) >= trainable else ("starves", "red")
+    return Text.assemble(word, f" {trained}/{len(values)}" if 0 < trained < len(values) else "")
 
 
 def _mean_and_sd(fractions: Sequence[float | None]) -> str:

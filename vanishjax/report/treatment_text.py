@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from vanishjax.foreign import printable_lines, printable_tree
+
 __all__ = ["treatment_text"]
 
 _WIDTH = 96
@@ -42,13 +44,15 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
       In your own script, with vanishjax as vj:
         params = ...
     """
+    recipe = treatment["recipe"]
+    treatment = printable_tree(treatment)
     critical = [one for one in treatment["before"]["findings"] if one["severity"] == "critical"]
     if not critical:
         return "Healthy: nothing to cure."
     blocks = [_headline(treatment), *map(_cause, critical), _table(treatment)]
-    if treatment["recipe"]:
-        recipe = textwrap.indent(treatment["recipe"], "  ")
-        blocks.append(f"In your own script, with vanishjax as vj:\n{recipe}")
+    if recipe:
+        code = textwrap.indent(printable_lines(recipe), "  ")
+        blocks.append(f"In your own script, with vanishjax as vj:\n{code}")
     return "\n\n".join(blocks)
 
 

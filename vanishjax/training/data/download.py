@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from vanishjax.foreign import shown
 from vanishjax.training.data.errors import DataError
 from vanishjax.training.data.idx import FILES
 
@@ -93,7 +94,7 @@ def fetch(
     timeout: float = 30.0,
     progress: Progress | None = None,
 ) -> Path:
-    """Downloads a data set unless the cache has it.
+    """Downloads a data set unless the cache has it, its SHA-256 being right every time it is used.
 
     Each file is decompressed and hashed as it arrives, into a temporary file that takes its name
     only once its SHA-256 is right; a mirror that fails in any way is followed by the next.
@@ -130,8 +131,7 @@ def fetch(
             " that can be written"
         ) from error
     for file in remote.files:
-        path = folder / file.name
-        if not path.is_file() or path.stat().st_size != file.size:
+        if not _is_whole(folder / file.name, file):
             _fetch_file(name, file, folder, mirrors or remote.mirrors, timeout, progress)
     return folder
 
@@ -157,6 +157,20 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "vanishjax"
 
 
+def _is_whole(path: Path, file: RemoteFile) -> bool:
+    """Whether a file of the cache is there and has the bytes that it should have."""
+    try:
+        if not path.is_file() or path.stat().st_size != file.size:
+            return False
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); delete it, or set VANISHJAX_CACHE to"
+            " another folder"
+        ) from error
+
+
 def _fetch_file(
     name: str,
     file: RemoteFile,
@@ -171,11 +185,13 @@ def _fetch_file(
         try:
             _download(url, file, folder, timeout, progress)
         except (OSError, http.client.HTTPException, zlib.error, DataError) as error:
-            failures.append(f"{url} ({str(error) or type(error).__name__})")
+            failures.append(f"{url} ({shown(error, 200) or type(error).__name__})")
         else:
             return
+    path = folder / file.name
+    spoilt = f"{path} is not the file it should be, and " if path.exists() else ""
     raise DataError(
-        f"cannot download {name}: tried {'; '.join(failures)}. Without a network, put"
+        f"{spoilt}cannot download {name}: tried {'; '.join(failures)}. Without a network, put"
         f" {', '.join(FILES)} (plain or .gz) into a folder and give it as data_dir (--data-dir),"
         " or use the built-in digits"
     )

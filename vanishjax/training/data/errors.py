@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vanishjax.foreign import one_line
+
 MAX_BYTES = 2**32
 """No array read from a file may be larger: 4 GiB, ten times Fashion-MNIST in float64."""
+
+_MOST_INFLATED = 1032
 
 
 class DataError(ValueError):
     r"""Data that cannot be used; the message is one line: what, where, and what would be right.
 
     Args:
-      message: The message; line breaks in it (from a library's own error) become spaces.
+      message: The message; line breaks in it (from a library's own error) become spaces, other
+        control characters (from a file or its name) escapes.
 
     Example:
       >>> str(DataError("digits.npz: not an .npz file\nsave it with numpy.savez"))
@@ -20,7 +25,27 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(one_line(message))
+
+
+def most_inflated(compressed: int) -> int:
+    """The most bytes that deflated ones can hold: a file that promises more lies.
+
+    Args:
+      compressed: Number of compressed bytes.
+
+    Returns:
+      Number of bytes.
+
+    Example:
+      >>> most_inflated(1000)
+      1032000
+
+    References:
+      Deutsch, DEFLATE Compressed Data Format Specification, RFC 1951, 1996: two bits stand for at
+      most 258 bytes.
+    """
+    return _MOST_INFLATED * compressed
 
 
 def regular_file(path: str | Path, wanted: str) -> Path:

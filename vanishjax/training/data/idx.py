@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,13 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from vanishjax.training.data.errors import MAX_BYTES, DataError, regular_file
+from vanishjax.foreign import shown
+from vanishjax.training.data.errors import (
+    MAX_BYTES,
+    DataError,
+    most_inflated,
+    regular_file,
+)
 from vanishjax.training.data.raw import Array, RawData, RawExamples
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -58,15 +65,18 @@ def read_idx(path: str | Path) -> Array:
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
+            size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
-            return _parse(stream, path)
+            if not zipped:
+                return _parse(file, path, size)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+            return _parse(stream, path, most_inflated(size))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{path}: truncated or damaged gzip file ({error}); get it again"
+            f"{path}: truncated or damaged gzip file ({shown(error, 100)}); get it again"
         ) from error
     except (OSError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
+        reason = shown(error, 100) or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason})") from error
 
 
@@ -144,13 +154,14 @@ def _read_ubyte(path: Path, rank: int) -> Array:
     array = read_idx(path)
     if array.ndim != rank or array.dtype != np.uint8:
         raise DataError(
-            f"{path}: holds {array.dtype} of rank {array.ndim}, shape {array.shape};"
+            f"{path}: holds {array.dtype} of rank {array.ndim}, shape {shown(array.shape)};"
             f" this file must hold unsigned bytes of rank {rank}"
         )
     return array
 
 
-def _parse(stream: BinaryIO, path: Path) -> Array:
+def _parse(stream: BinaryIO, path: Path, most: int) -> Array:
+    """Reads an array from a file that holds at most so many bytes."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES:
         raise DataError(
@@ -167,14 +178,15 @@ def _parse(stream: BinaryIO, path: Path) -> Array:
     # Zeros count as ones, because NumPy's own limit on a shape ignores them too.
     if math.prod(max(size, 1) for size in shape) * dtype.itemsize > MAX_BYTES:
         raise DataError(
-            f"{path}: the header's shape {shape} is over the limit of {MAX_BYTES} bytes"
+            f"{path}: the header's shape {shown(shape)} is over the limit of {MAX_BYTES} bytes"
         )
     promised = math.prod(shape) * dtype.itemsize
-    data = stream.read(promised + 1)
+    # Reading takes the memory that is asked for, however little there is to read.
+    data = stream.read(min(promised, most) + 1)
     if len(data) != promised:
         found = f"truncated: {len(data)} are" if len(data) < promised else "too long: more are"
         raise DataError(
-            f"{path}: the header promises {promised} bytes for shape {shape}, but the file is"
-            f" {found} there; get it again"
+            f"{path}: the header promises {promised} bytes for shape {shown(shape)}, but the file"
+            f" is {found} there; get it again"
         )
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))

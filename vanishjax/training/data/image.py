@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vanishjax.training.data.errors import DataError, regular_file
+from vanishjax.foreign import shown
+from vanishjax.training.data.errors import DataError, most_inflated, regular_file
 from vanishjax.training.data.raw import Array
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF")
@@ -68,16 +69,22 @@ def read_image(path: str | Path, shape: tuple[int, int] = (28, 28)) -> Array:
 def _decode(path: Path) -> Array:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is stricter
-            image = Image.open(path, formats=FORMATS)
-        with image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {width} by {height} pixels, over the limit of {MAX_PIXELS}; make it"
-                    " smaller"
-                )
-            return _grey(ImageOps.exif_transpose(image))
+            # Of bombs, where our limit is stricter, and of damage that it can read beyond.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DataError(
+                        f"{path}: {width} by {height} pixels, over the limit of {MAX_PIXELS}; make"
+                        " it smaller"
+                    )
+                # A bit a pixel is the least; what is missing Pillow may take for black.
+                if width * height > 8 * most_inflated(path.stat().st_size):
+                    raise DataError(
+                        f"{path}: truncated or damaged image: too short for {width} by {height}"
+                        " pixels; save it again"
+                    )
+                return _grey(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -90,7 +97,9 @@ def _decode(path: Path) -> Array:
             f"{path}: over the limit of {MAX_PIXELS} pixels; make it smaller"
         ) from error
     except _DAMAGED as error:
-        raise DataError(f"{path}: truncated or damaged image ({error}); save it again") from error
+        raise DataError(
+            f"{path}: truncated or damaged image ({shown(error, 100)}); save it again"
+        ) from error
 
 
 def _grey(image: Image.Image) -> Array:

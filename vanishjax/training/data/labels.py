@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vanishjax.foreign import shown
 from vanishjax.training.data.errors import DataError
 from vanishjax.training.data.raw import Array, check_finite
 
@@ -31,11 +32,13 @@ def class_labels(labels: Array, origin: str, *, classes: int | None, limit: int)
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise DataError(
-            f"{origin}: shape {labels.shape} is not one class label for each example, [n];"
+            f"{origin}: shape {shown(labels.shape)} is not one class label for each example, [n];"
             " for one-hot labels save labels.argmax(axis=1)"
         )
     if labels.dtype.kind not in "biuf":
-        raise DataError(f"{origin}: dtype {labels.dtype} is not class numbers; number them from 0")
+        raise DataError(
+            f"{origin}: dtype {shown(labels.dtype)} is not class numbers; number them from 0"
+        )
     if labels.dtype.kind == "f":
         _reject(labels, labels != np.floor(labels), origin, "is not a whole number")
         _reject(labels, ~np.isfinite(labels), origin, "is not a class")
@@ -71,9 +74,9 @@ def real_targets(labels: Array, origin: str) -> Array:
       array([1., 2.], dtype=float32)
     """
     if labels.ndim not in (1, 2) or labels.size == 0:
-        raise DataError(f"{origin}: shape {labels.shape} is not [n] or [n, k] targets")
+        raise DataError(f"{origin}: shape {shown(labels.shape)} is not [n] or [n, k] targets")
     if labels.dtype.kind not in "biuf":
-        raise DataError(f"{origin}: dtype {labels.dtype} is not real numbers")
+        raise DataError(f"{origin}: dtype {shown(labels.dtype)} is not real numbers")
     check_finite(labels, origin)
     return labels.astype(np.float32)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from vanishjax.foreign import shown
 from vanishjax.training.data.errors import DataError
 from vanishjax.training.data.raw import Array
 
@@ -66,7 +67,7 @@ class Normalization:
                 )
         # uint8 and float32 need no float64 copy, which for MNIST would take 400 MB.
         working = np.result_type(np.asarray(raw).dtype, np.float32)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             inputs = np.subtract(raw, self.offset, dtype=working)
             inputs /= self.scale
             return inputs.astype(np.float32, copy=False)
@@ -91,13 +92,15 @@ class Normalization:
         Raises:
           DataError: If a key is missing or a value is not a number or a list of numbers.
         """
+        if not isinstance(values, Mapping):
+            raise DataError(f"normalization: {shown(values)} instead of offset and scale")
         missing = [name for name in ("offset", "scale") if name not in values]
         if missing:
             raise DataError(f"normalization: {' and '.join(missing)} missing")
         try:
             offset, scale = (np.asarray(values[name]) for name in ("offset", "scale"))
-        except ValueError as error:
-            raise DataError(f"normalization: not numbers ({error})") from error
+        except (ValueError, RecursionError, OverflowError) as error:
+            raise DataError(f"normalization: not numbers ({shown(error)})") from error
         return cls(*(v.item() if v.ndim == 0 else v for v in (offset, scale)))
 
 

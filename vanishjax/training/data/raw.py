@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.foreign import shown
 from vanishjax.training.data.errors import DataError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,19 +50,19 @@ class RawExamples:
         """
         inputs, origin = self.inputs, self.inputs_origin
         if inputs.dtype.kind not in "biuf":
-            raise DataError(f"{origin}: dtype {inputs.dtype} is not real numbers")
+            raise DataError(f"{origin}: dtype {shown(inputs.dtype)} is not real numbers")
         plain = inputs.ndim in (2, 3) or (inputs.ndim == 4 and inputs.shape[3] == 1)
         if not plain:
             raise DataError(
-                f"{origin}: shape {inputs.shape} is not [n, features], [n, height, width] or"
+                f"{origin}: shape {shown(inputs.shape)} is not [n, features], [n, height, width] or"
                 " [n, height, width, 1]; reshape it, or make colour images grey"
             )
         if inputs.size == 0:
             raise DataError(f"{origin}: shape {inputs.shape} is empty; at least one is needed")
         if self.labels.ndim == 0 or len(self.labels) != len(inputs):
             raise DataError(
-                f"{self.labels_origin}: labels of shape {self.labels.shape} for the {len(inputs)}"
-                f" inputs of {origin}; there must be one label for each input"
+                f"{self.labels_origin}: labels of shape {shown(self.labels.shape)} for the"
+                f" {len(inputs)} inputs of {origin}; there must be one label for each input"
             )
         check_finite(inputs, origin)
         return inputs.reshape(len(inputs), -1)

@@ -44,7 +44,7 @@ def hold_out(
     number allows, each class is held out at least once and stays at least `keep` times.
 
     Args:
-      strata: `[n]` class of each example; all equal for a plain random split.
+      strata: `[n]` class of each example, from 0; all equal for a plain random split.
       fraction: Fraction to hold out.
       rng: Source of randomness; the split depends on nothing else.
       name: Name of the argument that asks for the split, for the messages.
@@ -63,7 +63,9 @@ def hold_out(
       >>> np.bincount(labels[stay]), np.bincount(labels[held])
       (array([22,  8]), array([8, 2]))
     """
-    classes, members, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    counts = np.bincount(strata)
+    classes = np.flatnonzero(counts)
+    counts = counts[classes]
     if counts.min() <= keep:
         rarest = int(np.argmin(counts))
         which = f"class {classes[rarest]} has" if len(classes) > 1 else "there are"
@@ -77,14 +79,14 @@ def hold_out(
             f"{name} {fraction:g} holds out {size} of {len(strata)} examples; choose it so that"
             f" from 1 to {most} are held out"
         )
-    taken = np.zeros(len(classes), int)
-    shares = _shares(counts, size, keep)
+    # In a random order, with the examples of each class beside one another: the first of each.
+    order = rng.permutation(len(strata))
+    # NumPy sorts small integers stably in linear time.
+    small = np.min_scalar_type(classes[-1])
+    order = order[np.argsort(strata[order].astype(small), kind="stable")]
+    place = np.arange(len(strata)) - np.repeat(np.cumsum(counts) - counts, counts)
     held = np.zeros(len(strata), bool)
-    for index in rng.permutation(len(strata)):
-        stratum = members[index]
-        if taken[stratum] < shares[stratum]:
-            taken[stratum] += 1
-            held[index] = True
+    held[order[place < np.repeat(_shares(counts, size, keep), counts)]] = True
     return rng.permutation(np.flatnonzero(~held)), rng.permutation(np.flatnonzero(held))
 
 
