@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,22 @@ def test_a_command_is_interrupted_wherever_it_stands(number):
             with pytest.raises(Interrupted):
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # the third is the kernel's
+
+
+def test_an_interrupt_that_a_callback_swallows_comes_again(capfd):
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def work():
+        dying = Dying()
+        del dying  # what it raises is printed, and lost
+        time.sleep(10)
+
+    with interruptible() as stop, pytest.raises(Interrupted):
+        work()
+    assert stop.signal == signal.SIGTERM
+    assert capfd.readouterr() == ("", "")
 
 
 def test_no_handler_outside_the_main_thread():

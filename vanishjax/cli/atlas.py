@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vanishjax.cli.grid import Cell, add_grid_options, gather, grid_settings
-from vanishjax.cli.journal import check_fields, is_number, open_journal
 from vanishjax.cli.options import (
     ACTIVATIONS,
     CONTENDERS,
@@ -94,6 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measures what is left to measure, shows progress, and writes the map and the JSON."""
     from vanishjax.cli.inputs import load_data
+    from vanishjax.cli.journal import open_journal
     from vanishjax.cli.output import results_folder
 
     dataset = load_data(options, "classes")
@@ -158,6 +158,8 @@ def _asked(options: argparse.Namespace, dataset: Dataset) -> Asked:
 
 def _reader(settings: dict[str, Any]) -> Callable[[Cell], tuple[Any, ...]]:
     """What checks a cell of a journal, field by field, and gives its `KEY`."""
+    from vanishjax.cli.journal import check_fields, is_number
+
     gradient = is_number(least=0.0, optional=True)
     share = is_number(least=0.0, most=1.0, optional=True)
 
@@ -193,6 +195,7 @@ def _reader(settings: dict[str, Any]) -> Callable[[Cell], tuple[Any, ...]]:
 
 def _unfinished(settings: dict[str, Any]) -> str | None:
     """The newest folder under runs/, if its run was cut short and was of the same settings."""
+    from vanishjax.cli.journal import open_journal
     from vanishjax.cli.output import latest_folder
     from vanishjax.files import locked
 

@@ -1,8 +1,10 @@
 """Signals that ask a run to end: Ctrl-C, SIGTERM (Slurm, Kubernetes) and SIGHUP."""
 
+import _thread
 import contextlib
 import dataclasses
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -74,7 +76,11 @@ def interruptible(on_signal: Callable[[int], None] | None = None) -> Iterator[St
       15
     """
     stop = Stop(on_signal=on_signal)
-    with _handled(_Raise(stop), [n for n in _NUMBERS if _known(signal.getsignal(n))]):
+    handler = _Raise(stop)
+    with (
+        _handled(handler, [n for n in _NUMBERS if _known(signal.getsignal(n))]),
+        _nothing_swallowed(handler),
+    ):
         yield stop
 
 
@@ -108,10 +114,12 @@ def deferred() -> Iterator[Stop]:
 class _Raise:
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
+        self.swallowed = False
 
     def __call__(self, number: int, frame: Any) -> None:
         del frame
-        first = self.stop.note(number)
+        first = self.stop.note(number) or self.swallowed
+        self.swallowed = False
         if not first and number != signal.SIGINT:
             return
         if not first:
@@ -142,6 +150,33 @@ def _may_take(number: int, handler: Any) -> bool:
         return False
     # Whoever handles SIGTERM himself waits for it; Ctrl-C must never land while a state is donated.
     return callable(handler) if number == signal.SIGINT else handler is signal.SIG_DFL
+
+
+@contextlib.contextmanager
+def _nothing_swallowed(handler: _Raise) -> Iterator[None]:
+    """Sends a signal again where its exception came to nothing.
+
+    Python prints what is raised in a callback of its garbage collector, as JAX has one, and goes
+    on.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Interrupted):
+            previous(unraisable)
+            return
+        handler.swallowed = True
+        number = unraisable.exc_value.signal
+        # A moment later: here it would be swallowed again.
+        again = threading.Timer(0.01, _thread.interrupt_main, (number,))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 @contextlib.contextmanager
