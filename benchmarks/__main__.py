@@ -46,6 +46,7 @@ BENCHMARKS = {
     "depth": Benchmark(),
     "scaling": Benchmark(),
     "resume": Benchmark(),
+    "signals": Benchmark(),
     "lost_peers": Benchmark(),
     "damage": Benchmark(),
     "article": Benchmark(data=True, needs_data=True),

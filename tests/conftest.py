@@ -1,4 +1,8 @@
-"""Eight virtual CPU devices, quick compilation and one cache of programs, before JAX starts."""
+"""Eight virtual CPU devices, quick compilation and one cache of programs, before JAX starts.
+
+Signals do what they do in a shell: a job in the background is started with Ctrl-C ignored, and one
+under nohup with SIGHUP, which it and the processes that it starts would go on ignoring.
+"""
 
 import atexit
 import gc
@@ -6,11 +10,15 @@ import importlib.metadata
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Most of the time goes into compiling small programs. One thread each is enough for them, and the
 # older code for fused loops takes two thirds of the time; jaxlib 0.11 has it no more.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.commands import read_json, vanishjax
 from vanishjax import atlas
-from vanishjax.cli.journal import open_journal
+from vanishjax.files import locked
 
 TINY = "atlas --optimizers sgd,adam --depths 1,4 --activations sigmoid --inits lecun --seeds 1"
 TINY += " --epochs 1 --width 4 --batch-size 128 --learning-rates .01,.1"
@@ -155,8 +155,14 @@ def cheap(here, monkeypatch):
             yield {
                 "optimizer": optimizer,
                 "depth": depth,
+                "learning_rate": 0.1,
+                "validation_accuracy": [accuracy] * len(grid.seeds),
                 "test_accuracy": [accuracy] * len(grid.seeds),
+                "rates": {"0.1": accuracy},
+                "first_layer_gradient": 0.0,
+                "last_layer_gradient": 1.0,
                 "sum_log_chi": -2.9 * depth if depth < 9 else -math.inf,
+                "steps": 1,
                 "seconds": time.perf_counter(),
             }
 
@@ -262,7 +268,7 @@ def test_a_torn_last_line_is_dropped(cheap, cut):
     assert ran.status == 0
     assert cheap.asked == [("tanh", "he", "adam", 4)]
     assert without_seconds(read_json("run/atlas.json")["cells"]) == without_seconds(whole["cells"])
-    assert [len(json.loads(line)) for line in journal.read_text().splitlines()] == [8] * 16
+    assert [len(json.loads(line)) for line in journal.read_text().splitlines()] == [15] * 16
 
 
 def test_more_of_the_same_may_be_asked_for_later_and_less(cheap):
@@ -353,12 +359,106 @@ def test_a_damaged_journal_is_refused(cheap):
 
 
 def test_two_runs_do_not_share_a_folder(cheap):
+    cheap.ends[6] = KeyboardInterrupt()
+    assert run(MANY).status == 130
+    with locked("runs/atlas-001"):
+        ran = run(MANY, "--out", "runs/atlas-001")
+        assert ran.status == 2
+        assert ran.error == (
+            "vanishjax: error: --out runs/atlas-001: another run is writing there; name another "
+            "folder with --out"
+        )
+        # Without --out, what another run is at isn't unfinished.
+        assert run(MANY).status == 0
+    assert sorted(os.listdir("runs")) == ["atlas-001", "atlas-002"]
+
+
+def lines_of(folder):
+    return Path(folder, "atlas.jsonl").read_text().splitlines()
+
+
+def write_lines(folder, lines):
+    Path(folder, "atlas.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def test_a_cell_that_is_there_twice_counts_once(cheap):
     assert run(MANY, "--out", "run").status == 0
-    settings = json.loads(Path("run/atlas.jsonl").read_text().splitlines()[0])["settings"]
-    with open_journal(Path("run/atlas.jsonl"), settings):
+    whole = read_json("run/atlas.json")
+    lines = lines_of("run")
+    write_lines("run", [*lines[:3], lines[0], *lines[3:], lines[2]])
+    cheap.asked.clear()
+    ran = run(MANY, "--out", "run")
+    assert ran.status == 0
+    assert ran.err.splitlines()[0] == "vanishjax: going on in run: 16 of 16 cells are done"
+    assert not cheap.asked
+    assert read_json("run/atlas.json")["cells"] == whole["cells"]
+
+
+WRONG = [
+    ("activation", "sigmoyd", 'activation can\'t be "sigmoyd"'),
+    ("init", ["lecun"], 'init can\'t be ["lecun"]'),
+    ("optimizer", None, "optimizer can't be none"),
+    ("depth", "4", 'depth can\'t be "4"'),
+    ("depth", True, "depth can't be true"),
+    ("depth", 4.0, "depth can't be 4.0"),
+    ("depth", 10**400, "depth can't be 1000"),
+    ("test_accuracy", 0.5, "test_accuracy can't be 0.5"),
+    ("test_accuracy", [0.5], "test_accuracy can't be [0.5]"),
+    ("test_accuracy", [0.5, 1.5, 0.5], "test_accuracy can't be [0.5, 1.5, 0.5]"),
+    ("validation_accuracy", [0.5, "", 0.5], "validation_accuracy can't be"),
+    ("sum_log_chi", math.inf, "sum_log_chi can't be Infinity"),
+    ("sum_log_chi", math.nan, "sum_log_chi can't be NaN"),
+    ("first_layer_gradient", -1.0, "first_layer_gradient can't be -1.0"),
+    ("rates", {"0.1": {}}, "rates can't be"),
+    ("seconds", None, "seconds can't be none"),
+    ("secunds", 1.0, "secunds is unknown"),
+    ("\x1b[31m", 1.0, '"\\u001b[31m" is unknown'),
+    ("learning_rate", 0.2, "line 5 is damaged: its checksum is another"),
+    ("settings", [], "line 5 is no result; name another"),
+    ("settings", {}, "line 5 was measured with data none, not digits"),
+]
+
+
+def test_a_wrong_field_is_named(cheap):
+    assert run(MANY, "--out", "run").status == 0
+    lines = lines_of("run")
+    cell = json.loads(lines[4])
+    missing = [
+        ({n: v for n, v in cell.items() if n not in (name, "checksum")}, f"{name} is missing")
+        for name in ("activation", "optimizer", "depth", "test_accuracy", "steps")
+    ]
+    wrong = [(cell | {name: value}, reason) for name, value, reason in WRONG]
+    for damaged, reason in missing + wrong:
+        write_lines("run", [*lines[:4], json.dumps(damaged), *lines[5:]])
         ran = run(MANY, "--out", "run")
+        assert ran.status == 2
+        assert "run/atlas.jsonl: line 5 " in ran.error
+        assert reason in ran.error
+        assert len(ran.error) < 300
+
+
+def test_a_cell_measured_twice_with_other_results_is_refused(cheap):
+    assert run(MANY, "--out", "run").status == 0
+    lines = lines_of("run")
+    cell = json.loads(lines[2])
+    del cell["checksum"]
+    later = json.dumps(cell | {"seconds": 1.0})
+    write_lines("run", [*lines, later])
+    assert run(MANY, "--out", "run").status == 0
+    write_lines("run", [*lines, json.dumps(cell | {"learning_rate": 0.2}), later])
+    ran = run(MANY, "--out", "run")
     assert ran.status == 2
-    assert "run/atlas.jsonl: another run is writing it" in ran.error
+    assert "line 17 measures again, otherwise, what line 3 does" in ran.error
+
+
+def test_a_journal_of_an_older_version_goes_on(cheap):
+    cheap.ends[6] = KeyboardInterrupt()
+    run(MANY, "--out", "run")
+    cells = [json.loads(line) for line in lines_of("run")]
+    write_lines("run", [json.dumps({n: v for n, v in c.items() if n != "checksum"}) for c in cells])
+    ran = run(MANY, "--out", "run")
+    assert ran.status == 0
+    assert "5 of 16 cells are done" in ran.err
 
 
 def test_atlas_has_its_sizes(here, monkeypatch):

@@ -411,3 +411,32 @@ def test_help_and_errors_come_before_the_heavy_imports(here):
     """
     Path("commands").write_text("\n".join(filter(None, map(str.strip, commands.splitlines()))))
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("train", "--out"),
+        ("train", "--data"),
+        ("train", "--data-dir"),
+        ("train", "--tensorboard"),
+        ("compare", "--out"),
+        ("atlas", "--data"),
+        ("cure", "--out"),
+        ("diagnose", "--out"),
+        ("predict", "--model"),
+    ],
+)
+def test_an_empty_path_is_refused(here, command, option):
+    image = ["image.png"] if command == "predict" else []
+    for empty in ("", " ", "\0"):
+        ran = vanishjax(command, *image, option, empty)
+        assert ran.status == 2
+        assert f"argument {option}: expected a path, got {empty!r}" in ran.error
+    assert not list(here.iterdir())
+
+
+def test_no_image_is_refused(here):
+    ran = vanishjax("predict", "")
+    assert ran.status == 2
+    assert "argument IMAGE: expected a path, got ''" in ran.error

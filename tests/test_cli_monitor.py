@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import signal
 import struct
 import subprocess
@@ -84,7 +83,7 @@ def test_an_interrupted_fit_hands_out_what_was_done():
 
     def interrupt(steps):
         if not seen:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         seen.extend(steps)
 
     state, history = observed_run(

@@ -1,6 +1,5 @@
 """Going on with a run: the same bits as if it had never been interrupted, or a clear error."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -51,7 +50,7 @@ class Seen:
         self.norms += norms.tolist()
         if self.interrupt_at is not None and steps[-1] >= self.interrupt_at:
             self.interrupt_at = None
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     def arrays(self):
         return {"norms": np.array(self.norms, np.float32)}
@@ -249,16 +248,17 @@ def test_a_horizon_is_part_of_the_run(tmp_path):
     assert "was saved with epochs 1, not 2" in ran.err.splitlines()[-1]
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
     command = [sys.executable, "-m", "vanishjax", "train", *SMALL, "--epochs", "1000000"]
     command += ["--checkpoint-every", "epoch", "--out", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if "2/1000000" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         err = process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert err.splitlines()[-1].endswith("what was done is saved, go on with --resume")
     epochs = len(read_json(tmp_path / "train.json")["history"]["loss"])
     ran = vanishjax("train", *SMALL, "--epochs", epochs, "--out", tmp_path, "--resume")

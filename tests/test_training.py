@@ -1,6 +1,5 @@
 """The training step, its parallel wrappers, and the loop."""
 
-import os
 import signal
 import threading
 
@@ -236,7 +235,7 @@ def test_interrupt_keeps_what_was_done():
 
     def interrupt(progress):
         if progress.record["epoch"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     state, history = fit(
         loss_fn,

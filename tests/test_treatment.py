@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import vanishjax as vj
 from vanishjax.treatment import remedies
 from vanishjax.treatment.cure import _divide, _sequence
-from vanishjax.treatment.trial import Course, improvement, keeps_up, race
+from vanishjax.treatment.trial import Course, improvement, keeps_up, race, run_alike
 
 KEY = jax.random.key(0)
 STEPS = 40
@@ -458,9 +458,99 @@ def test_redraw_leaves_scales_and_the_structure():
     assert vj.diagnose(problem.loss_fn, params, data()[0]).healthy
 
 
+def test_a_remedy_that_cannot_run_is_recorded():
+    """Whatever it raises, and wherever; the others in its wave run all the same."""
+    problem = network(depth=24)
+
+    def raises(error):
+        def apply(problem):
+            raise error
+
+        return vj.Remedy(type(error).__name__, apply)
+
+    def loss_that_raises(params, batch):
+        raise ArithmeticError
+
+    def slower(problem):
+        return dataclasses.replace(problem, params=jax.tree.map(lambda x: 0.9 * x, problem.params))
+
+    structure = {"other": jnp.ones(3)}
+    wide = jax.tree.map(lambda x: jnp.ones((7, *x.shape)), problem.params)
+    tried = [
+        vj.Remedy("scaled", slower),
+        remedy("structure", params=structure),
+        remedy("shapes", params=wide),
+        remedy("empty", params={}),
+        remedy("loss", loss_fn=loss_that_raises),
+        raises(RecursionError("deep")),
+        raises(StopIteration()),
+        raises(MemoryError()),
+        vj.Remedy("nothing", lambda problem: None),
+    ]
+    treatment = vj.cure(problem, data(4, 16), steps=2, remedies=tried)
+    outcomes = names(treatment)
+    assert outcomes.pop("untreated") == "untreated"
+    assert outcomes.pop("scaled") == "no better"
+    assert outcomes == {one.name: "failed" for one in tried[1:]}
+    reasons = {trial.remedy: trial.reason for trial in treatment.trials}
+    assert reasons["structure"].startswith("with the parameters it makes, ScopeParamNotFoundError:")
+    assert reasons["loss"] == "ArithmeticError"
+    assert reasons["RecursionError"] == "RecursionError: deep"
+    assert treatment.problem is problem
+
+    with pytest.raises(KeyboardInterrupt):
+        vj.cure(problem, data(4, 16), steps=2, remedies=[raises(KeyboardInterrupt())])
+
+
+def test_parameters_of_another_type_are_no_part_of_the_same_wave():
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), network(depth=2).params)
+    full = network(depth=2)
+    assert run_alike(full, full)
+    assert not run_alike(full, dataclasses.replace(full, params=half))
+    assert not run_alike(full, dataclasses.replace(full, params={"other": jnp.ones(2)}))
+
+
+def test_batches_of_another_shape_are_named():
+    problem, batches = network("tanh", depth=2), data(6, 16)
+    short = jax.tree.map(lambda x: x[:5], batches[0])
+    for mixed in ([*batches, short], [short, *batches]):
+        treatment = vj.cure(problem, mixed, steps=9)
+        (note,) = treatment.notes
+        assert note == (
+            "1 of 7 batches were left out: [5, 8], [5] where the others have [16, 8], [16]"
+        )
+        assert note in " ".join(str(treatment).split())
+        assert treatment.to_dict()["notes"] == [note]
+    assert vj.cure(problem, batches, steps=9).notes == ()
+
+
+def test_a_key_and_a_number_may_come_first_in_a_batch():
+    problem = network(depth=24)
+
+    def loss_fn(params, batch):
+        return problem.loss_fn(params, (batch["x"], batch["y"]))
+
+    batches = [{"a": KEY, "b": 2.0, "x": x, "y": y} for x, y in data(4, 16)]
+    same = [{"x": x, "y": y} for x, y in data(4, 16)]
+    sick = vj.Problem(loss_fn, problem.params, problem.tx)
+    slow = vj.Remedy("slow", lambda p: dataclasses.replace(p, tx=vj.adam(1e-4)))
+    treatments = [vj.cure(sick, some, steps=2, remedies=[slow]) for some in (batches, same)]
+    assert names(treatments[0]) == names(treatments[1])
+    for one, other in zip(*(treatment.trials for treatment in treatments), strict=True):
+        np.testing.assert_array_equal(one.losses, other.losses)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            {"batches": [*data()[:5], (data()[5][0].at[3, 2].set(jnp.nan), data()[5][1])]},
+            r"batch 5\[0\] \(counted from 0\) holds 1 values that are infinite or NaN",
+        ),
+        (
+            {"batches": [*data()[:2], *data(3, 5)[:2]]},
+            r"got 2: .*2 of 4 batches were left out: \[5, 8\], \[5\] where the others",
+        ),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batches": data()[:2]}, "needs 3 batches of one shape or more, .* got 2"),
         ({"batches": []}, "got 0"),
@@ -474,7 +564,8 @@ def test_bad_input(arguments, message):
 
 def test_batches_are_divided_and_gone_through_in_passes():
     batches = [jnp.full(2, i) for i in range(16)] + [jnp.full(1, 99)]
-    on, held = _divide(batches, 100)
+    on, held, notes = _divide(batches, 100)
+    assert notes == ("1 of 17 batches were left out: [1] where the others have [2]",)
     assert [int(b[0]) for b in held] == [7, 15]
     assert len(on) == 14
     order = np.asarray(_sequence(on, 30, KEY)[:, 0])
@@ -484,7 +575,7 @@ def test_batches_are_divided_and_gone_through_in_passes():
     endless = iter(lambda: jnp.zeros(2), None)
     assert len(_divide(endless, 10)[0]) == 10
     three = _divide(batches[:3], 10)
-    assert [len(part) for part in three] == [2, 1]
+    assert [len(part) for part in three] == [2, 1, 0]
 
 
 def test_the_figure(tmp_path, cured):

@@ -1,7 +1,13 @@
-"""Files that are either wholly written or not at all."""
+"""Files that are either wholly written or not at all, and folders that one process writes."""
 
+import contextlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+LOCK_FILE = ".lock"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -12,7 +18,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
       content: All of it.
 
     Raises:
-      OSError: The folder doesn't exist or can't be written.
+      OSError: The folder doesn't exist or can't be written, or the disk is full.
 
     Example:
       >>> import tempfile
@@ -23,13 +29,75 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
       whole ['a.txt']
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        temporary, file = _open_beside(path)
+        try:
+            with file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        # The user knows the file by its own name, and a full disk names none.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _open_beside(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file of a name that no other process has: a process number may come twice."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        # Not mkstemp: its files are for one user's eyes, whatever the umask says.
+        with contextlib.suppress(FileExistsError):
+            return temporary, open(temporary, "xb")
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[bool]:
+    """Keeps a folder for this process; the kernel lets go of it when the process ends.
+
+    The folder itself is locked. A network drive that only locks files gets a file `.lock` for it,
+    which stays.
+
+    Args:
+      folder: It must exist.
+
+    Yields:
+      Whether it is locked: Windows and some network drives know no such locks.
+
+    Raises:
+      BlockingIOError: Another process has it, or this one has it already.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder, locked(folder):
+      ...     with locked(folder):
+      ...         pass
+      Traceback (most recent call last):
+      ...
+      BlockingIOError: [Errno 11] another run is writing there: '...'
+    """
+    with contextlib.ExitStack() as stack:
+        yield _lock(Path(folder), stack)
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    for path, flags in ((folder, os.O_RDONLY), (folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)):
+        descriptor = os.open(path, flags, 0o666)
+        stack.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except (BlockingIOError, PermissionError) as error:
+            raise BlockingIOError(
+                error.errno, "another run is writing there", str(folder)
+            ) from error
+        except OSError:
+            continue
+    return False

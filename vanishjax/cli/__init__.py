@@ -1,11 +1,15 @@
 """The command line: `vanishjax compare`, `atlas`, `diagnose`, `cure`, `train` and `predict`."""
 
+import contextlib
 import os
+import signal
+import stat
 import sys
 from collections.abc import Sequence
 
 from vanishjax.cli import atlas, compare, cure, diagnose, predict, train
 from vanishjax.cli.options import make_parser, warn
+from vanishjax.training.interruption import Stop, interruptible, signal_of
 
 COMMANDS = (compare, atlas, diagnose, cure, train, predict)
 
@@ -18,32 +22,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0 done, 1 the run failed (or the network, under `diagnose --strict`), 2 bad
-      usage or bad input, 130 interrupted.
+      usage or bad input, 130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
+    try:
+        with interruptible(_leave_lost_terminal) as stop:
+            return _status(arguments, stop)
+    except KeyboardInterrupt as error:
+        # A second one, while the first was being reported.
+        return 128 + signal_of(error)
+
+
+def _status(arguments: Sequence[str] | None, stop: Stop) -> int:
     try:
         status = _run(arguments)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         warn("interrupted")
-        return 130
+        return 128 + signal_of(error)
     except BrokenPipeError:
         # Our reader has gone. What is still buffered must go somewhere when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ValueError as error:
-        warn(f"error: {error}")
-        return 2
-    except OSError as error:
+    except Exception as error:
+        if _comes_of_interrupt(error):
+            warn("interrupted")
+            return 128 + stop.signal
+        line, status = _reported(error)
+        warn(f"error: {line}")
+        return status
+
+
+def _comes_of_interrupt(error: BaseException | None) -> bool:
+    """Whether something made an error of its own of the interrupt, as compiled modules do."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _reported(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit status; raises it if it's none that may come."""
+    if isinstance(error, ValueError):
+        return str(error), 2
+    if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        warn(f"error: {place}{error.strerror or error}")
-        return 1
-    except (MemoryError, RuntimeError) as error:
+        return f"{place}{error.strerror or error}", 1
+    if isinstance(error, MemoryError | RuntimeError):
         # What JAX raises when it runs is a RuntimeError, and of many lines.
         reason = (str(error) or "out of memory").splitlines()[0]
         hint = "; make the network or the batch smaller" if "of memory" in reason.lower() else ""
-        warn(f"error: {reason}{hint}")
-        return 1
+        return f"{reason}{hint}", 1
+    raise error
+
+
+def _leave_lost_terminal(number: int) -> None:
+    """After SIGHUP the terminal may be gone: each further line would be an error."""
+    if number != getattr(signal, "SIGHUP", None):
+        return
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                try:
+                    os.write(stream, b"\n")
+                except OSError:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

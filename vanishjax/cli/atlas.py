@@ -18,14 +18,16 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vanishjax.cli.grid import Cell, add_grid_options, gather, grid_settings
 from vanishjax.cli.options import (
     ACTIVATIONS,
+    CONTENDERS,
     INITIALIZERS,
+    MOST_LAYERS,
     add_data_options,
     add_output_options,
     add_residual_option,
@@ -103,7 +105,12 @@ def run(options: argparse.Namespace) -> int:
     files = () if goes_on else (RESULT_FILE, MAP_FILE)
     with (
         results_folder(NAME, out, files, options.overwrite) as folder,
-        open_journal(folder / JOURNAL_FILE, asked.settings, overwrite=options.overwrite) as journal,
+        open_journal(
+            folder / JOURNAL_FILE,
+            asked.settings,
+            _reader(asked.settings),
+            overwrite=options.overwrite,
+        ) as journal,
     ):
         return _measure(options, dataset, asked, journal, folder)
 
@@ -149,10 +156,48 @@ def _asked(options: argparse.Namespace, dataset: Dataset) -> Asked:
     return Asked(list(kinds), grid, settings)
 
 
+def _reader(settings: dict[str, Any]) -> Callable[[Cell], tuple[Any, ...]]:
+    """What checks a cell of a journal, field by field, and gives its `KEY`."""
+    from vanishjax.cli.journal import check_fields, is_number
+
+    gradient = is_number(least=0.0, optional=True)
+    share = is_number(least=0.0, most=1.0, optional=True)
+
+    def shares(value: Any) -> bool:
+        seeds = len(settings["seeds"])
+        return isinstance(value, list) and len(value) == seeds and all(map(share, value))
+
+    def rates(value: Any) -> bool:
+        return isinstance(value, dict) and len(value) > 0 and all(map(share, value.values()))
+
+    fields: dict[str, Callable[[Any], bool]] = {
+        "activation": ACTIVATIONS.__contains__,
+        "init": INITIALIZERS.__contains__,
+        "optimizer": CONTENDERS.__contains__,
+        "depth": is_number(whole=True, least=1, most=MOST_LAYERS),
+        "learning_rate": is_number(least=0.0),
+        "validation_accuracy": shares,
+        "test_accuracy": shares,
+        "rates": rates,
+        "first_layer_gradient": gradient,
+        "last_layer_gradient": gradient,
+        "sum_log_chi": is_number(optional=True),
+        "steps": is_number(whole=True, least=1),
+        "seconds": is_number(least=0.0),
+    }
+
+    def read(cell: Cell) -> tuple[Any, ...]:
+        check_fields(cell, fields)
+        return _key(cell)
+
+    return read
+
+
 def _unfinished(settings: dict[str, Any]) -> str | None:
     """The newest folder under runs/, if its run was cut short and was of the same settings."""
     from vanishjax.cli.journal import open_journal
     from vanishjax.cli.output import latest_folder
+    from vanishjax.files import locked
 
     folder = latest_folder(NAME, JOURNAL_FILE)
     if folder is None:
@@ -161,7 +206,11 @@ def _unfinished(settings: dict[str, Any]) -> str | None:
         result = folder / RESULT_FILE
         if result.exists() and not json.loads(result.read_text())["interrupted"]:
             return None
-        with open_journal(folder / JOURNAL_FILE, settings):
+        # One that is being written isn't unfinished.
+        with (
+            locked(folder),
+            open_journal(folder / JOURNAL_FILE, settings, _reader(settings)),
+        ):
             return str(folder)
     return None
 
@@ -169,26 +218,31 @@ def _unfinished(settings: dict[str, Any]) -> str | None:
 def _measure(
     options: argparse.Namespace, dataset: Dataset, asked: Asked, journal: Journal, folder: Path
 ) -> int:
-    from vanishjax.cli.output import write_json
+    from vanishjax.cli.output import to_json, write_each, write_json
     from vanishjax.cli.terminal import Terminal
     from vanishjax.report import atlas_plot, atlas_text, text
+    from vanishjax.training.interruption import deferred
 
     order = asked.cells()
     cells = [record for record in journal.records if _key(record) in order]
     if cells:
         warn(f"going on in {folder}: {len(cells)} of {len(order)} cells are done")
-    interrupted = gather(
+    ended_by = gather(
         _cells_left(dataset, asked, journal),
         cells,
         total=len(order),
         name="{0[activation]} {0[init]} {0[optimizer]} depth {0[depth]}".format,
     )
-    cells.sort(key=lambda cell: order.index(_key(cell)))
-    result = _result(dataset, asked, cells) | {"interrupted": interrupted}
-    printed = write_json(folder / RESULT_FILE, result)
-    atlas_plot.plot_atlas(result, folder / MAP_FILE)
+    # From here on a signal is a note: what was measured is written.
+    with deferred() as stop:
+        cells.sort(key=lambda cell: order.index(_key(cell)))
+        result = _result(dataset, asked, cells) | {"interrupted": bool(ended_by)}
+        write_each(
+            lambda: write_json(folder / RESULT_FILE, result),
+            lambda: atlas_plot.plot_atlas(result, folder / MAP_FILE),
+        )
     if options.json:
-        print(printed, end="")
+        print(to_json(result))
     else:
         output = Terminal()
         output.print(text.settings_line(result["settings"]), style="bold", soft_wrap=True)
@@ -196,10 +250,12 @@ def _measure(
         output.print(f"\n{atlas_text.atlas_legend(result)}", soft_wrap=True)
         files = f"{JOURNAL_FILE}, {RESULT_FILE} and {MAP_FILE}"
         output.print(f"saved {files} in {folder}", soft_wrap=True)
-    if interrupted:
+    if ended_by:
         warn("interrupted; the same command goes on from here")
-        return 130
-    return 0
+    elif stop.signal:
+        warn("interrupted after the last cell; everything is saved")
+    number = ended_by or stop.signal
+    return 128 + number if number else 0
 
 
 def _cells_left(dataset: Dataset, asked: Asked, journal: Journal) -> Iterator[Cell]:

@@ -63,9 +63,10 @@ def run(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int:
     started = time.perf_counter()
     from vanishjax.atlas import Grid, measure, trainable_depth
-    from vanishjax.cli.output import environment, write_json
+    from vanishjax.cli.output import environment, to_json, write_each, write_json
     from vanishjax.cli.terminal import Terminal
     from vanishjax.report import depth_map, text
+    from vanishjax.training.interruption import deferred
 
     defaults = QUICK if options.quick else DEFAULTS
     grid = Grid(activation=options.activation, **grid_settings(options, defaults))
@@ -74,43 +75,49 @@ def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int
     )
     classes = dataset.classes or 0
     cells: list[dict[str, Any]] = []
-    interrupted = gather(
+    ended_by = gather(
         measure(grid, train, validation, test, classes),
         cells,
         total=len(grid.depths) * len(grid.optimizers),
         name=lambda cell: f"{cell['optimizer']} depth {cell['depth']}",
     )
-    cells.sort(key=lambda cell: (grid.optimizers.index(cell["optimizer"]), cell["depth"]))
-    result = {
-        "command": NAME,
-        "settings": {
-            "data": dataset.name,
-            "classes": dataset.classes,
-            "activation": options.activation,
-            "residual": options.residual,
-            "width": grid.width,
-            "epochs": grid.epochs,
-            "batch_size": grid.batch_size,
-            "seeds": list(grid.seeds),
-            "validation_split": options.validation_split,
-            "trainable_accuracy": grid.trainable_accuracy,
-        },
-        "cells": cells,
-        "trainable_depth": trainable_depth(cells, grid.trainable_accuracy),
-        "interrupted": interrupted,
-        "seconds": time.perf_counter() - started,
-        "environment": environment(),
-    }
-    printed = write_json(folder / RESULT_FILE, result)
-    depth_map.trainable_depth(result, folder / MAP_FILE)
+    # From here on a signal is a note: what was measured is written.
+    with deferred() as asked:
+        cells.sort(key=lambda cell: (grid.optimizers.index(cell["optimizer"]), cell["depth"]))
+        result = {
+            "command": NAME,
+            "settings": {
+                "data": dataset.name,
+                "classes": dataset.classes,
+                "activation": options.activation,
+                "residual": options.residual,
+                "width": grid.width,
+                "epochs": grid.epochs,
+                "batch_size": grid.batch_size,
+                "seeds": list(grid.seeds),
+                "validation_split": options.validation_split,
+                "trainable_accuracy": grid.trainable_accuracy,
+            },
+            "cells": cells,
+            "trainable_depth": trainable_depth(cells, grid.trainable_accuracy),
+            "interrupted": bool(ended_by),
+            "seconds": time.perf_counter() - started,
+            "environment": environment(),
+        }
+        write_each(
+            lambda: write_json(folder / RESULT_FILE, result),
+            lambda: depth_map.trainable_depth(result, folder / MAP_FILE),
+        )
     if options.json:
-        print(printed, end="")
+        print(to_json(result))
     else:
         output = Terminal()
         output.print(text.compare_table(result))
         output.print(text.compare_summary(result), soft_wrap=True)
         output.print(f"saved {RESULT_FILE} and {MAP_FILE} in {folder}", soft_wrap=True)
-    if interrupted:
+    if ended_by:
         warn("interrupted; the cells that were done are saved")
-        return 130
-    return 0
+    elif asked.signal:
+        warn("interrupted after the last cell; everything is saved")
+    number = ended_by or asked.signal
+    return 128 + number if number else 0

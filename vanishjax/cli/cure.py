@@ -149,13 +149,17 @@ def _cut(batch: Any, size: int) -> Iterator[Any]:
 
 
 def _show(treatment: Treatment, folder: Path, as_json: bool, seconds: float) -> None:
-    from vanishjax.cli.output import environment, to_json, write_json
+    from vanishjax.cli.output import environment, to_json, write_each, write_json
     from vanishjax.cli.terminal import Terminal
+    from vanishjax.training.interruption import deferred
 
     result = {"command": NAME, **treatment.to_dict(), "seconds": seconds}
     result["environment"] = environment()
-    write_json(folder / RESULT_FILE, result)
-    treatment.plot(folder / FIGURE_FILE)
+    with deferred():
+        write_each(
+            lambda: write_json(folder / RESULT_FILE, result),
+            lambda: treatment.plot(folder / FIGURE_FILE),
+        )
     if as_json:
         print(to_json(result))
         return

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vanishjax.cli.options import one_of, whole
+from vanishjax.training.interruption import signal_of
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +115,9 @@ def joined_processes(options: argparse.Namespace) -> Iterator[bool]:
             yield jax.process_index() == 0
     except BaseException as error:
         # At its end Python would wait for processes that have gone; the caller speaks before that.
-        bad_input = isinstance(error, ValueError)
-        status = 2 if bad_input else 130 if isinstance(error, KeyboardInterrupt) else 1
+        status = 2 if isinstance(error, ValueError) else 1
+        if isinstance(error, KeyboardInterrupt):
+            status = 128 + signal_of(error)
         atexit.register(_leave_at_once, status)
         raise
     jax.distributed.shutdown()

@@ -25,6 +25,7 @@ from vanishjax.cli.network import (
     network_options,
     progress,
 )
+from vanishjax.cli.options import file_path
 
 if TYPE_CHECKING:
     from vanishjax.health import Diagnosis
@@ -44,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
+        type=file_path,
         metavar="DIR",
         help=f"folder for {RESULT_FILE} and {FIGURE_FILE} (default: nothing is written)",
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vanishjax.cli.options import CONTENDERS, MOST_LAYERS, list_of, number, one_of, whole
+from vanishjax.training.interruption import signal_of
 
 Cell = dict[str, Any]
 
@@ -91,8 +92,10 @@ def grid_settings(options: argparse.Namespace, defaults: Mapping[str, Any]) -> d
 
 def gather(
     measured: Iterable[Cell], cells: list[Cell], total: int, name: Callable[[Cell], str]
-) -> bool:
+) -> int:
     """Collects cells as they are measured and shows how far it has come.
+
+    A signal that asks for the end puts an end to it, and the cells that are done stay.
 
     Args:
       measured: The cells to come.
@@ -101,10 +104,10 @@ def gather(
       name: What a cell is called.
 
     Returns:
-      Whether Ctrl-C put an end to it.
+      The number of that signal; 0 if none came.
 
     Raises:
-      KeyboardInterrupt: It did before there was any cell.
+      KeyboardInterrupt: It came before there was any cell.
     """
     from rich.progress import (
         BarColumn,
@@ -125,22 +128,23 @@ def gather(
         TimeRemainingColumn(),
     )
     console = Terminal(stderr=True)
-    interrupted = False
     live = console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not live) as progress:
-        task = progress.add_task("compiling", total=total, completed=len(cells))
-        try:
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not live) as progress:
+            task = progress.add_task("compiling", total=total, completed=len(cells))
             for cell in measured:
                 cells.append(cell)
                 done = f"{name(cell)}: {_percent(cell['test_accuracy'])}"
                 progress.update(task, advance=1, description=f"{done:<28}")
                 if not live:
                     console.print(done, soft_wrap=True)
-        except KeyboardInterrupt:
-            interrupted = True
+    except KeyboardInterrupt as error:
+        if not cells:
+            raise
+        return signal_of(error)
     if not cells:
         raise KeyboardInterrupt
-    return interrupted
+    return 0
 
 
 def _percent(accuracies: Sequence[float | None]) -> str:

@@ -87,6 +87,13 @@ def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def file_path(text: str) -> str:
+    """A file or folder; no name at all would be taken for the current folder."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
+    return text
+
+
 def list_of(
     parse_item: Callable[[str], Any], *, distinct: bool = False
 ) -> Callable[[str], tuple[Any, ...]]:
@@ -143,6 +150,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
+        type=file_path,
         default="digits",
         metavar="NAME|PATH",
         help="digits (comes with the package), mnist, fashion_mnist, an .npz file, or a folder "
@@ -150,6 +158,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     )
     group.add_argument(
         "--data-dir",
+        type=file_path,
         metavar="DIR",
         help="folder that holds the data set's files, instead of a download",
     )
@@ -180,6 +189,7 @@ def add_output_options(parser: argparse.ArgumentParser, files: str) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
+        type=file_path,
         metavar="DIR",
         help=f"folder for {files} (default: the next free one under runs/)",
     )

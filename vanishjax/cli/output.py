@@ -1,14 +1,16 @@
 """Where a command's results go: a folder that is checked before the work and written after it."""
 
 import contextlib
+import itertools
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vanishjax.files import write_atomically
+from vanishjax.cli.options import warn
+from vanishjax.files import locked, write_atomically
 from vanishjax.training.data.errors import DataError
 
 
@@ -16,7 +18,9 @@ from vanishjax.training.data.errors import DataError
 def results_folder(
     command: str, out: str | None, files: Sequence[str], overwrite: bool
 ) -> Iterator[Path]:
-    """The folder for a command's results; one that stays empty is taken away again.
+    """The folder for a command's results, which no other run can open at the same time.
+
+    One that is made here and stays empty is taken away again.
 
     Args:
       command: Its name: without `out`, the folder is the first free `runs/<command>-NNN`.
@@ -28,38 +32,64 @@ def results_folder(
       The folder, which exists and can be written.
 
     Raises:
-      DataError: The folder already holds results, or can't be made or written.
+      DataError: The folder already holds results, another run is writing there, or it can't be
+        made or written.
     """
-    folder = _open_folder(command, out, files, overwrite)
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    with contextlib.ExitStack() as stack:
+        yield _open_folder(command, out, files, overwrite, stack)
 
 
-def _open_folder(command: str, out: str | None, files: Sequence[str], overwrite: bool) -> Path:
+def _open_folder(
+    command: str,
+    out: str | None,
+    files: Sequence[str],
+    overwrite: bool,
+    stack: contextlib.ExitStack,
+) -> Path:
     name = "runs" if out is None else f"--out {out}"
+    elsewhere = "name another folder with --out"
     try:
-        if out is None:
-            return _next_folder(Path("runs"), command)
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, made = _next_folder(Path("runs"), command) if out is None else _made(Path(out))
+        if made:
+            stack.callback(_take_away, folder)
+        if not stack.enter_context(locked(folder)):
+            warn(f"{name}: can't be locked; see to it that no other run writes there")
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except BlockingIOError as error:
+        raise DataError(f"{name}: another run is writing there; {elsewhere}") from error
     except FileExistsError as error:
-        raise DataError(f"{name}: is a file; name another folder with --out") from error
+        raise DataError(f"{name}: is a file; {elsewhere}") from error
     except OSError as error:
-        raise DataError(
-            f"{name}: can't write there ({error.strerror}); name another folder with --out"
-        ) from error
-    present = [name for name in files if (folder / name).exists()]
+        raise DataError(f"{name}: can't write there ({error.strerror}); {elsewhere}") from error
+    present = [file for file in files if (folder / file).exists()]
     if present and not overwrite:
         raise DataError(
             f"{name}: already holds {', '.join(present)}; name another folder, or pass "
             "--overwrite to replace them"
         )
     return folder
+
+
+def write_each(*steps: Callable[[], object]) -> None:
+    """Runs every step, whatever becomes of the others; the first error is raised at the end.
+
+    Example:
+      >>> try:
+      ...     write_each(lambda: 1 / 0, lambda: print("written"))
+      ... except ZeroDivisionError as error:
+      ...     print(error)
+      written
+      division by zero
+    """
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def latest_folder(command: str, file: str) -> Path | None:
@@ -103,17 +133,29 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _next_folder(top: Path, command: str) -> Path:
+def _next_folder(top: Path, command: str) -> tuple[Path, bool]:
     top.mkdir(exist_ok=True)
-    number = 1
-    while True:
-        folder = top / f"{command}-{number:03d}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+    for number in itertools.count(1):
+        folder, made = _made(top / f"{command}-{number:03d}", parents=False)
+        if made:
+            break
+    return folder, made
+
+
+def _made(folder: Path, parents: bool = True) -> tuple[Path, bool]:
+    """A folder, and whether it is new."""
+    try:
+        folder.mkdir(parents=parents)
+    except FileExistsError:
+        if not folder.is_dir() and parents:
+            raise
+        return folder, False
+    return folder, True
+
+
+def _take_away(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _finite(value: Any) -> Any:

@@ -8,6 +8,7 @@ import argparse
 import math
 from pathlib import Path
 
+from vanishjax.cli.options import file_path
 from vanishjax.cli.train import MODEL_FILE
 from vanishjax.cli.train import NAME as TRAIN
 
@@ -17,9 +18,12 @@ HELP = "classify an image with a trained network"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this command's options."""
-    parser.add_argument("image", metavar="IMAGE", help="a PNG, JPEG, BMP or GIF file")
+    parser.add_argument(
+        "image", type=file_path, metavar="IMAGE", help="a PNG, JPEG, BMP or GIF file"
+    )
     parser.add_argument(
         "--model",
+        type=file_path,
         metavar="DIR|FILE",
         help=f"the folder of a training run, or its {MODEL_FILE} (default: the newest under runs/)",
     )

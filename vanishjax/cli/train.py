@@ -40,6 +40,7 @@ from vanishjax.cli.options import (
     add_network_options,
     add_output_options,
     add_width_options,
+    file_path,
     hidden_widths,
     one_of,
     warn,
@@ -102,6 +103,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--tensorboard",
+        type=file_path,
         metavar="DIR",
         help="folder for the observations as TensorBoard scalars; implies --monitor; needs "
         "tensorboardX",
@@ -147,7 +149,7 @@ def _train(
 
     from vanishjax import losses, report
     from vanishjax.cli.observation import Observer, open_events
-    from vanishjax.cli.output import environment, write_json
+    from vanishjax.cli.output import environment, to_json, write_each, write_json
     from vanishjax.cli.terminal import Terminal
     from vanishjax.foreign import printable
     from vanishjax.health import monitor, read_health
@@ -156,6 +158,7 @@ def _train(
     from vanishjax.models import mlp_problem
     from vanishjax.report import plots, text
     from vanishjax.training import Progress, TrainState, fit, gathered, make_evaluate
+    from vanishjax.training.interruption import deferred
 
     console = Terminal(stderr=True, quiet=not writes)
     outputs = dataset.classes or math.prod(dataset.train.labels.shape[1:])
@@ -228,89 +231,105 @@ def _train(
     # One device or many: the same run but for the last digit.
     decisive = {**settings, "monitor_every": every}
     checkpoints = make_checkpoints(options, folder, decisive, observer, console, writes)
-    with observer or contextlib.nullcontext():
-        state, history = fit(
-            loss_fn,
-            tx,
-            TrainState.create(problem.params, tx, jax.random.key(options.seed)),
-            train,
-            epochs=epochs,
-            batch_size=options.batch_size,
-            validation=validation,
-            has_aux=True,
-            on_epoch=on_epoch,
-            observe=(lambda state: (state.step, read_health(state))) if observer else None,
-            on_observed=observer.take if observer else None,
-            checkpoints=checkpoints,
-            **layout_arguments(options),
+    # From here on a signal is a note: what was trained is written, however late it comes.
+    with deferred() as asked:
+        with observer or contextlib.nullcontext():
+            state, history = fit(
+                loss_fn,
+                tx,
+                TrainState.create(problem.params, tx, jax.random.key(options.seed)),
+                train,
+                epochs=epochs,
+                batch_size=options.batch_size,
+                validation=validation,
+                has_aux=True,
+                on_epoch=on_epoch,
+                observe=(lambda state: (state.step, read_health(state))) if observer else None,
+                on_observed=observer.take if observer else None,
+                checkpoints=checkpoints,
+                **layout_arguments(options),
+            )
+        params = gathered(state.params)
+        if not writes:
+            return 128 + history.signal if history.signal else 0
+        description = {
+            "data": dataset.name,
+            "image_shape": dataset.image_shape,
+            "pixel_max": dataset.pixel_max,
+            "classes": dataset.classes,
+            "normalization": dataset.normalization.to_dict(),
+        }
+        result: dict[str, Any] = {
+            "command": NAME,
+            "settings": settings,
+            "examples": {
+                "train": len(train[0]),
+                "validation": len(validation[0]),
+                "test": len(test[0]),
+            },
+            "parameters": parameters,
+            "history": history.to_dict(),
+            "interrupted": history.interrupted,
+            "test_loss": None,
+            "test_accuracy": None,
+            "test_mean_absolute_error": None,
+            "monitor": observer.result() if observer else None,
+            "environment": environment(),
+        }
+
+        def score() -> None:
+            scores = make_evaluate(loss_fn, has_aux=True)(params, test)
+            result.update({f"test_{name}": value for name, value in scores.items()})
+
+        def draw_monitor() -> None:
+            if observer is None:
+                # One of an older run, that may be replaced: it would lie beside this run's result.
+                (folder / MONITOR_FILE).unlink(missing_ok=True)
+                return
+            widths = ",".join(map(str, hidden))
+            if len(hidden) > 3 and len(set(hidden)) == 1:
+                widths = f"{len(hidden)} x {hidden[0]}"
+            caption = (
+                f"{options.optimizer} on {dataset.name}, {options.activation} layers {widths}, "
+                f"observed every {every} step{'s' * (every != 1)}"
+            )
+            record = {**result["monitor"], **observer.course()}
+            report.plot_monitor(record, folder / MONITOR_FILE, caption)
+
+        title = f"{options.optimizer} on {dataset.name}, hidden layers {','.join(map(str, hidden))}"
+        model = TrainedModel(params, architecture, description)
+        write_each(
+            lambda: save_model(folder / MODEL_FILE, model),
+            score,
+            lambda: write_json(folder / RESULT_FILE, result),
+            lambda: plots.learning_curves(history.to_dict(), folder / CURVES_FILE, title),
+            draw_monitor,
         )
-    params = gathered(state.params)
-    if not writes:
-        return 130 if history.interrupted else 0
-    scores = make_evaluate(loss_fn, has_aux=True)(params, test)
-    description = {
-        "data": dataset.name,
-        "image_shape": dataset.image_shape,
-        "pixel_max": dataset.pixel_max,
-        "classes": dataset.classes,
-        "normalization": dataset.normalization.to_dict(),
-    }
-    result = {
-        "command": NAME,
-        "settings": settings,
-        "examples": {
-            "train": len(train[0]),
-            "validation": len(validation[0]),
-            "test": len(test[0]),
-        },
-        "parameters": parameters,
-        "history": history.to_dict(),
-        "interrupted": history.interrupted,
-        "test_loss": scores["loss"],
-        "test_accuracy": scores.get("accuracy"),
-        "test_mean_absolute_error": scores.get("mean_absolute_error"),
-        "monitor": observer.result() if observer else None,
-        "environment": environment(),
-    }
-    save_model(folder / MODEL_FILE, TrainedModel(params, architecture, description))
-    printed = write_json(folder / RESULT_FILE, result)
-    title = f"{options.optimizer} on {dataset.name}, hidden layers {','.join(map(str, hidden))}"
-    plots.learning_curves(history.to_dict(), folder / CURVES_FILE, title)
-    files = [*FILES]
-    if observer:
-        files.append(MONITOR_FILE)
-        record = {**result["monitor"], **observer.course()}
-        widths = ",".join(map(str, hidden))
-        if len(hidden) > 3 and len(set(hidden)) == 1:
-            widths = f"{len(hidden)} x {hidden[0]}"
-        caption = (
-            f"{options.optimizer} on {dataset.name}, {options.activation} layers {widths}, "
-            f"observed every {every} step{'s' * (every != 1)}"
-        )
-        report.plot_monitor(record, folder / MONITOR_FILE, caption)
-    else:
-        # One of an older run, that may be replaced: it would lie beside this run's result.
-        (folder / MONITOR_FILE).unlink(missing_ok=True)
     if options.json:
-        print(printed, end="")
+        print(to_json(result))
     else:
         print(
-            f"test loss {scores['loss']:.4f}  test {score_name.replace('_', ' ')} "
-            f"{scores[score_name]:.4f}"
+            f"test loss {result['test_loss']:.4f}  test {score_name.replace('_', ' ')} "
+            f"{result[f'test_{score_name}']:.4f}"
         )
         if observer:
             print(report.monitor_summary(result["monitor"]))
+        files = [*FILES, MONITOR_FILE] if observer else FILES
         print(f"saved {', '.join(files)} in {printable(str(folder))}")
         if options.tensorboard is not None:
             print(f"next: tensorboard --logdir {printable(options.tensorboard)}")
         if dataset.image_shape is not None and dataset.classes is not None:
             print(f"next: vanishjax predict IMAGE.png --model {printable(str(folder))}")
+    number = history.signal or asked.signal
     if history.interrupted:
         warn(
             f"interrupted in epoch {int(history.last['epoch'])} of {epochs}; what was done is saved"
             + (", go on with --resume" if saves(options) else "")
         )
-        return 130
+    elif number:
+        warn(f"interrupted after the last of {epochs} epochs; everything is saved")
+    if number:
+        return 128 + number
     if not math.isfinite(history.last["loss"]):
         warn(f"error: the loss became {history.last['loss']}; try a smaller --learning-rate")
         return 1

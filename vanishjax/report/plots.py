@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.files import write_atomically
 from vanishjax.foreign import plot_text
 
 __all__ = ["MUTED", "OKABE_ITO", "learning_curves", "png_figure"]
@@ -94,12 +96,9 @@ def png_figure(
             figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=8, color=MUTED)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+        write_atomically(path, drawn.getvalue())
 
 
 def learning_curves(

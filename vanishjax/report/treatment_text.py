@@ -47,9 +47,10 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
     recipe = treatment["recipe"]
     treatment = printable_tree(treatment)
     critical = [one for one in treatment["before"]["findings"] if one["severity"] == "critical"]
+    notes = [textwrap.fill(f"Note: {note}.", _WIDTH) for note in treatment.get("notes", ())]
     if not critical:
-        return "Healthy: nothing to cure."
-    blocks = [_headline(treatment), *map(_cause, critical), _table(treatment)]
+        return "\n\n".join(["Healthy: nothing to cure.", *notes])
+    blocks = [_headline(treatment), *map(_cause, critical), _table(treatment), *notes]
     if recipe:
         code = textwrap.indent(printable_lines(recipe), "  ")
         blocks.append(f"In your own script, with vanishjax as vj:\n{code}")

@@ -11,7 +11,8 @@ class History:
     Attributes:
       records: One mapping an epoch, from a quantity's name to its value; all have the same names.
         "epoch" counts from 1, "seconds" is the epoch's own time.
-      interrupted: Whether the run was stopped by the user before its last epoch.
+      interrupted: Whether the run was stopped before the end of its last epoch.
+      signal: The number of the signal that asked for the end, 2 for Ctrl-C; 0 if none did.
 
     Example:
       >>> history = History().add({"epoch": 1, "loss": 2.0}).add({"epoch": 2, "loss": 1.0})
@@ -23,6 +24,7 @@ class History:
 
     records: tuple[Mapping[str, float], ...] = ()
     interrupted: bool = False
+    signal: int = 0
 
     def add(self, record: Mapping[str, float]) -> "History":
         """This history and one more epoch."""

@@ -1,11 +1,8 @@
 """The training loop: epochs of chunks of scanned steps over arrays."""
 
-import contextlib
 import dataclasses
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +21,7 @@ from vanishjax.training.batches import (
 )
 from vanishjax.training.evaluation import Means, make_evaluate
 from vanishjax.training.history import History
+from vanishjax.training.interruption import Interrupted, deferred
 from vanishjax.training.layout import Parallel, Sharded, make_layout
 from vanishjax.training.resumption import Checkpoints, Position, key_numbers
 from vanishjax.training.state import TrainState
@@ -67,7 +65,9 @@ def fit(
     Every epoch visits every example once, in an order drawn from the state's key and step; a last
     batch that is smaller is a step of its own. The epoch runs as scans of `CHUNK` steps over
     batches gathered on the device. Ctrl-C ends the run after the current chunk and gives what was
-    done; a second one interrupts at once.
+    done; a second one interrupts at once. SIGTERM and SIGHUP do what the first Ctrl-C does, unless
+    the script handles or ignores them itself. The handlers are there while it trains, on the main
+    thread only.
 
     Args:
       loss_fn: As in `make_train_step`.
@@ -96,7 +96,7 @@ def fit(
     Returns:
       The state after the last step and the learning curves: "epoch", "loss" and loss_fn's metrics
       averaged over the epoch, the same names with "validation_" in front, "seconds" (compilation
-      apart) and "steps_per_second".
+      apart) and "steps_per_second". A run cut short says so: `History.interrupted`.
 
     Raises:
       ValueError: Arrays of different length, epochs below 1 or fewer than a checkpoint has behind
@@ -179,7 +179,9 @@ def fit(
     history, step_count = position.history, int(state.step)
     saved_at = step_count
 
-    with _interrupt_flag() as interrupted:
+    with deferred() as asked:
+        if asked.signal and jax.process_count() == 1:
+            raise Interrupted(asked.signal)  # nothing has been done that could be lost
         started, first_epoch = time.perf_counter(), len(history.records)
         for epoch in range(first_epoch + 1, epochs + 1):
             epoch_started = time.perf_counter() - position.seconds
@@ -196,7 +198,7 @@ def fit(
                     # Two programs that wait for other processes must not run at once: each process
                     # might take them in another order, and all would wait for ever.
                     jax.block_until_ready((state, out))
-                stop = _anywhere(interrupted)
+                stop = _anywhere(asked.signal)
                 if checkpoints is not None and (
                     stop or checkpoints.due(step_count - saved_at, epoch_ended=False)
                 ):
@@ -220,7 +222,7 @@ def fit(
                 elapsed = time.perf_counter() - started
                 remaining = elapsed / (epoch - first_epoch) * (epochs - epoch)
                 on_epoch(Progress(epochs, record, means.steps / seconds, remaining))
-            stop, whole = stop or _anywhere(interrupted), means.examples == examples
+            stop, whole = stop or _anywhere(asked.signal), means.examples == examples
             if (
                 checkpoints is not None
                 and whole
@@ -233,8 +235,9 @@ def fit(
                 checkpoints.save(state, Position(history))
                 saved_at = step_count
             if stop:
-                return state, History(history.records, interrupted=True)
-    return state, history
+                cut_short = epoch < epochs or not whole
+                return state, dataclasses.replace(history, interrupted=cut_short, signal=stop)
+        return state, dataclasses.replace(history, signal=_anywhere(asked.signal))
 
 
 def _with_settings(
@@ -250,29 +253,8 @@ def _with_settings(
     return dataclasses.replace(checkpoints, settings={**checkpoints.settings, **own})
 
 
-def _anywhere(interrupted: threading.Event) -> bool:
-    """Whether any of the processes was interrupted: all must stop at the same step."""
+def _anywhere(number: int) -> int:
+    """The signal that any of the processes got, or 0: all must stop at the same step."""
     if jax.process_count() == 1:
-        return interrupted.is_set()
-    return bool(multihost_utils.process_allgather(np.array(interrupted.is_set())).any())
-
-
-@contextlib.contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into a flag, so that it never lands while a state is donated."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(number: int, frame: Any) -> None:
-        del number, frame
-        flag.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)
+        return number
+    return int(multihost_utils.process_allgather(np.array(number)).max())

@@ -224,7 +224,8 @@ def _varying(tree: Any, axis: str | None) -> Any:
 
 
 def _examples(batch: Any) -> int:
-    return int(jnp.shape(jax.tree.leaves(batch)[0])[0])
+    # A key or a number beside the examples counts none.
+    return next((len(x) for x in jax.tree.leaves(batch) if jnp.ndim(x)), 1)
 
 
 def _weighted_mean(found: list[tuple[int, Any]]) -> Any:

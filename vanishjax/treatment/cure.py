@@ -22,6 +22,7 @@ from vanishjax.treatment.trial import (
     Outcome,
     Trial,
     cause_improved,
+    form,
     improvement,
     keeps_up,
     race,
@@ -55,6 +56,7 @@ class Treatment:
       after: That of `problem`.
       steps: Training steps of one trial.
       cost: Of everything, in training steps: trials and probes.
+      notes: What was left out of the trials, if anything, in words.
 
     Example:
       >>> import vanishjax as vj
@@ -75,6 +77,7 @@ class Treatment:
     after: Diagnosis
     steps: int
     cost: float
+    notes: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -92,6 +95,7 @@ class Treatment:
             "trials": [trial.to_dict() for trial in self.trials],
             "steps": self.steps,
             "cost": self.cost,
+            "notes": list(self.notes),
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
         }
@@ -131,9 +135,10 @@ def cure(
 
     Args:
       problem: The network, its loss and its transform; left as it is.
-      batches: Batches that the loss takes, three at least, all of one shape (a shorter one at the
-        end is left out). Every eighth, two at least, is held out to judge by; the others are gone
-        through again and again, in an order that the key draws.
+      batches: Batches that the loss takes, three at least of one shape. Those of another shape,
+        such as a shorter one at the end, are left out, and the treatment says so. Every eighth,
+        two at least, is held out to judge by; the others are gone through again and again, in an
+        order that the key draws.
       steps: Training steps of each trial: enough for a healthy network to learn something, a few
         tens or a hundred.
       remedies: What to try, in order; what fits the cause if None.
@@ -147,7 +152,8 @@ def cure(
       The treatment: `problem` and `opt_state` to go on with, and every trial.
 
     Raises:
-      ValueError: Fewer than one step, too few batches, or what `vanishjax.probe` refuses.
+      ValueError: Fewer than one step, too few batches, one that holds infinity or NaN, or what
+        `vanishjax.probe` refuses.
 
     Example:
       >>> import vanishjax as vj
@@ -165,11 +171,11 @@ def cure(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     key = jax.random.key(0) if key is None else key
-    trained_on, held_out = _divide(batches, steps)
+    trained_on, held_out, notes = _divide(batches, steps)
     look_at = trained_on[0]
     before = _examine(problem, look_at)
     if before.healthy:
-        return Treatment(problem, None, problem, (), (), before, before, steps, _PROBE_STEPS)
+        return Treatment(problem, None, problem, (), (), before, before, steps, _PROBE_STEPS, notes)
 
     order_key, remedy_key = jax.random.split(key)
     on = _sequence(trained_on, steps, order_key)
@@ -189,7 +195,7 @@ def cure(
         if not wave:
             break
         ward.try_out(wave)
-    return ward.treatment(before, steps)
+    return ward.treatment(before, steps, notes)
 
 
 class _Ward:
@@ -241,8 +247,7 @@ class _Ward:
                 treated = remedy.apply(self._before(remedy))
                 jax.eval_shape(treated.tx.init, treated.params)  # what it refuses, it refuses now
             except Exception as error:
-                self._failed.add(remedy.name)
-                self._failures.append(_failure(self._name(remedy), error))
+                self._fail(remedy, error)
                 continue
             if wave and not run_alike(wave[0][1], treated):
                 break
@@ -251,11 +256,10 @@ class _Ward:
 
     def try_out(self, wave: Sequence[tuple[Remedy | None, Problem]]) -> None:
         """Trains a wave, judges it, and accepts the best of what proves itself."""
-        courses = race([treated for _, treated in wave], self._batches, self._held_out)
-        steps = len(courses[0].losses)
-        self._cost += steps * len(wave)
+        run = self._run(wave)
         proven: list[tuple[Remedy, Course, Diagnosis, str]] = []
-        for (remedy, _), course in zip(wave, courses, strict=True):
+        for remedy, course in run:
+            self._cost += len(course.losses)
             if remedy is None:
                 self._untreated = course
                 self._record(_trial("untreated", "untreated", course, self.verdict, ""))
@@ -265,12 +269,16 @@ class _Ward:
                 reason = "the loss isn't finite"
                 self._record(_trial(self._name(remedy), "diverged", course, None, reason))
                 continue
-            after = _examine(
-                dataclasses.replace(course.problem, params=course.params), self._look_at
-            )
+            try:
+                after = _examine(
+                    dataclasses.replace(course.problem, params=course.params), self._look_at
+                )
+            except Exception as error:
+                self._fail(remedy, error)
+                continue
             self._cost += _PROBE_STEPS
             # The untreated network leads the first wave.
-            rival = self._best or self._untreated or courses[0]
+            rival = self._best or self._untreated or run[0][1]
             judge = keeps_up if self._is_safer(remedy) else improvement
             lower, by = judge(course, rival)
             better, how = cause_improved(after, self.verdict)
@@ -293,7 +301,25 @@ class _Ward:
                 self._cured = self._cured or (after.healthy and self._learns(course))
         self._record_failures()
 
-    def treatment(self, before: Diagnosis, steps: int) -> Treatment:
+    def _run(
+        self, wave: Sequence[tuple[Remedy | None, Problem]]
+    ) -> list[tuple[Remedy | None, Course]]:
+        """The courses of those that run; the others are recorded."""
+        try:
+            courses = race([treated for _, treated in wave], self._batches, self._held_out)
+            return list(zip([remedy for remedy, _ in wave], courses, strict=True))
+        except Exception as error:
+            if len(wave) > 1:
+                # One of them can't be run, or all at once are too many for the memory.
+                return [one for member in wave for one in self._run([member])]
+            ((remedy, treated),) = wave
+            if remedy is None:
+                raise
+            changed = form(treated.params) != form(self._before(remedy).params)
+            self._fail(remedy, error, "with the parameters it makes, " if changed else "")
+            return []
+
+    def treatment(self, before: Diagnosis, steps: int, notes: tuple[str, ...]) -> Treatment:
         """What came of it."""
         self._record_failures()
         if self._best is None:
@@ -311,6 +337,7 @@ class _Ward:
             self.verdict,
             steps,
             self._cost,
+            notes,
         )
 
     def _learns(self, course: Course) -> bool:
@@ -332,6 +359,14 @@ class _Ward:
         for one in left:
             problem = one.apply(problem)
         return problem
+
+    def _fail(self, remedy: Remedy, error: Exception, circumstance: str = "") -> None:
+        self._failed.add(remedy.name)
+        said = next(iter(str(error).strip().splitlines()), "")
+        reason = f"{circumstance}{type(error).__name__}" + (f": {said}" if said else "")
+        name = self._name(remedy)
+        trial = Trial(name, "failed", float("nan"), None, np.zeros(0), (), reason, 0)
+        self._failures.append(trial)
 
     def _record_failures(self) -> None:
         for trial in self._failures:
@@ -358,30 +393,61 @@ def _trial(
     )
 
 
-def _failure(name: str, error: Exception) -> Trial:
-    said = next(iter(str(error).strip().splitlines()), "")
-    reason = f"{type(error).__name__}: {said}"
-    return Trial(name, "failed", float("nan"), None, np.zeros(0), (), reason, 0)
-
-
-def _divide(batches: Iterable[Any], steps: int) -> tuple[list[Any], list[Any]]:
-    """What is trained on and what is held out, no more than a trial can use."""
+def _divide(batches: Iterable[Any], steps: int) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+    """What is trained on and what is held out, no more than a trial can use; what was left out."""
     most = steps + max(2, steps // (_HELD_OUT - 1))
     taken = list(itertools.islice(batches, most))
-    shapes = [jax.tree.map(jnp.shape, batch) for batch in taken]
-    alike = [batch for batch, shape in zip(taken, shapes, strict=True) if shape == shapes[0]]
+    shapes = [_shapes(batch) for batch in taken]
+    usual = max(shapes, key=shapes.count, default=None)
+    alike = [number for number, shape in enumerate(shapes) if shape == usual]
+    for number in alike:
+        _check_finite(taken[number], number)
+    odd = [shape for shape in shapes if shape != usual]
+    left_out = ""
+    if odd:
+        left_out = (
+            f"{len(odd)} of {len(taken)} batches were left out: {_worded(odd[0])} where the others "
+            f"have {_worded(usual)}"
+        )
     if len(alike) < _LEAST_BATCHES:
         raise ValueError(
             f"cure needs {_LEAST_BATCHES} batches of one shape or more, to hold some out, got "
             f"{len(alike)}: a list of batches, each what loss_fn takes"
+            + (f"; {left_out}" if left_out else "")
         )
     held = {*range(_HELD_OUT - 1, len(alike), _HELD_OUT), len(alike) - 1}
     if len(held) < 2 and len(alike) > _LEAST_BATCHES:
         held.add(len(alike) - 2)
     return (
-        [batch for number, batch in enumerate(alike) if number not in held],
-        [batch for number, batch in enumerate(alike) if number in held],
+        [taken[at] for number, at in enumerate(alike) if number not in held],
+        [taken[at] for number, at in enumerate(alike) if number in held],
+        (left_out,) if left_out else (),
     )
+
+
+def _shapes(batch: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return {jax.tree_util.keystr(path): jnp.shape(x) for path, x in leaves}
+
+
+def _worded(shapes: Any) -> str:
+    """The shapes of a batch's arrays, as far as a person wants to read them."""
+    words = ", ".join(str(list(shape)) for shape in shapes.values()) or "nothing"
+    return words if len(words) <= 100 else f"{words[:97]}..."
+
+
+def _check_finite(batch: Any, number: int) -> None:
+    """Raises ValueError if a batch holds infinity or NaN: every trial would diverge on it."""
+    for path, x in jax.tree_util.tree_leaves_with_path(batch):
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            # A NumPy array stays one: its doubles may be beyond what JAX makes of them.
+            finite = jnp.isfinite(x) if isinstance(x, jax.Array) else np.isfinite(x)
+            wrong = int((~finite).sum())
+            if wrong:
+                raise ValueError(
+                    f"batch {number}{jax.tree_util.keystr(path)} (counted from 0) holds {wrong} "
+                    "values that are infinite or NaN: clean the input"
+                )
 
 
 def _sequence(batches: Sequence[Any], steps: int, key: jax.Array) -> Any:

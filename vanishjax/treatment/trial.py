@@ -123,8 +123,19 @@ def run_alike(problem: Problem, other: Problem) -> bool:
     return (
         problem.loss_fn is other.loss_fn
         and problem.tx is other.tx
-        and jax.tree.map(jnp.shape, problem.params) == jax.tree.map(jnp.shape, other.params)
+        and form(problem.params) == form(other.params)
     )
+
+
+def form(tree: Any) -> tuple[Any, list[Any]]:
+    """The structure of a tree, and the shape and type of every leaf.
+
+    Example:
+      >>> form({"w": jnp.ones(2)})[1] == form({"w": jnp.zeros(2)})[1]
+      True
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
 # Axes of a convolution's kernel.
