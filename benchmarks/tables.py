@@ -237,6 +237,18 @@ def resume(results):
     ]
 
 
+def signals(results):
+    """What became of runs that got signals."""
+    kinds = ", ".join(f"{count} {name}" for name, count in sorted(results["signals"].items()))
+    fine = results["ended"].get("as it should", 0)
+    return [
+        f"{fine} of {sum(results['signals'].values())} signals at random moments ({kinds}) ended "
+        f"the run as they should, without a traceback; {results['same_bits']} of "
+        f"{results['runs']} runs that went on with `--resume` after one or more of them ended with "
+        "the same bits as one that nobody touched."
+    ]
+
+
 def lost_peers(results):
     """How runs of several processes end when one of them is lost."""
     rows = [
@@ -291,6 +303,7 @@ TABLES = {
     "response": response,
     "resume": resume,
     "scaling": scaling,
+    "signals": signals,
     "step_time": speed_tables.step_time,
     "step_time, forms": speed_tables.step_forms,
     "step_time, torch": speed_tables.step_torch,

@@ -178,7 +178,7 @@ def test_a_download_shows_one_line_a_file(here, monkeypatch, capsys):
         ("train now", "unrecognized arguments: now"),
         ("train a\nb", "unrecognized arguments: a b"),
         ("trian", "invalid choice: 'trian'"),
-        ("train --data a\0b", "no such data set or file"),
+        ("train --data a\0b", "expected a path"),
         ("train --resume", "--resume: there is no run with checkpoints under runs/"),
         (
             "train --checkpoint-every 0",

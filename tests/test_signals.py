@@ -1,5 +1,6 @@
 """Signals that ask for the end: what they save, what they leave alone, and the exit status."""
 
+import importlib
 import os
 import pty
 import signal
@@ -129,6 +130,23 @@ def test_an_interrupt_that_a_callback_swallows_comes_again(capfd):
         work()
     assert stop.signal == signal.SIGTERM
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_import_is_not_interrupted(here, monkeypatch):
+    """Compiled modules abort the process where an exception reaches them as they load."""
+    Path("signals_itself.py").write_text(
+        "import signal, time\nsignal.raise_signal(signal.SIGTERM)\ntime.sleep(0.1)\n"
+    )
+    monkeypatch.syspath_prepend(here)
+
+    def work():
+        importlib.import_module("signals_itself")
+        time.sleep(10)
+
+    with interruptible() as stop, pytest.raises(Interrupted):
+        work()
+    assert stop.signal == signal.SIGTERM
+    assert "signals_itself" in sys.modules
 
 
 def test_no_handler_outside_the_main_thread():

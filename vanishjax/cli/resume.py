@@ -30,7 +30,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         type=_steps_or_epoch,
         metavar="STEPS",
         help=f"save the whole run under {FOLDER}/ every so many steps, or after every 'epoch', at "
-        "its end and on Ctrl-C",
+        "its end and on Ctrl-C, SIGTERM or SIGHUP",
     )
     group.add_argument(
         "--keep-checkpoints",

@@ -55,7 +55,7 @@ class Stop:
 
 @contextlib.contextmanager
 def interruptible(on_signal: Callable[[int], None] | None = None) -> Iterator[Stop]:
-    """Makes every signal an `Interrupted`, raised wherever the program stands.
+    """Makes every signal an `Interrupted`, raised wherever the program stands, or after an import.
 
     A second Ctrl-C raises another one, and a third is left to the kernel. A second SIGTERM or
     SIGHUP changes nothing: shells and schedulers may send more than one. A signal that is ignored,
@@ -114,17 +114,40 @@ def deferred() -> Iterator[Stop]:
 class _Raise:
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
-        self.swallowed = False
+        self._again = False
+        self._imports = _imports(sys._getframe())
 
     def __call__(self, number: int, frame: Any) -> None:
-        del frame
-        first = self.stop.note(number) or self.swallowed
-        self.swallowed = False
-        if not first and number != signal.SIGINT:
-            return
+        first = self.stop.note(number) or self._again
+        self._again = False
         if not first:
+            if number != signal.SIGINT:
+                return
             signal.signal(number, signal.SIG_DFL)
+        if _imports(frame) > self._imports:
+            # Compiled modules abort the process where an exception reaches them as they load.
+            if first:
+                self.later(number)
+            else:
+                signal.raise_signal(number)
+            return
         raise Interrupted(number)
+
+    def later(self, number: int) -> None:
+        """Sends a signal again, a moment later."""
+        self._again = True
+        timer = threading.Timer(0.01, _thread.interrupt_main, (number,))
+        timer.daemon = True
+        timer.start()
+
+
+def _imports(frame: Any) -> int:
+    """How many of the calls that led here belong to an import."""
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_filename.startswith("<frozen importlib")
+        frame = frame.f_back
+    return count
 
 
 class _Note:
@@ -162,15 +185,10 @@ def _nothing_swallowed(handler: _Raise) -> Iterator[None]:
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, Interrupted):
+        if isinstance(unraisable.exc_value, Interrupted):
+            handler.later(unraisable.exc_value.signal)
+        else:
             previous(unraisable)
-            return
-        handler.swallowed = True
-        number = unraisable.exc_value.signal
-        # A moment later: here it would be swallowed again.
-        again = threading.Timer(0.01, _thread.interrupt_main, (number,))
-        again.daemon = True
-        again.start()
 
     sys.unraisablehook = hook
     try:
