@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -461,3 +462,76 @@ def test_constants_give_what_arguments_give(name):
             known,
             given,
         )
+
+
+# What is not a number stays none: XLA on a CPU drops NaN in reductions of a few thousand entries.
+
+LARGE = 256, 256
+# What takes no step along a bad gradient: it skips the layer or the step, or steps elsewhere first.
+SKIPPING = {"skip_nonfinite", "dynamic_loss_scale", "recondition"}
+# An infinite gradient has a sign.
+SIGNED = {"lion", "scale_by_lion", "scale_by_sign"}
+
+
+def broken(shape, dtype, bad):
+    """Small gradients, whose squares are flushed to zero, and one bad entry."""
+    x = np.full(shape, 1e-30 if dtype != jnp.float16 else 1e-7)
+    x.flat[777 % x.size] = bad
+    return jnp.asarray(x, dtype)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_what_is_not_finite_shows_in_large_leaves(name):
+    tx, params = FACTORIES[name](), {"kernel": jnp.ones(LARGE), "bias": jnp.ones(LARGE[1])}
+    step = jax.jit(lambda g: tx.update(g, tx.init(params), params)[0])
+    for bad in (np.nan, np.inf):
+        found = step({"kernel": broken(LARGE, jnp.float32, bad), "bias": jnp.ones(LARGE[1])})
+        shown = name not in SKIPPING and not (bad == np.inf and name in SIGNED)
+        assert np.isfinite(np.asarray(found["kernel"]).flat[777]) != shown
+
+
+def test_clip_by_global_norm_does_with_what_is_not_finite_as_optax():
+    for bad in (np.nan, np.inf):
+        gradient = {"a": broken(LARGE, jnp.float32, bad), "b": jnp.ones(3)}
+        ours, theirs = (
+            jax.jit(lambda g, tx=tx: tx.update(g, tx.init(g))[0])(gradient)
+            for tx in (vj.clip_by_global_norm(0.5), optax.clip_by_global_norm(0.5))
+        )
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def norms_of(x):
+    """Everything that numerics makes of one array `[256, 256]`, each of which must show a NaN."""
+    flat, r = x.reshape(-1), numerics.upcast(x)
+    return {
+        "norm": numerics.norm(flat),
+        "columns": jnp.max(numerics.norm(x, (0,)) * (jnp.arange(256) == 777 % 256)),
+        "rms": numerics.rms(flat),
+        "split_norm": numerics.split_norm(flat)[1].reshape(()),
+        "split_rms": numerics.split_rms(flat)[1].reshape(()),
+        "global_norm": numerics.global_norm([flat, x]),
+        "hypot": jnp.sum(numerics.hypot(r, r)),
+        "root_moment": jnp.sum(numerics.root_moment(r, r, 0.9)),
+        "mean_moment": jnp.sum(numerics.mean_moment(r, r, 0.9)),
+        "cast": jnp.sum(numerics.saturating_cast(r, jnp.float16).astype(r.dtype)),
+        "at_least": jnp.sum(numerics.at_least(r, 0.0)),
+        "sqrt": jnp.sum(numerics.sqrt(r)),
+        "divide": jnp.sum(numerics.divide(r, r)),
+    }
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16], ids=lambda t: t.__name__
+)
+def test_what_is_not_finite_shows_in_every_number(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        inputs = jnp.stack([broken(LARGE, dtype, bad) for bad in (np.nan, np.inf)])
+        forms = [lambda x: jax.lax.map(norms_of, x), jax.vmap(norms_of)]
+        if dtype == jnp.float32:
+            mesh = jax.sharding.Mesh(jax.devices(), "rows")
+            rows = jax.NamedSharding(mesh, jax.P(None, "rows"))
+            forms.append(jax.jit(jax.vmap(norms_of), in_shardings=rows))
+        for form in forms:
+            found = jax.jit(form)(inputs)
+            assert [name for name, x in found.items() if not np.isnan(x[0])] == []
+            assert [name for name, x in found.items() if np.isfinite(x[1])] == []

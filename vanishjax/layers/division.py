@@ -98,7 +98,7 @@ class Layers:
           tree: Parameters, gradients or updates.
 
         Returns:
-          `[layers]` float32 array in depth order; 0 where the tree has no leaf.
+          `[layers]` array in depth order, float32 at least; 0 where the tree has no leaf.
 
         Raises:
           ValueError: The tree's leaves aren't those of the parameters.
@@ -109,7 +109,7 @@ class Layers:
           >>> print(layers.names, layers.norms({"w": 2 * jnp.ones((3, 4)), "b": None}))
           ('b', 'w') [0.       6.928203]
         """
-        return self.reduce(numerics.norm, tree).astype(jnp.float32)
+        return self.reduce(numerics.norm, tree)
 
     def reduce(self, fn: Callable[..., jax.Array], tree: Any, *rest: Any) -> jax.Array:
         """Reduces every layer to one number.
