@@ -535,3 +535,86 @@ def test_what_is_not_finite_shows_in_every_number(dtype):
             found = jax.jit(form)(inputs)
             assert [name for name, x in found.items() if not np.isnan(x[0])] == []
             assert [name for name, x in found.items() if np.isfinite(x[1])] == []
+
+
+# Gradients through an optimizer.
+
+
+def trained(tx, gradient):
+    """What two steps along a gradient make of the parameters."""
+    params = jax.tree.map(lambda g: 0.5 * jnp.ones_like(g), gradient)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=2)
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+
+WITH_ZEROS = jnp.array([[0.3, 0.0], [-1.0, 2.0], [0.0, 0.1]])
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_gradients_through_an_optimizer_are_finite(name):
+    tx = FACTORIES[name]()
+    through = jax.jit(jax.grad(lambda g: trained(tx, g)))
+    for magnitude in (1.0, 1e-10, 0.0):
+        kernel = magnitude * WITH_ZEROS
+        assert_finite(through({"kernel": kernel, "bias": kernel[0]}))
+
+
+SAME_DERIVATIVE = {
+    "adam": (vj.adam, optax.adam, {"eps_root": 1e-8}),
+    "rmsprop": (vj.rmsprop, optax.rmsprop, {"eps": 1e-6}),
+    "rmsprop-centered": (vj.rmsprop, optax.rmsprop, {"eps": 1e-6, "centered": True}),
+}
+
+
+@pytest.mark.parametrize("name", SAME_DERIVATIVE)
+def test_gradients_through_an_optimizer_are_those_of_optax(name):
+    ours, theirs, arguments = SAME_DERIVATIVE[name]
+    found, exact = (
+        jax.jit(jax.grad(lambda g, tx=make(0.1, **arguments): trained(tx, g)))(WITH_ZEROS)
+        for make in (ours, theirs)
+    )
+    assert np.abs(exact).max() > 1e-3
+    np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
+
+
+# Hyperparameters in arrays, as optax.inject_hyperparams makes them.
+
+
+def injected(make, dtype, **settings):
+    """The updates of five steps of an injected Adam and its like."""
+    grads = jnp.asarray(np.random.default_rng(0).standard_normal((5, 4)) + 1, dtype)
+    return run(optax.inject_hyperparams(make, **settings)(0.125), grads, jnp.ones(4, dtype))[0]
+
+
+@pytest.mark.parametrize("dtype", SMALL_TYPES, ids=lambda t: t.__name__)
+@pytest.mark.parametrize("make", [vj.adam, vj.adamw, vj.nadam, vj.lamb, vj.adam_atan2, vj.rmsprop])
+def test_injected_hyperparameters_of_16_bits_are_right_to_their_rounding(make, dtype):
+    found, wide = injected(make, dtype), injected(make, jnp.float32)
+    np.testing.assert_allclose(np.asarray(found, np.float64), wide, rtol=0.05, atol=2e-3)
+    exact = injected(make, dtype, hyperparam_dtype=jnp.float32)
+    np.testing.assert_allclose(np.asarray(exact, np.float64), wide, rtol=0.02, atol=1e-3)
+
+
+def test_a_decay_that_was_rounded_to_one_is_the_middle_of_what_that_may_have_been():
+    for dtype, expected in ((jnp.bfloat16, 1 - 2**-10), (jnp.float16, 1 - 2**-13)):
+        found = jax.jit(numerics.bias_correction)(jnp.ones([], dtype), 1)
+        np.testing.assert_allclose(found, 1 - expected, rtol=1e-6)
+    # The mean of all there were: any weights that are alike.
+    grads = jnp.array([[1.0], [3.0]])
+    ones = jax.jit(lambda b: vj.scale_by_adam(b, b, eps=0.0).init(grads[0]))(1.0)
+    step = jax.jit(lambda g, s, b: vj.scale_by_adam(b, b, eps=0.0).update(g, s))
+    for g, expected in zip(grads, (1.0, 2 / 5**0.5), strict=True):
+        update, ones = step(g, ones, 1.0)
+        np.testing.assert_allclose(update, [expected], rtol=1e-6)
+
+
+def test_a_decay_of_one_is_refused_where_it_is_known():
+    for one in (1.0, np.float32(1), jnp.array(1.0)):
+        with pytest.raises(ValueError, match=r"b2 must lie in \[0, 1\), got 1"):
+            vj.adam(1e-3, b2=one)
