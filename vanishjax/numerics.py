@@ -30,6 +30,18 @@ def accumulator_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def common_dtype(tree: Any) -> jnp.dtype:
+    """The float type that holds sums over any leaf.
+
+    Example:
+      >>> str(common_dtype({"a": jnp.ones(2, jnp.bfloat16), "b": 1.0}))
+      'float32'
+    """
+    # Of the types, since of two arrays a weakly typed double would give way to a float32.
+    leaves = [jnp.dtype(jnp.result_type(x)) for x in jax.tree.leaves(tree)]
+    return accumulator_dtype(jnp.result_type(*leaves))
+
+
 def upcast(x: jax.typing.ArrayLike) -> jax.Array:
     """`x` in its accumulator type."""
     x = jnp.asarray(x)
