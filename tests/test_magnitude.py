@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -462,3 +463,159 @@ def test_constants_give_what_arguments_give(name):
             known,
             given,
         )
+
+
+# What is not a number stays none: XLA on a CPU drops NaN in reductions of a few thousand entries.
+
+LARGE = 256, 256
+# What takes no step along a bad gradient: it skips the layer or the step, or steps elsewhere first.
+SKIPPING = {"skip_nonfinite", "dynamic_loss_scale", "recondition"}
+# An infinite gradient has a sign.
+SIGNED = {"lion", "scale_by_lion", "scale_by_sign"}
+
+
+def broken(shape, dtype, bad):
+    """Small gradients, whose squares are flushed to zero, and one bad entry."""
+    x = np.full(shape, 1e-30 if dtype != jnp.float16 else 1e-7)
+    x.flat[777 % x.size] = bad
+    return jnp.asarray(x, dtype)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_what_is_not_finite_shows_in_large_leaves(name):
+    tx, params = FACTORIES[name](), {"kernel": jnp.ones(LARGE), "bias": jnp.ones(LARGE[1])}
+    step = jax.jit(lambda g: tx.update(g, tx.init(params), params)[0])
+    for bad in (np.nan, np.inf):
+        found = step({"kernel": broken(LARGE, jnp.float32, bad), "bias": jnp.ones(LARGE[1])})
+        shown = name not in SKIPPING and not (bad == np.inf and name in SIGNED)
+        assert np.isfinite(np.asarray(found["kernel"]).flat[777]) != shown
+
+
+def test_clip_by_global_norm_does_with_what_is_not_finite_as_optax():
+    for bad in (np.nan, np.inf):
+        gradient = {"a": broken(LARGE, jnp.float32, bad), "b": jnp.ones(3)}
+        ours, theirs = (
+            jax.jit(lambda g, tx=tx: tx.update(g, tx.init(g))[0])(gradient)
+            for tx in (vj.clip_by_global_norm(0.5), optax.clip_by_global_norm(0.5))
+        )
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def norms_of(x):
+    """Everything that numerics makes of one array `[256, 256]`, each of which must show a NaN."""
+    flat, r = x.reshape(-1), numerics.upcast(x)
+    return {
+        "norm": numerics.norm(flat),
+        "columns": jnp.max(numerics.norm(x, (0,)) * (jnp.arange(256) == 777 % 256)),
+        "rms": numerics.rms(flat),
+        "split_norm": numerics.split_norm(flat)[1].reshape(()),
+        "split_rms": numerics.split_rms(flat)[1].reshape(()),
+        "global_norm": numerics.global_norm([flat, x]),
+        "hypot": jnp.sum(numerics.hypot(r, r)),
+        "root_moment": jnp.sum(numerics.root_moment(r, r, 0.9)),
+        "mean_moment": jnp.sum(numerics.mean_moment(r, r, 0.9)),
+        "cast": jnp.sum(numerics.saturating_cast(r, jnp.float16).astype(r.dtype)),
+        "at_least": jnp.sum(numerics.at_least(r, 0.0)),
+        "sqrt": jnp.sum(numerics.sqrt(r)),
+        "divide": jnp.sum(numerics.divide(r, r)),
+    }
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16], ids=lambda t: t.__name__
+)
+def test_what_is_not_finite_shows_in_every_number(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        inputs = jnp.stack([broken(LARGE, dtype, bad) for bad in (np.nan, np.inf)])
+        forms = [lambda x: jax.lax.map(norms_of, x), jax.vmap(norms_of)]
+        if dtype == jnp.float32:
+            mesh = jax.sharding.Mesh(jax.devices(), "rows")
+            rows = jax.NamedSharding(mesh, jax.P(None, "rows"))
+            forms.append(jax.jit(jax.vmap(norms_of), in_shardings=rows))
+        for form in forms:
+            found = jax.jit(form)(inputs)
+            assert [name for name, x in found.items() if not np.isnan(x[0])] == []
+            assert [name for name, x in found.items() if np.isfinite(x[1])] == []
+
+
+# Gradients through an optimizer.
+
+
+def trained(tx, gradient):
+    """What two steps along a gradient make of the parameters."""
+    params = jax.tree.map(lambda g: 0.5 * jnp.ones_like(g), gradient)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=2)
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+
+WITH_ZEROS = jnp.array([[0.3, 0.0], [-1.0, 2.0], [0.0, 0.1]])
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_gradients_through_an_optimizer_are_finite(name):
+    tx = FACTORIES[name]()
+    through = jax.jit(jax.grad(lambda g: trained(tx, g)))
+    for magnitude in (1.0, 1e-10, 0.0):
+        kernel = magnitude * WITH_ZEROS
+        assert_finite(through({"kernel": kernel, "bias": kernel[0]}))
+
+
+SAME_DERIVATIVE = {
+    "adam": (vj.adam, optax.adam, {"eps_root": 1e-8}),
+    "rmsprop": (vj.rmsprop, optax.rmsprop, {"eps": 1e-6}),
+    "rmsprop-centered": (vj.rmsprop, optax.rmsprop, {"eps": 1e-6, "centered": True}),
+}
+
+
+@pytest.mark.parametrize("name", SAME_DERIVATIVE)
+def test_gradients_through_an_optimizer_are_those_of_optax(name):
+    ours, theirs, arguments = SAME_DERIVATIVE[name]
+    found, exact = (
+        jax.jit(jax.grad(lambda g, tx=tx: trained(tx, g)))(WITH_ZEROS)
+        for tx in (ours(0.1, **arguments), theirs(0.1, **arguments))
+    )
+    assert np.abs(exact).max() > 1e-3
+    np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
+
+
+# Hyperparameters in arrays, as optax.inject_hyperparams makes them.
+
+
+def injected(make, dtype, **settings):
+    """The updates of five steps of an injected Adam and its like."""
+    grads = jnp.asarray(np.random.default_rng(0).standard_normal((5, 4)) + 1, dtype)
+    return run(optax.inject_hyperparams(make, **settings)(0.125), grads, jnp.ones(4, dtype))[0]
+
+
+@pytest.mark.parametrize("dtype", SMALL_TYPES, ids=lambda t: t.__name__)
+@pytest.mark.parametrize("make", [vj.adam, vj.adamw, vj.nadam, vj.lamb, vj.adam_atan2, vj.rmsprop])
+def test_injected_hyperparameters_of_16_bits_are_right_to_their_rounding(make, dtype):
+    found, wide = injected(make, dtype), injected(make, jnp.float32)
+    np.testing.assert_allclose(np.asarray(found, np.float64), wide, rtol=0.05, atol=2e-3)
+    exact = injected(make, dtype, hyperparam_dtype=jnp.float32)
+    np.testing.assert_allclose(np.asarray(exact, np.float64), wide, rtol=0.02, atol=1e-3)
+
+
+def test_a_decay_that_was_rounded_to_one_is_the_middle_of_what_that_may_have_been():
+    for dtype, expected in ((jnp.bfloat16, 1 - 2**-10), (jnp.float16, 1 - 2**-13)):
+        found = jax.jit(numerics.bias_correction)(jnp.ones([], dtype), 1)
+        np.testing.assert_allclose(found, 1 - expected, rtol=1e-6)
+    # The mean of all there were: any weights that are alike.
+    grads = jnp.array([[1.0], [3.0]])
+    ones = jax.jit(lambda b: vj.scale_by_adam(b, b, eps=0.0).init(grads[0]))(1.0)
+    step = jax.jit(lambda g, s, b: vj.scale_by_adam(b, b, eps=0.0).update(g, s))
+    for g, expected in zip(grads, (1.0, 2 / 5**0.5), strict=True):
+        update, ones = step(g, ones, 1.0)
+        np.testing.assert_allclose(update, [expected], rtol=1e-6)
+
+
+def test_a_decay_of_one_is_refused_where_it_is_known():
+    for one in (1.0, np.float32(1), jnp.array(1.0)):
+        with pytest.raises(ValueError, match=r"b2 must lie in \[0, 1\), got 1"):
+            vj.adam(1e-3, b2=one)

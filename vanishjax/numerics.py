@@ -4,6 +4,10 @@ Squaring a float32 loses every number below 1e-19 and above 1e+19, half of its r
 side. What needs a square here takes it of a number divided by a power of two near its own size:
 such a division only moves the exponent, so it rounds nothing, and in the normal range the results
 are those of the plain formula. 16-bit numbers are computed in float32 and cast back once.
+
+NaN stays NaN. XLA on a CPU may drop it in a maximum or minimum that is reduced, or fused with a
+reduction, once an array has a few thousand entries. So a maximum here only ever chooses a scale,
+and what changes a value is a comparison that is false for NaN.
 """
 
 import functools
@@ -26,6 +30,18 @@ def accumulator_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def common_dtype(tree: Any) -> jnp.dtype:
+    """The float type that holds sums over any leaf.
+
+    Example:
+      >>> str(common_dtype({"a": jnp.ones(2, jnp.bfloat16), "b": 1.0}))
+      'float32'
+    """
+    # Of the types, since of two arrays a weakly typed double would give way to a float32.
+    types = (jnp.dtype(jnp.result_type(x)) for x in jax.tree.leaves(tree))
+    return jnp.result_type(jnp.float32, *types)
+
+
 def upcast(x: jax.typing.ArrayLike) -> jax.Array:
     """`x` in its accumulator type."""
     x = jnp.asarray(x)
@@ -44,7 +60,8 @@ def saturating_cast(x: jax.Array, dtype: Any) -> jax.Array:
         return x
     largest = float(jnp.finfo(dtype).max)
     if largest < float(jnp.finfo(x.dtype).max):
-        x = jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest))
+        beyond = (jnp.abs(x) > largest) & jnp.isfinite(x)
+        x = jnp.where(beyond, jnp.copysign(jnp.asarray(largest, x.dtype), x), x)
     return x.astype(dtype)
 
 
@@ -93,19 +110,40 @@ def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return scale, inverse
 
 
+def at_least(x: jax.Array, least: jax.typing.ArrayLike) -> jax.Array:
+    """The larger of two numbers, where a NaN in `x` stays one: see above.
+
+    Example:
+      >>> print(at_least(jnp.array([-1.0, 2.0, jnp.nan]), 0.0))
+      [ 0.  2. nan]
+    """
+    return jnp.where(x < least, least, x)
+
+
+def sqrt(x: jax.Array) -> jax.Array:
+    """The square root, whose derivative at 0 is 0: an infinite one times 0 would be NaN.
+
+    Example:
+      >>> print(jax.grad(lambda x: sqrt(x * x))(0.0))
+      0.0
+    """
+    zero = x == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
+
+
 def _scaled_square(x: jax.Array, inverse: jax.Array) -> jax.Array:
     """`(x inverse)^2`, multiplied in this order.
 
-    Of a constant x XLA would make x^2 inverse^2, 0 times infinity as like as not. The maximum,
+    Of a constant x XLA would make x^2 inverse^2, 0 times infinity as like as not. The selection,
     which changes no number, keeps it from that and costs nothing.
     """
-    scaled = jnp.maximum(jnp.abs(x) * inverse, 0.0)
+    scaled = at_least(jnp.abs(x) * inverse, 0.0)
     return scaled * scaled
 
 
 def _weighted_hypot(a: jax.Array, b: jax.Array, wa: Any, wb: Any) -> jax.Array:
     scale, inverse = power_of_two(jnp.maximum(jnp.abs(a), jnp.abs(b)))
-    return scale * jnp.sqrt(wa * _scaled_square(a, inverse) + wb * _scaled_square(b, inverse))
+    return scale * sqrt(wa * _scaled_square(a, inverse) + wb * _scaled_square(b, inverse))
 
 
 def hypot(a: jax.typing.ArrayLike, b: jax.typing.ArrayLike) -> jax.Array:
@@ -124,6 +162,22 @@ def hypot(a: jax.typing.ArrayLike, b: jax.typing.ArrayLike) -> jax.Array:
 LIFT = 32.0
 
 
+def _decay(decay: Any, dtype: Any) -> Any:
+    """A decay rate below 1, in `dtype`; a Python number is left as it is.
+
+    An array may have been rounded to 1, as `optax.inject_hyperparams` rounds to the parameters'
+    type: in bfloat16 .999 is 1, and the mean of nothing would be 0 / 0. What was rounded to 1 lies
+    up to half a spacing below it: the middle of that is taken, .99902 for a bfloat16.
+    """
+    if isinstance(decay, int | float):
+        return decay
+    decay = jnp.asarray(decay)
+    given = decay.dtype if jnp.issubdtype(decay.dtype, jnp.floating) else dtype
+    below_one = 1 - max(float(jnp.finfo(given).eps) / 8, float(jnp.finfo(dtype).eps) / 2)
+    decay = decay.astype(dtype)
+    return jnp.where(decay > below_one, below_one, decay)
+
+
 def mean_moment(mean: jax.Array, gradient: jax.typing.ArrayLike, decay: Any) -> jax.Array:
     """One step of the lifted first moment: `decay mean + LIFT (1 - decay) gradient`.
 
@@ -133,7 +187,9 @@ def mean_moment(mean: jax.Array, gradient: jax.typing.ArrayLike, decay: Any) -> 
       >>> print(mean_moment(jnp.zeros(()), jnp.array(4e-38), 0.99) > 0)
       True
     """
-    return decay * upcast(mean) + LIFT * (1 - decay) * upcast(gradient)
+    mean = upcast(mean)
+    decay = _decay(decay, mean.dtype)
+    return decay * mean + LIFT * (1 - decay) * upcast(gradient)
 
 
 def root_moment(root: jax.Array, gradient: jax.typing.ArrayLike, decay: Any) -> jax.Array:
@@ -153,19 +209,24 @@ def root_moment(root: jax.Array, gradient: jax.typing.ArrayLike, decay: Any) -> 
       >>> print(root_moment(jnp.array(0.0), jnp.array(1e-30), 0.75) / LIFT)
       5e-31
     """
-    return _weighted_hypot(upcast(root), upcast(gradient), decay, LIFT**2 * (1 - decay))
+    root = upcast(root)
+    decay = _decay(decay, root.dtype)
+    return _weighted_hypot(root, upcast(gradient), decay, LIFT**2 * (1 - decay))
 
 
-@functools.partial(jax.jit, inline=True)
 def bias_correction(decay: Any, count: jax.Array) -> jax.Array:
     """`1 - decay^count`: what a moment that started at zero is divided by.
-
-    Compiled, because a power rounds differently op by op, and so as optax does it.
 
     Example:
       >>> print(bias_correction(0.5, jnp.array(2)))
       0.75
     """
+    return _one_minus_power(_decay(decay, accumulator_dtype(jnp.result_type(decay))), count)
+
+
+# Compiled, because a power rounds differently op by op, and so as optax does it.
+@functools.partial(jax.jit, inline=True)
+def _one_minus_power(decay: Any, count: jax.Array) -> jax.Array:
     return 1 - decay**count
 
 
@@ -180,7 +241,24 @@ def add_in_root(
     """
     if isinstance(square, int | float) and square == 0:
         return root
-    return hypot(root, jnp.sqrt(jnp.asarray(square, root.dtype)) * unit)
+    return hypot(root, sqrt(jnp.asarray(square, root.dtype)) * unit)
+
+
+def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
+    """The angle of (x, y) for x >= 0, 0 at the origin; its derivative is right at any magnitude.
+
+    Of the quotient, in less time than XLA's own takes.
+
+    Example:
+      >>> print(jax.grad(arctan2)(1e-30, 1e-30) / 1e30, arctan2(0.0, 0.0))
+      0.5 0.0
+    """
+    # The derivative of a quotient has the square of its denominator in it.
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    _, inverse = power_of_two(x)
+    origin = (x == 0) & (y == 0)
+    x, y = jnp.where(origin, 1.0, x * inverse), jnp.where(origin, 0.0, y * inverse)
+    return jnp.arctan(y / x)
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
@@ -208,11 +286,11 @@ def _split_norm(
     trusted = jnp.all((plain >= least) & (plain <= float(info.max)))
 
     def as_is() -> tuple[jax.Array, jax.Array]:
-        return jnp.ones_like(plain), jnp.sqrt(plain)
+        return jnp.ones_like(plain), sqrt(plain)
 
     def rescaled() -> tuple[jax.Array, jax.Array]:
         scale, inverse = power_of_two(largest())
-        return scale, jnp.sqrt(squares(inverse))
+        return scale, sqrt(squares(inverse))
 
     return jax.lax.cond(trusted, as_is, rescaled)
 
@@ -314,7 +392,7 @@ def split_rms(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, ja
     scale, inverse = power_of_two(largest)
     count = max(1, x.size // max(1, scale.size))
     squares = jnp.sum(_scaled_square(x, inverse), axis=axes, keepdims=True)
-    return scale, jnp.sqrt(squares / count)
+    return scale, sqrt(squares / count)
 
 
 @functools.partial(jax.jit, inline=True)
@@ -324,7 +402,7 @@ def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
     if not leaves:
         return jnp.ones(()), jnp.zeros(())
     # One type for all: what is small enough to be flushed depends on the type of the squares.
-    dtype = jnp.result_type(*leaves)
+    dtype = common_dtype(leaves)
     leaves = [x.astype(dtype) for x in leaves]
 
     def squares(inverse: jax.Array | None) -> jax.Array:

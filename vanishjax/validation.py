@@ -37,8 +37,12 @@ def check_floating(params: Any) -> None:
 def check_decay(name: str, value: Any, *, one_allowed: bool = False) -> None:
     """Raises ValueError unless a concrete decay rate lies in [0, 1); traced values pass.
 
-    A plain sum may decay not at all (`one_allowed`); a mean that never decays learns nothing.
+    A plain sum may decay not at all (`one_allowed`); a mean that never decays learns nothing. An
+    array of 16 bits may have been rounded to 1, and passes: see `vanishjax.numerics`.
     """
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+        one_allowed |= value.dtype.itemsize == 2
+        value = value.item() if value.ndim == 0 and value.is_fully_addressable else None
     if not isinstance(value, numbers.Real):
         return
     rate = float(value)

@@ -19,7 +19,7 @@ from vanishjax._jaxpr.values import ELEMENTWISE
 from vanishjax._jaxpr.versions import bind, shape_of
 
 # Elementwise as well; no walk in search of layers follows these, so that its list has none of them.
-_FURTHER = frozenset(["atan2", "eq", "ge", "gt", "is_finite", "le", "lt", "ne"])
+_FURTHER = frozenset(["atan", "atan2", "eq", "ge", "gt", "is_finite", "le", "lt", "ne"])
 _AGAIN = (ELEMENTWISE | _FURTHER | {"broadcast_in_dim"}) - {"sharding_constraint"}
 
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vanishjax import numerics
 from vanishjax._jaxpr import Update
 from vanishjax.health.observation import Health, Observation, first_health
-from vanishjax.health.response import GRADIENT_RMS, Response, step_response
+from vanishjax.health.response import Response, gradient_sizes, step_response
 from vanishjax.layers import Layers
 from vanishjax.transforms.per_layer import check_layers, layers_of
 
@@ -79,12 +80,13 @@ def monitor(
     def init_fn(params: optax.Params) -> MonitorState:
         check_layers(layers, params)
         count = len(layers_of(layers, params))
+        dtype = numerics.common_dtype(params)
         try:
             response = step_response(tx, params, layers)
         except TypeError:  # a line search wants the loss function
-            response = _unknown_response(count)
+            response = _unknown_response(count, dtype)
         return MonitorState(
-            first_health(count), jnp.zeros([], jnp.int32), response, inner.init(params)
+            first_health(count, dtype), jnp.zeros([], jnp.int32), response, inner.init(params)
         )
 
     def update_fn(
@@ -95,7 +97,7 @@ def monitor(
     ) -> tuple[optax.Updates, MonitorState]:
         if params is None:
             raise ValueError("monitor needs the parameters: call update(updates, state, params)")
-        loss = jnp.asarray(extra.get("value", 0.0), jnp.float32)
+        loss = jnp.asarray(extra.get("value", 0.0), state.health.loss.dtype)
         if loss.shape != ():
             raise ValueError(f"value must be a scalar, the loss, got shape {loss.shape}")
         updates, params = jax.tree.map(jnp.asarray, (updates, params))
@@ -151,11 +153,12 @@ def read_health(opt_state: Any) -> Health:
     raise ValueError("the optimizer's state holds no monitor: wrap the transform in monitor(tx)")
 
 
-def _unknown_response(count: int) -> Response:
-    unknown = jnp.full((len(GRADIENT_RMS), count), jnp.nan, jnp.float32)
+def _unknown_response(count: int, dtype: Any) -> Response:
+    sizes = jnp.array(gradient_sizes(dtype), dtype)
+    unknown = jnp.full((len(sizes), count), jnp.nan, dtype)
     return Response(
-        jnp.array(GRADIENT_RMS, jnp.float32),
+        sizes,
         unknown,
-        jnp.full(count, jnp.nan, jnp.float32),
+        jnp.full(count, jnp.nan, dtype),
         jnp.copy(unknown),
     )

@@ -21,11 +21,13 @@ _LEAST_OF_A_LAYER = 2**12
 
 
 class Health(NamedTuple):
-    """What was seen at one training step; `[layers]` arrays are float32, in depth order.
+    """What was seen at one training step; `[layers]` arrays are in depth order.
+
+    Numbers are float32, or float64 if some parameter is.
 
     Attributes:
       step: Scalar int32, the number of updates before the one that was observed; -1 before any.
-      loss: Scalar float32, the loss, if it was passed to update as `value`; 0 if not.
+      loss: Scalar, the loss, if it was passed to update as `value`; 0 if not.
       first_loss: The loss that was observed first.
       best_loss: The least that was observed.
       gradient_norm: `[layers]`, 2-norm of the gradient that came in.
@@ -61,24 +63,24 @@ class Health(NamedTuple):
     still_steps: jax.Array
 
 
-def first_health(count: int) -> Health:
+def first_health(count: int, dtype: Any = jnp.float32) -> Health:
     """That of so many layers before any observation."""
 
     def nothing() -> jax.Array:
-        return jnp.zeros(count, jnp.float32)
+        return jnp.zeros(count, dtype)
 
     return Health(
         step=jnp.full([], -1, jnp.int32),
-        loss=jnp.zeros([], jnp.float32),
-        first_loss=jnp.zeros([], jnp.float32),
-        best_loss=jnp.zeros([], jnp.float32),
+        loss=jnp.zeros([], dtype),
+        first_loss=jnp.zeros([], dtype),
+        best_loss=jnp.zeros([], dtype),
         gradient_norm=nothing(),
         update_norm=nothing(),
         param_norm=nothing(),
         update_ratio=nothing(),
         zero_fraction=nothing(),
-        effectiveness=jnp.ones(count, jnp.float32),
-        applied_fraction=jnp.ones(count, jnp.float32),
+        effectiveness=jnp.ones(count, dtype),
+        applied_fraction=jnp.ones(count, dtype),
         still_steps=jnp.zeros(count, jnp.int32),
     )
 
@@ -116,6 +118,7 @@ class Observation:
         self._layers = _thinned_layers(layers, share)
         self._entries = _constants(layers, params, lambda x, axes: _entries(x.shape, axes))
         self._eps = _constants(layers, params, lambda x, _: float(jnp.finfo(x.dtype).eps))
+        self._least_square = _constants(layers, params, lambda x, _: _least_square(x.dtype))
         # Of the entries so many are seen.
         self._seen = _constants(
             layers, params, lambda x, axes: _entries(cut(x, axes).shape(x.shape), axes)
@@ -144,7 +147,7 @@ class Observation:
         nothing_to_lose = (params.norm == 0) | (update_norm == 0)
         applied = jnp.where(nothing_to_lose, 1.0, jax.lax.erf(2 * ratio / self._eps))
         still = (update_norm == 0) | (applied < STILL)
-        return Health(
+        health = Health(
             step=step,
             loss=loss,
             first_loss=jnp.where(before.step < 0, loss, before.first_loss),
@@ -158,6 +161,7 @@ class Observation:
             applied_fraction=applied,
             still_steps=jnp.where(still, before.still_steps + 1, 0),
         )
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), health, before)
 
     def _norms(self, trees: list[Any], first_is_zero: jax.Array | None = None) -> jax.Array:
         """`[trees, layers]` 2-norms of whole layers, given rows; a second look at all, or at none.
@@ -165,18 +169,17 @@ class Observation:
         `Layers.norms` decides for every array by itself: a branch for each of a thousand layers.
         """
         squares = jnp.stack([self._layers.reduce(_sum_of_squares, tree) for tree in trees])
-        info = jnp.finfo(squares.dtype)
         # As in `vanishjax.numerics`: below this, squares flushed to zero could have mattered.
-        least = self._seen * float(info.tiny) / float(info.eps)
-        trusted = (squares >= least) & (squares <= float(info.max))
+        least = self._seen * self._least_square
+        trusted = (squares >= least) & (squares <= float(jnp.finfo(squares.dtype).max))
         if first_is_zero is not None:
             trusted = trusted.at[0].set(trusted[0] | first_is_zero)
 
         def as_is(*_: Any) -> jax.Array:
-            return jnp.sqrt(squares).astype(jnp.float32)
+            return jnp.sqrt(squares)
 
         def with_care(*trees: Any) -> jax.Array:
-            return jnp.stack([self._layers.norms(tree) for tree in trees])
+            return jnp.stack([self._layers.norms(tree) for tree in trees]).astype(squares.dtype)
 
         norms = jax.lax.cond(jnp.all(trusted), as_is, with_care, *trees)
         return norms * jnp.sqrt(self._entries / self._seen)
@@ -223,16 +226,21 @@ def _zeros(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum((x == 0).astype(jnp.bfloat16), axis=axes, dtype=jnp.float32)
 
 
+def _least_square(dtype: Any) -> float:
+    info = jnp.finfo(numerics.accumulator_dtype(dtype))
+    return float(info.tiny) / float(info.eps)
+
+
 def _entries(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     return max(1, math.prod(shape[axis] for axis in axes))
 
 
 def _constants(layers: Layers, params: Any, fn: Callable[..., float]) -> jax.Array:
-    """`[layers]` float32 of `fn(leaf, axes)`; 1 where the parameters have a hole."""
+    """`[layers]` of `fn(leaf, axes)`, float32 at least; 1 where the parameters have a hole."""
 
     def constant(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         stack = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
-        return jnp.full(stack, fn(x, axes), jnp.float32)
+        return jnp.full(stack, fn(x, axes), numerics.accumulator_dtype(x.dtype))
 
     found = layers.reduce(constant, params)
     return jnp.where(found == 0, 1.0, found)

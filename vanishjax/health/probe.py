@@ -452,7 +452,10 @@ def _check_batch(batch: Any) -> None:
         if x.size == 0:
             raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}")
         if jnp.issubdtype(x.dtype, jnp.inexact):
-            wrong = np.argwhere(~np.isfinite(np.asarray(x, np.float32)))
+            # In the type that the loss will get: without x64, a float64 of 1e45 is infinite in it.
+            with np.errstate(over="ignore"):
+                held = np.asarray(x).astype(jax.dtypes.canonicalize_dtype(x.dtype))
+            wrong = np.argwhere(~np.isfinite(held))
             if len(wrong):
                 raise ValueError(
                     f"{name} holds {len(wrong)} values that are infinite or NaN, the first at "

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from vanishjax import numerics
@@ -14,14 +13,14 @@ from vanishjax.transforms.per_layer import check_layers, layers_of
 
 # Float32's normal numbers, six octaves apart up to sizes that no gradient in use has.
 GRADIENT_RMS = tuple(2.0**exponent for exponent in range(-126, 19, 6))
+# Float64's below them, further apart.
+_SMALLER = tuple(2.0**exponent for exponent in range(-1022, -126, 32))
 # Whether steps grow with gradients or not is judged where the whole gradient's norm is 1/256 to
 # 1/32: above what an epsilon eats (1e-8 to 1e-5 an entry), below where clipping sets in (0.1 to 1).
 _HEALTHY_NORM = 2.0**-5
 _SPAN = 8.0
 # A billion parameters would push that below the least gradient that Adam's usual epsilon lets by.
 _LEAST_HEALTHY_RMS = 2.0**-22
-# What counts as nothing: the least normal number, so that its logarithm is finite.
-_NOTHING = float(np.finfo(np.float32).tiny)
 # What counts as all: logarithms of sizes near the ends of the range are this far off.
 _CERTAIN = 2.0**-16
 
@@ -44,6 +43,11 @@ class Response(NamedTuple):
     update_rms: jax.Array
     degree: jax.Array
     effectiveness: jax.Array
+
+
+def gradient_sizes(dtype: Any) -> tuple[float, ...]:
+    """The sizes of gradient at which steps are measured, for parameters of a type."""
+    return (*_SMALLER, *GRADIENT_RMS) if jnp.finfo(dtype).bits == 64 else GRADIENT_RMS
 
 
 def step_response(
@@ -78,8 +82,9 @@ def step_response(
         leaves.
       TypeError: The transform needs extra arguments that only a training step has.
 
-    Cost: one init and two updates for each of 28 sizes, compiled once in a scan, and the memory of
-    a training step's gradient, state and two updates. Pure: it works under jit and eval_shape.
+    Cost: one init and two updates for each of 28 sizes (56 in float64), compiled once in a scan,
+    and the memory of a training step's gradient, state and two updates. Pure: it works under jit
+    and eval_shape.
 
     Example:
       >>> response = step_response(optax.adam(1e-3), jnp.ones((4, 4)))
@@ -98,6 +103,8 @@ def step_response(
         for key, leaf in zip(keys, leaves, strict=True)
     ]
 
+    dtype = numerics.common_dtype(leaves)
+
     def steps(size: jax.Array) -> Any:
         gradient = jax.tree.unflatten(structure, [_scaled(x, size) for x in patterns])
         state = extended.init(params)
@@ -110,16 +117,17 @@ def step_response(
         moved = jax.tree.map(jnp.subtract, step, still)
         # The first size is zero: what moves then is no response to the gradient.
         still = jax.tree.map(lambda new, old: jnp.where(size == 0, new, old), step, still)
-        return still, found.reduce(numerics.rms, moved).astype(jnp.float32)
+        return still, found.reduce(numerics.rms, moved).astype(dtype)
 
     nothing = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(steps, jnp.zeros([]))
     )
     entries = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
     healthy = max(_HEALTHY_NORM / max(entries, 1) ** 0.5, _LEAST_HEALTHY_RMS)
-    sizes = np.array([0.0, healthy / _SPAN, healthy, *GRADIENT_RMS], np.float32)
-    _, update_rms = jax.lax.scan(measure, nothing, jnp.asarray(sizes))
-    return _response(healthy, update_rms[1], update_rms[2], update_rms[3:])
+    measured = jnp.array(gradient_sizes(dtype), dtype)
+    sizes = jnp.concatenate([jnp.array([0.0, healthy / _SPAN, healthy], dtype), measured])
+    _, update_rms = jax.lax.scan(measure, nothing, sizes)
+    return _response(measured, healthy, update_rms[1], update_rms[2], update_rms[3:])
 
 
 def effectiveness(response: Response, gradient_rms: jax.typing.ArrayLike) -> jax.Array:
@@ -136,48 +144,58 @@ def effectiveness(response: Response, gradient_rms: jax.typing.ArrayLike) -> jax
       gradient_rms: `[layers]`, the root mean square of each layer's gradient.
 
     Returns:
-      `[layers]` float32 in [0, 1]; NaN where the gradient or the response is unknown.
+      `[layers]` in [0, 1], of the response's type; NaN where the gradient or the response is
+      unknown.
 
     Example:
       >>> response = step_response(optax.sgd(0.1), jnp.ones(4))
       >>> print(effectiveness(response, 1e-30))
       [1.]
     """
-    rms = jnp.asarray(gradient_rms, jnp.float32)
     sizes = jnp.log2(response.gradient_rms)
-    last = len(GRADIENT_RMS) - 1
-    place = (jnp.log2(jnp.maximum(rms, _NOTHING)) - sizes[0]) / (sizes[1] - sizes[0])
-    place = jnp.clip(place, 0, last)
-    below = jnp.clip(jnp.nan_to_num(place), 0, last - 1).astype(jnp.int32)
+    rms = jnp.asarray(gradient_rms, sizes.dtype)
+    nothing = _nothing(sizes.dtype)
+    place = jnp.log2(numerics.at_least(rms, nothing))
+    below = jnp.clip(jnp.sum(place[..., None] >= sizes, axis=-1) - 1, 0, len(sizes) - 2)
+    along = (place - sizes[below]) / (sizes[below + 1] - sizes[below])
+    along = jnp.clip(along, 0.0, 1.0)
     column = jnp.arange(response.degree.shape[0])
     start, end = response.effectiveness[below, column], response.effectiveness[below + 1, column]
-    along = place - below
     # Beside a size of which nothing is left there is a cliff, not a line.
     along = jnp.where((start == 0) | (end == 0), jnp.round(along), along)
     odds = _log_odds(start) + along * (_log_odds(end) - _log_odds(start))
     left = 1 / (1 + jnp.exp2(-odds))
     left = jnp.where(odds >= -math.log2(_CERTAIN), 1.0, left)
-    return jnp.where(rms == 0, 1.0, jnp.where(left <= 2 * _NOTHING, 0.0, left))
+    left = jnp.where(rms == 0, 1.0, jnp.where(left <= 2 * nothing, 0.0, left))
+    return jnp.where(jnp.isnan(rms), jnp.nan, left)
+
+
+def _nothing(dtype: Any) -> float:
+    """What counts as nothing: the least normal number, so that its logarithm is finite."""
+    return float(jnp.finfo(dtype).tiny)
 
 
 def _log_odds(share: jax.Array) -> jax.Array:
     """log2 of e / (1 - e), kept finite; NaN stays NaN."""
-    return jnp.log2(jnp.maximum(share, _NOTHING)) - jnp.log2(jnp.maximum(1 - share, _CERTAIN))
+    left = numerics.at_least(share, _nothing(share.dtype))
+    return jnp.log2(left) - jnp.log2(numerics.at_least(1 - share, _CERTAIN))
 
 
 def _scaled(pattern: jax.Array, size: jax.Array) -> jax.Array:
     """The pattern times a size, kept among the numbers of its type; zero stays zero."""
     info = jnp.finfo(pattern.dtype)
-    least = max(float(info.smallest_subnormal), _NOTHING)
-    largest = min(float(info.max), float(np.finfo(np.float32).max))
-    size = jnp.where(size == 0, 0.0, jnp.clip(size, least, largest))
+    least = max(float(info.smallest_subnormal), _nothing(numerics.accumulator_dtype(pattern.dtype)))
+    size = jnp.where(size == 0, 0.0, jnp.clip(size, least, float(info.max)))
     return pattern * size.astype(pattern.dtype)
 
 
 def _response(
-    healthy: float, lower: jax.Array, reference: jax.Array, update_rms: jax.Array
+    rms: jax.Array,
+    healthy: float,
+    lower: jax.Array,
+    reference: jax.Array,
+    update_rms: jax.Array,
 ) -> Response:
-    rms = jnp.array(GRADIENT_RMS, jnp.float32)
     slope = jnp.log2(numerics.divide(reference, lower)) / math.log2(_SPAN)
     degree = jnp.where(slope > 0.5, 1.0, 0.0)  # not a number: no step, or no finite one
     finite = jnp.where(jnp.isfinite(update_rms), update_rms, 0.0)

@@ -80,11 +80,10 @@ class Examination(NamedTuple):
 def nonfinite(seen: Examination) -> Finding | None:
     """Infinity or NaN, in the parameters, the loss or a gradient."""
     probe, parameters = seen.probe, seen.probe.parameters
-    wrong = parameters.nonfinite
-    if np.isfinite(probe.loss) and not wrong.any():
+    wrong, broken = parameters.nonfinite, ~np.isfinite(parameters.parameter_rms)
+    if np.isfinite(probe.loss) and not (wrong | broken).any():
         return None
     evidence = {"loss": probe.loss, "nonfinite_gradients": float(wrong.sum())}
-    broken = ~np.isfinite(parameters.parameter_rms)
     # What the loss itself makes of the output isn't the forward pass's fault.
     forward = ~np.isfinite(probe.preactivation_rms)
     forward[seen.features] |= ~np.isfinite(probe.activation_rms[seen.features])

@@ -20,7 +20,7 @@ SATURATED_SLOPE = 0.05
 
 
 class Statistics(NamedTuple):
-    """Of one layer on one batch: scalars, float32.
+    """Of one layer on one batch: scalars, float32 at least.
 
     Attributes:
       preactivation_rms: Root mean square of what the activation is applied to.
@@ -81,7 +81,8 @@ def statistics(
         jnp.mean(slope < least),
         _rms(slope),
     )
-    return Statistics(*(jnp.asarray(value, jnp.float32) for value in values))
+    dtype = numerics.accumulator_dtype(x.dtype)
+    return Statistics(*(jnp.asarray(value, dtype) for value in values))
 
 
 def _rms(x: jax.Array) -> jax.Array:

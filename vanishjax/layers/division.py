@@ -98,7 +98,7 @@ class Layers:
           tree: Parameters, gradients or updates.
 
         Returns:
-          `[layers]` float32 array in depth order; 0 where the tree has no leaf.
+          `[layers]` array in depth order, float32 at least; 0 where the tree has no leaf.
 
         Raises:
           ValueError: The tree's leaves aren't those of the parameters.
@@ -109,7 +109,7 @@ class Layers:
           >>> print(layers.names, layers.norms({"w": 2 * jnp.ones((3, 4)), "b": None}))
           ('b', 'w') [0.       6.928203]
         """
-        return self.reduce(numerics.norm, tree).astype(jnp.float32)
+        return self.reduce(numerics.norm, tree)
 
     def reduce(self, fn: Callable[..., jax.Array], tree: Any, *rest: Any) -> jax.Array:
         """Reduces every layer to one number.
@@ -146,9 +146,11 @@ class Layers:
                         f"layer, got shape {result.shape}"
                     )
                 results[number] = result
-        dtype = jnp.result_type(*results.values()) if results else jnp.float32
+        # Of the types: of two arrays, a weakly typed double would give way to a float32.
+        types = {result.dtype for result in results.values()} or {jnp.dtype(jnp.float32)}
+        dtype = jnp.result_type(*types)
         flat = [
-            results[number].ravel() if number in results else jnp.zeros(leaf.stack, dtype).ravel()
+            jnp.asarray(results.get(number, jnp.zeros(leaf.stack)), dtype).ravel()
             for number, leaf in enumerate(self.leaves)
         ]
         return jnp.concatenate(flat)[np.array(self.order)] if flat else jnp.zeros(0, dtype)

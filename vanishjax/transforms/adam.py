@@ -167,7 +167,7 @@ def scale_by_adam_atan2(
         count = optax.safe_increment(state.count)
         mu, mean = first_moment(updates, state.mu, b1, count, look_ahead=nesterov)
         nu_root, root = second_moment_root(updates, state.nu_root, b2, count)
-        steps = jax.tree.map(lambda m, r: scale * jnp.arctan2(m, r), mean, root)
+        steps = jax.tree.map(lambda m, r: scale * numerics.arctan2(m, r), mean, root)
         return numerics.cast_like(steps, updates), ScaleByAdamState(
             count, numerics.cast_like(mu, state.mu), numerics.cast_like(nu_root, state.nu_root)
         )

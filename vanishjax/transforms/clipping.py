@@ -134,7 +134,7 @@ def adaptive_clip(
 
     def clip(update: jax.Array, param: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         unit = _unit_axes(update.shape, axes)
-        largest = clipping * jnp.maximum(numerics.norm(param, unit, keepdims=True), eps)
+        largest = clipping * numerics.at_least(numerics.norm(param, unit, keepdims=True), eps)
         return _clip(update, numerics.split_norm(update, unit), largest)
 
     return per_layer(clip, layers, with_params=True)

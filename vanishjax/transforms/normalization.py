@@ -130,8 +130,8 @@ def scale_by_trust_ratio(
     def rescale(update: jax.Array, param: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         scale, rest = numerics.split_norm(update, axes)
         inverse = 1 / scale
-        norm = jnp.maximum(rest, min_norm * inverse) + eps * inverse
-        target = jnp.maximum(numerics.norm(param, axes, keepdims=True), min_norm)
+        norm = numerics.at_least(rest, min_norm * inverse) + eps * inverse
+        target = numerics.at_least(numerics.norm(param, axes, keepdims=True), min_norm)
         scaled = numerics.divide(update * inverse, norm) * (trust_coefficient * target)
         return jnp.where((target == 0) | (norm == 0), update, scaled)
 

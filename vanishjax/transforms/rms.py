@@ -138,7 +138,7 @@ def scale_by_stddev(
         def scale(g: jax.Array, m: jax.Array, r: jax.Array) -> jax.Array:
             m, r = jnp.abs(m) / correction, r / jnp.sqrt(correction)
             # r >= m but for rounding, and the product of the roots is within r's own range.
-            deviation = jnp.sqrt(jnp.maximum(r - m, 0.0)) * jnp.sqrt(r + m)
+            deviation = numerics.sqrt(numerics.at_least(r - m, 0.0)) * numerics.sqrt(r + m)
             # The difference can't be told from zero below this: it would divide by rounding.
             least = jnp.finfo(r.dtype).eps ** 0.5 * r
             return _rescale(g, deviation, eps, eps_in_sqrt, least)
@@ -172,5 +172,5 @@ def _rescale(
         denominator = numerics.add_in_root(root, eps, numerics.LIFT)
     else:
         denominator = root + numerics.LIFT * eps
-    denominator = jnp.maximum(denominator, least)
+    denominator = numerics.at_least(denominator, least)
     return numerics.divide(numerics.LIFT * numerics.upcast(g), denominator)
