@@ -83,8 +83,8 @@ def save_checkpoint(
       0 [1. 1. 1.]
     """
     if keep is not None:
-        keep = _whole("keep", keep, 1)
-    number = _step_of(state) if step is None else _whole("step", step, 0)
+        keep = whole_number("keep", keep, 1)
+    number = _step_of(state) if step is None else whole_number("step", step, 0)
     folder = Path(folder).absolute()
     if number in checkpoint_steps(folder):
         raise ValueError(f"{folder}: already holds a checkpoint of step {number}")
@@ -161,7 +161,7 @@ def restore_checkpoint(
         different = difference(manifest.state, entries, only)
         if different:
             raise ValueError(f"{place}: {different}{_advice(different, only)}")
-        restored = iter(contents.read_state(place, manifest, like, wanted, only))
+        restored = iter(contents.read_state(place, manifest, wanted))
     values = [next(restored) if not only or leaf.top in only else leaf.value for leaf in leaves]
     state: _State = jax.tree.unflatten(jax.tree.structure(like), values)
     return state
@@ -238,7 +238,8 @@ def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The number as an int; a ValueError that names it where it's none or is too small."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -254,11 +255,11 @@ def _step_of(state: Any) -> int:
     step = getattr(state, "step", None)
     if step is None or np.ndim(step):
         raise ValueError("the state has no step of its own: pass step=")
-    return _whole("step", step, 0)
+    return whole_number("step", step, 0)
 
 
 def _chosen_step(folder: Path, step: int | None) -> int:
-    number = None if step is None else _whole("step", step, 0)
+    number = None if step is None else whole_number("step", step, 0)
     steps = checkpoint_steps(folder)
     if not steps:
         raise FileNotFoundError(f"{folder}: holds no checkpoint")
@@ -304,7 +305,8 @@ def _explained(
     except Damaged as error:
         others = [other for other in reversed(checkpoint_steps(folder)) if other != step]
         whole = next(
-            (other for other in others if contents.is_whole(folder, other, wanted, only)), None
+            (other for other in others if contents.is_whole(folder, other, wanted, only)),
+            None,
         )
         if whole is not None:
             advice = f"delete it to go on from step {whole}"

@@ -22,6 +22,7 @@ from vanishjax.training.manifest import (
     describe,
     describe_all,
     difference,
+    is_key,
     named_leaves,
 )
 from vanishjax.training.records import json_checksum, plain_json
@@ -64,7 +65,16 @@ def write(
 
 def read_manifest(place: Path, step: int) -> Manifest:
     """What the checkpoint says that it holds."""
-    return Manifest.from_json(storage.read_record(place, _CONTENT), step)
+    manifest = Manifest.from_json(storage.read_record(place, _CONTENT), step)
+    if manifest.format == OLD_FORMAT:
+        told = {_old_storage_name(entry.name) for entry in manifest.state}
+        if told != {*storage.array_names(place, _STATE)}:
+            raise Damaged("content does not tell what state holds")
+    return manifest
+
+
+def _old_storage_name(name: str) -> str:
+    return name.replace("/", ".")
 
 
 def _read_record(place: Path, manifest: Manifest, part: str) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def read_notes(place: Path, manifest: Manifest) -> tuple[dict[str, Any], dict[st
     """The record and the arrays that were saved as notes."""
     if manifest.format == OLD_FORMAT:
         record = _read_record(place, manifest, _RECORD) if (place / _RECORD).exists() else {}
-        found = storage.read_all(place, _ARRAYS) if (place / _ARRAYS).exists() else {}
+        found = _read_as_saved(place, _ARRAYS) if (place / _ARRAYS).exists() else {}
         return record, found
     record = _read_record(place, manifest, _RECORD) if _RECORD in manifest.records else {}
     names = [entry.name for entry in manifest.notes]
@@ -106,17 +116,21 @@ def _read_on_host(place: Path, part: str, entries: Sequence[Entry]) -> list[Any]
     return list(_read_arrays(place, part, stored, targets).values())
 
 
-def read_state(
-    place: Path, manifest: Manifest, like: Any, wanted: Sequence[Leaf], only: Sequence[str]
-) -> list[Any]:
-    """What a checkpoint holds of leaves of `like`."""
+def _read_as_saved(place: Path, part: str) -> dict[str, Any]:
+    """All arrays of a part of the old format, where no manifest tells what they are."""
+    return storage.read_arrays(place, part, dict.fromkeys(storage.array_names(place, part)))
+
+
+def read_state(place: Path, manifest: Manifest, wanted: Sequence[Leaf]) -> list[Any]:
+    """What a checkpoint holds of leaves of a state: arrays like theirs."""
     if manifest.format == OLD_FORMAT:
-        arrays = _read_old_state(place, like, wanted, only)
+        names = {leaf.old_name: _old_storage_name(leaf.old_name) for leaf in wanted}
+        stored = {names[entry.name]: entry for entry in entries_of(wanted, manifest)}
     else:
-        names = {entry.name: str(number) for number, entry in enumerate(manifest.state)}
-        stored = {names[leaf.name]: manifest.state[int(names[leaf.name])] for leaf in wanted}
-        targets = {names[leaf.name]: _target(leaf.value) for leaf in wanted}
-        arrays = list(_read_arrays(place, _STATE, stored, targets).values())
+        numbers = {entry.name: number for number, entry in enumerate(manifest.state)}
+        stored = {str(numbers[leaf.name]): manifest.state[numbers[leaf.name]] for leaf in wanted}
+    targets = dict(zip(stored, (_target(leaf.value) for leaf in wanted), strict=True))
+    arrays = _read_arrays(place, _STATE, stored, targets).values()
     return [_as_like(leaf.value, array) for leaf, array in zip(wanted, arrays, strict=True)]
 
 
@@ -136,38 +150,15 @@ def _read_arrays(
     return {name: read[name] if name in full else _empty(targets[name]) for name in targets}
 
 
-def _read_old_state(
-    place: Path, like: Any, wanted: Sequence[Leaf], only: Sequence[str]
-) -> list[Any]:
-    """The same from the old format, where arrays lie under their paths."""
-    if not only:
-        return jax.tree.leaves(storage.read_arrays(place, _STATE, jax.tree.map(_target, like)))
-    fields = {
-        jax.tree_util.keystr(keys, simple=True): jax.tree.map(_target, field)
-        for keys, field in jax.tree_util.tree_leaves_with_path(
-            like, is_leaf=lambda node: node is not like
-        )
-    }
-    tree = storage.read_arrays(place, _STATE, {name: fields[name] for name in only})
-    arrays = {name: iter(jax.tree.leaves(tree[name])) for name in only}
-    return [next(arrays[leaf.top]) for leaf in wanted]
-
-
 def _target(value: Any) -> jax.ShapeDtypeStruct:
     """How to read an array: for devices as `value` lies there, or as a NumPy array."""
-    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
-        sharding = value.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-    return jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype)
-
-
-def _empty(target: jax.ShapeDtypeStruct) -> Any:
-    """An array without elements, which storage doesn't take."""
-    if target.sharding is None:
-        return np.zeros(target.shape, target.dtype)
-    if not jnp.issubdtype(target.dtype, jax.dtypes.prng_key):
-        return jnp.zeros(target.shape, target.dtype, device=target.sharding)
-    return jax.jit(lambda: jnp.empty(target.shape, target.dtype))()
+    if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype)
+    sharding = value.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if is_key(value):
+        # Storage holds the numbers of a key. Their additional axis lies whole on each device.
+        value = jax.eval_shape(jax.random.key_data, value)
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
 
 
 def _as_like(value: Any, array: Any) -> Any:
@@ -175,7 +166,16 @@ def _as_like(value: Any, array: Any) -> Any:
         return array[()]
     if isinstance(value, bool | int | float | complex):
         return type(value)(array.item())
-    return array
+    return (
+        jax.random.wrap_key_data(array, impl=jax.random.key_impl(value)) if is_key(value) else array
+    )
+
+
+def _empty(target: jax.ShapeDtypeStruct) -> Any:
+    """An array without elements, which storage doesn't take."""
+    if target.sharding is None:
+        return np.zeros(target.shape, target.dtype)
+    return jnp.zeros(target.shape, target.dtype, device=target.sharding)
 
 
 def _stored(leaves: Sequence[Leaf]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def is_whole(folder: Path, step: int, wanted: Sequence[Leaf] | None, only: Seque
         read_notes(place, manifest)
         read_loss(place, step)
         if manifest.format == OLD_FORMAT:
-            storage.read_all(place, _STATE)
+            _read_as_saved(place, _STATE)
         else:
             _read_on_host(place, _STATE, manifest.state)
     except (Damaged, OSError, MemoryError):

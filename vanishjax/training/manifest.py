@@ -182,7 +182,7 @@ def describe(leaf: Leaf) -> Entry:
     """An array's entry, without checksums."""
     value = leaf.value
     dtype = value.dtype if hasattr(value, "dtype") else jnp.result_type(value)
-    key_shape = jax.eval_shape(jax.random.key_data, value).shape if _is_key(value) else ()
+    key_shape = jax.eval_shape(jax.random.key_data, value).shape if is_key(value) else ()
     return Entry(leaf.name, tuple(jnp.shape(value)), dtype.name, (), key_shape)
 
 
@@ -272,14 +272,15 @@ def _bounds(place: Sequence[slice], shape: Sequence[int]) -> Region:
 
 def _checksums(arrays: Sequence[Any], regions: Sequence[Sequence[Region]]) -> list[int | None]:
     """Checksums of regions of arrays, one after the other; None if another process has it."""
-    arrays = [jax.random.key_data(x) if _is_key(x) else x for x in arrays]
+    arrays = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
     work = [(x, region) for x, own in zip(arrays, regions, strict=True) for region in own]
     # CRC-32 runs outside Python's lock.
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_checksum, work))
 
 
-def _is_key(x: Any) -> bool:
+def is_key(x: Any) -> bool:
+    """Whether it's an array of random keys."""
     kinds = jax.Array | jax.ShapeDtypeStruct
     return isinstance(x, kinds) and bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
 

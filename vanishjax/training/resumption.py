@@ -17,6 +17,7 @@ from vanishjax.training.checkpoint import (
     checkpoint_steps,
     restore_checkpoint,
     save_checkpoint,
+    whole_number,
 )
 from vanishjax.training.evaluation import Means
 from vanishjax.training.history import History
@@ -109,8 +110,8 @@ class Checkpoints:
     def __post_init__(self) -> None:
         for name in ("every", "keep"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                whole_number(name, value, 1)
         # Now, as they will be read again: at the first checkpoint, work would be lost.
         object.__setattr__(self, "settings", plain_json(self.settings, "settings"))
 

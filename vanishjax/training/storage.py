@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 # What orbax calls an unfinished checkpoint, and what this module calls one that is being deleted.
 _UNFINISHED, _DELETED = ".orbax-checkpoint-tmp", ".deleted"
@@ -47,7 +50,7 @@ def write(
     clean_up(place.parent)
     # A part without arrays is nothing that orbax writes.
     parts: dict[str, Any] = {name: ocp.args.PyTreeSave(dict(a)) for name, a in arrays.items() if a}
-    handlers: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler() for name in parts}
+    handlers: dict[str, Any] = {name: _array_handler() for name in parts}
     parts |= {name: ocp.args.JsonSave(record) for name, record in records.items()}
     handlers |= {name: _json_handler(name) for name in records}
     try:
@@ -58,7 +61,11 @@ def write(
             checkpointer.save(place, args=ocp.args.Composite(**parts))
     except BaseException as error:
         with contextlib.suppress(OSError):
-            clean_up(place.parent)
+            # Threads of orbax may still be writing there.
+            for _ in range(20):
+                if clean_up(place.parent):
+                    break
+                time.sleep(0.05)
         reason = _system_error(error) if isinstance(error, Exception) else None
         if reason is None:
             raise
@@ -66,13 +73,16 @@ def write(
         raise OSError(reason, said, str(place)) from None
 
 
-def clean_up(folder: Path) -> None:
-    """Deletes what interrupted saves and deletions left in a folder of checkpoints."""
+def clean_up(folder: Path) -> bool:
+    """Deletes what interrupted saves and deletions left in a folder; whether nothing is left."""
     if jax.process_index():
-        return
-    for path in folder.iterdir():
-        if _UNFINISHED in path.name or path.name.endswith(_DELETED):
-            shutil.rmtree(path, ignore_errors=True)
+        return True
+    left = [
+        path for path in folder.iterdir() if _UNFINISHED in path.name or path.suffix == _DELETED
+    ]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    return not any(path.exists() for path in left)
 
 
 def delete(place: Path) -> None:
@@ -95,83 +105,119 @@ def read_record(place: Path, part: str) -> Any:
         return _json_handler(part).restore(place / part)
 
 
-def read_arrays(place: Path, part: str, targets: Any) -> Any:
-    """Arrays that were saved by name, or a tree of them from before they had names of their own.
+def array_names(place: Path, part: str) -> list[str]:
+    """The names of the arrays that a part holds.
+
+    Raises:
+      Damaged: They can't be read.
+      OSError: The file can't be read for another reason than what it holds.
+    """
+    with _reading(place / part):
+        metadata = json.loads((place / part / "_METADATA").read_text())
+        # The old format has entries for what is no array as well.
+        return [
+            ".".join(key["key"] for key in entry["key_metadata"])
+            for entry in metadata["tree_metadata"].values()
+            if not entry["value_metadata"]["skip_deserialize"]
+        ]
+
+
+def read_arrays(
+    place: Path, part: str, targets: Mapping[str, jax.ShapeDtypeStruct | None]
+) -> dict[str, Any]:
+    """Arrays by name.
 
     Args:
       place: The checkpoint's folder.
       part: The part they belong to.
-      targets: A tree with a `jax.ShapeDtypeStruct` for every array to read; one without a sharding
-        is read as a NumPy array. Nothing is allocated before shapes are compared.
-
-    Returns:
-      A tree of arrays like `targets`.
+      targets: What each is, for devices if it has a sharding, else for NumPy. None takes a NumPy
+        array as it is; else nothing is allocated before shapes and types are compared.
 
     Raises:
-      Damaged: They can't be read, or have other shapes.
+      Damaged: They can't be read, or have other shapes or types.
       OSError: The files can't be read for another reason than what they hold.
     """
-    import orbax.checkpoint as ocp
+    import tensorstore as ts
 
-    if not jax.tree.leaves(targets):
-        return targets
-    folder, handler = place / part, ocp.PyTreeCheckpointHandler()
-    # Orbax itself compares the shapes of arrays for devices, but not those of NumPy arrays.
-    on_host = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): target.shape
-        for path, target in jax.tree_util.tree_leaves_with_path(targets)
-        if target.sharding is None
-    }
+    # Not by orbax: where it fails, its other reads go on, and complain when they end.
+    context = ts.Context()
     with _reading(place / part):
-        if on_host:
-            stored = {
-                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(array.shape)
-                for path, array in jax.tree_util.tree_leaves_with_path(
-                    handler.metadata(folder).tree
-                )
-            }
-            for name, shape in on_host.items():
-                if stored[name] != shape:
-                    raise Damaged(f"{part} has an array of another shape")
-        restore = ocp.args.PyTreeRestore(
-            jax.tree.map(_stand_in, targets),
-            restore_args=jax.tree.map(_restore_arguments, targets),
-            partial_restore=True,
-        )
-        return handler.restore(folder, args=restore)
+        known = {*array_names(place, part)} if targets else set()
+        if not known >= targets.keys():
+            raise Damaged(f"{part} lacks an array")
+        base = {"driver": "file", "path": f"{place / part}/"}
+        opened = [
+            ts.open(
+                {
+                    "driver": "zarr",
+                    "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
+                    "fill_missing_data_reads": False,
+                },
+                context=context,
+                open=True,
+                read=True,
+            )
+            for name in targets
+        ]
+        stores = dict(zip(targets, _results(opened), strict=True))
+        for name, target in targets.items():
+            found = tuple(stores[name].shape), stores[name].dtype.numpy_dtype
+            if target is not None and found != (target.shape, target.dtype):
+                raise Damaged(f"{part} holds an array of another shape or type")
+        regions = [
+            (name, region)
+            for name, target in targets.items()
+            for region in _regions_to_read(target, stores[name].rank)
+        ]
+        reads = _results([stores[name][_slices(region)].read() for name, region in regions])
+        parts = dict(zip(regions, reads, strict=True))
+    return {name: _assemble(name, target, parts) for name, target in targets.items()}
 
 
-def read_all(place: Path, part: str) -> Any:
-    """Arrays as they were saved, where no manifest tells what they are.
-
-    Raises:
-      Damaged: They can't be read.
-      OSError: The files can't be read for another reason than what they hold.
-    """
-    import orbax.checkpoint as ocp
-
-    with _reading(place / part):
-        return ocp.PyTreeCheckpointHandler().restore(place / part)
+def _results(futures: Sequence[Any]) -> list[Any]:
+    """What futures give, once all of them are done: one that goes on would outlive its files."""
+    errors = [future.exception() for future in futures]
+    for error in errors:
+        if error is not None:
+            raise error
+    return [future.result() for future in futures]
 
 
-def _stand_in(target: jax.ShapeDtypeStruct) -> Any:
-    """What orbax takes for an array to read, without the memory of one."""
-    if target.sharding is not None:
-        return target
-    return np.broadcast_to(np.zeros((), target.dtype), target.shape)
+# Start and stop along every axis.
+_Region = tuple[tuple[int | None, int | None], ...]
 
 
-def _restore_arguments(target: jax.ShapeDtypeStruct) -> Any:
-    import orbax.checkpoint as ocp
+def _regions_to_read(target: jax.ShapeDtypeStruct | None, rank: int) -> list[_Region]:
+    if target is None or target.sharding is None:
+        return [((None, None),) * rank]
+    places: Any = target.sharding.addressable_devices_indices_map(target.shape).values()
+    return list({_bounds(place): None for place in places})
 
-    if target.sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(
-        restore_type=jax.Array,
-        sharding=target.sharding,
-        global_shape=target.shape,
-        dtype=target.dtype,
+
+def _bounds(place: Any) -> _Region:
+    return tuple((part.start, part.stop) for part in place)
+
+
+def _slices(region: _Region) -> tuple[slice, ...]:
+    return tuple(slice(*bounds) for bounds in region)
+
+
+def _assemble(
+    name: str, target: jax.ShapeDtypeStruct | None, parts: Mapping[tuple[str, _Region], Any]
+) -> Any:
+    if target is None or target.sharding is None:
+        (array,) = (part for (whose, _), part in parts.items() if whose == name)
+        return array
+    return jax.make_array_from_callback(
+        target.shape, target.sharding, lambda place: parts[name, _bounds(place)]
     )
+
+
+def _array_handler() -> Any:
+    import orbax.checkpoint as ocp
+
+    # The format that `read_arrays` reads, whatever orbax's own choice will be.
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
 
 
 def _json_handler(part: str) -> Any:
@@ -184,8 +230,7 @@ def _json_handler(part: str) -> Any:
 def _reading(path: Path) -> Iterator[None]:
     """Turns every way in which damaged files fail into `Damaged`."""
     try:
-        with _quiet():
-            yield
+        yield
     except (Damaged, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
@@ -221,9 +266,12 @@ def _quiet() -> Iterator[None]:
         logger.addFilter(drop)
     try:
         yield
-    except BaseException:
-        # Tasks that nobody awaited complain when they are collected.
-        gc.collect()
+    except BaseException as error:
+        # Coroutines and tasks that nobody awaited complain when they are collected.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
         raise
     finally:
         for logger in loggers:
