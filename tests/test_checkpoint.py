@@ -26,6 +26,7 @@ from vanishjax.training import best_checkpoint, checkpoint_notes, checkpoint_ste
 from vanishjax.training.checkpoint import Notes
 from vanishjax.training.manifest import check, describe_all, is_key, named_leaves
 from vanishjax.training.records import json_checksum
+from vanishjax.training.resumption import Position
 from vanishjax.training.storage import Damaged
 
 DATA = Path(__file__).parent / "data"
@@ -432,6 +433,35 @@ def test_a_checkpoint_without_checksums_goes_on(old_checkpoint):
     empty_arrays(old_checkpoint / "6")
     with pytest.raises(ValueError, match="6: is damaged: .* delete it to go on from step 4$"):  # noqa: RUF043
         vj.restore_checkpoint(old_checkpoint, fresh)
+
+
+@pytest.mark.parametrize(
+    "value", [(1, (2, 3)), float("nan"), {1: 2}, np.float32(0.1), jnp.int32(3), {"a": [np.inf]}]
+)
+def test_settings_of_every_kind_are_the_same_again(tmp_path, value):
+    state = vj.TrainState.create({"w": jnp.ones(2)}, optax.sgd(0.1))
+    vj.Checkpoints(tmp_path, settings={"f": value}).save(state, Position())
+    again = vj.Checkpoints(tmp_path, settings={"f": value}, resume=True)
+    assert int(again.restore(state)[0].step) == 0
+    with pytest.raises(ValueError, match="was saved with f "):
+        vj.Checkpoints(tmp_path, settings={"f": 7}, resume=True).restore(state)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": print}, "settings/f/a is a builtin_function_or_method, which JSON can't hold"),
+        (np.ones(2), "settings/f is a ndarray, which JSON can't hold"),
+        ({1: 2, "1": 3}, "settings/f has the name '1' twice"),
+        ({(1, 2): 3}, r"settings/f has the name \(1, 2\); names must be text"),
+    ],
+    ids=["function", "array", "twice", "tuple"],
+)
+def test_settings_that_cannot_be_kept_are_refused_at_once(tmp_path, value, message):
+    with pytest.raises(ValueError, match=message):
+        vj.Checkpoints(tmp_path, settings={"f": value})
+    with pytest.raises(ValueError, match=r"keep must be a whole number, got 1\.5"):
+        vj.Checkpoints(tmp_path, keep=1.5)
 
 
 def test_a_new_checkpoint_never_counts_as_an_old_one(tmp_path):
