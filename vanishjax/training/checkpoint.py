@@ -1,17 +1,21 @@
-"""Checkpoints: the whole training state in a folder, a subfolder a step, by orbax."""
+"""Checkpoints: the whole training state in a folder, a subfolder a step."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from vanishjax.training import contents, storage
+from vanishjax.training.manifest import Leaf, difference, named_leaves
+from vanishjax.training.storage import Damaged
 
 __all__ = [
     "Notes",
@@ -23,8 +27,6 @@ __all__ = [
 ]
 
 _State = TypeVar("_State")
-_STATE, _CONTENT, _RECORD, _ARRAYS = "state", "content", "record", "arrays"
-_LOSS = "loss"
 
 
 class Notes(NamedTuple):
@@ -50,12 +52,13 @@ def save_checkpoint(
 ) -> Path:
     """Saves a training state.
 
-    A checkpoint appears whole or not at all; older ones go only once the new one is there.
+    A checkpoint appears whole or not at all; older ones go only once the new one is there. It has
+    checksums of all that it holds, which are compared when it's restored.
 
     Args:
       folder: Where the checkpoints lie; it's made if it doesn't exist.
       state: A `TrainState`, or any pytree of arrays. Sharded arrays are saved as they lie.
-      step: The checkpoint's number; `state.step` if None.
+      step: The checkpoint's number, at least 0; `state.step` if None.
       keep: How many of the latest to keep; None for all.
       loss: How good it is; the checkpoint of the least loss is kept beside the latest.
       notes: What to save beside the state; `checkpoint_notes` reads it again.
@@ -64,12 +67,13 @@ def save_checkpoint(
       The checkpoint's folder, `<folder>/<step>`.
 
     Raises:
-      ValueError: A checkpoint of that step is there already, `keep` is below 1, or the step is
-        unknown.
-      OSError: The folder can't be written.
+      ValueError: A checkpoint of that step is there already, `keep` is below 1, the step is unknown
+        or no whole number, two arrays have the same name, or something is no array, or no JSON in
+        the notes' record.
+      OSError: The disk is full or the folder can't be written. Older checkpoints stay as they are.
 
     Example:
-      >>> import tempfile, optax
+      >>> import tempfile, optax, jax.numpy as jnp
       >>> from vanishjax.training import TrainState
       >>> state = TrainState.create(jnp.ones(3), optax.sgd(0.1))
       >>> with tempfile.TemporaryDirectory() as folder:
@@ -78,32 +82,27 @@ def save_checkpoint(
       ...     print(path.name, again.params)
       0 [1. 1. 1.]
     """
-    import orbax.checkpoint as ocp
-
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
-    number = _step_of(state) if step is None else step
+    if keep is not None:
+        keep = whole_number("keep", keep, 1)
+    number = _step_of(state) if step is None else whole_number("step", step, 0)
     folder = Path(folder).absolute()
     if number in checkpoint_steps(folder):
         raise ValueError(f"{folder}: already holds a checkpoint of step {number}")
-    items: dict[str, Any] = {
-        _STATE: ocp.args.StandardSave(state),
-        _CONTENT: ocp.args.JsonSave(_content(state)),
-    }
-    if notes is not None:
-        items[_RECORD] = ocp.args.JsonSave(dict(notes.record))
-        if notes.arrays:
-            items[_ARRAYS] = ocp.args.StandardSave(dict(notes.arrays))
-    known = loss is not None and math.isfinite(loss)
-    metrics = {_LOSS: loss if known else math.inf}
-    with _manager(folder, keep) as manager:
-        manager.save(number, args=ocp.args.Composite(**items), metrics=metrics)
-        manager.wait_until_finished()
+    record, arrays = (None, {}) if notes is None else (notes.record, notes.arrays)
+    loss = math.inf if loss is None or not math.isfinite(loss) else float(loss)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents.write(folder / str(number), number, state, loss, record, arrays)
+    if keep is not None:
+        _delete_old(folder, keep)
     return folder / str(number)
 
 
 def restore_checkpoint(
-    folder: str | os.PathLike[str], like: _State, *, step: int | None = None
+    folder: str | os.PathLike[str],
+    like: _State,
+    *,
+    step: int | None = None,
+    only: str | Sequence[str] | None = None,
 ) -> _State:
     """Restores a training state.
 
@@ -113,6 +112,9 @@ def restore_checkpoint(
         ``TrainState.create(params, tx)``. Where its arrays are sharded, the restored ones will be
         sharded alike, on however many devices they were saved.
       step: Which; the latest if None.
+      only: Restore nothing but this field of the state, such as "params", or these fields, and
+        take the others from `like` as they are: step, key and a fresh `opt_state` too. So
+        parameters go on in another chain of transforms.
 
     Returns:
       The state, bit for bit.
@@ -120,10 +122,11 @@ def restore_checkpoint(
     Raises:
       FileNotFoundError: There is no such checkpoint.
       ValueError: It holds another model or another chain of transforms (the message names the first
-        difference), or it's damaged.
+        difference), or `only` names no field of it. Or it's damaged: the message says what, and
+        which other one is whole.
 
     Example:
-      >>> import tempfile, optax
+      >>> import tempfile, optax, jax.numpy as jnp
       >>> from vanishjax.training import TrainState
       >>> state = TrainState.create({"w": jnp.ones(3)}, optax.sgd(0.1))
       >>> with tempfile.TemporaryDirectory() as folder:
@@ -132,19 +135,36 @@ def restore_checkpoint(
       Traceback (most recent call last):
       ...
       ValueError: ...: params/w has shape [3] in the checkpoint, [4] in the state to restore into
-    """
-    import orbax.checkpoint as ocp
 
+      A clip was added to the chain:
+
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = save_checkpoint(folder, state, step=8)
+      ...     tx = optax.chain(optax.clip(1.0), optax.adam(0.1))
+      ...     fresh = TrainState.create({"w": jnp.zeros(3)}, tx)
+      ...     restored = restore_checkpoint(folder, fresh, only="params")
+      >>> print(restored.params["w"], restored.step)
+      [1. 1. 1.] 0
+    """
     folder = Path(folder).absolute()
     number = _chosen_step(folder, step)
-    with _manager(folder, None) as manager:
-        content = _read(manager, folder, number, {_CONTENT: ocp.args.JsonRestore()})[_CONTENT]
-        difference = _difference(content, _content(like))
-        if difference:
-            raise ValueError(f"{folder / str(number)}: {difference}")
-        target = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
-        restored: _State = _read(manager, folder, number, {_STATE: target})[_STATE]
-    return restored
+    only = (only,) if isinstance(only, str) else tuple(only or ())
+    leaves = named_leaves(like)
+    wanted = [leaf for leaf in leaves if not only or leaf.top in only]
+    for name in only:
+        if name not in {leaf.top for leaf in wanted}:
+            raise ValueError(f"only: the state to restore into has no arrays in {name!r}")
+    place = folder / str(number)
+    with _explained(folder, number, wanted, only):
+        manifest = contents.read_manifest(place, number)
+        entries = contents.entries_of(wanted, manifest)
+        different = difference(manifest.state, entries, only)
+        if different:
+            raise ValueError(f"{place}: {different}{_advice(different, only)}")
+        restored = iter(contents.read_state(place, manifest, wanted))
+    values = [next(restored) if not only or leaf.top in only else leaf.value for leaf in leaves]
+    state: _State = jax.tree.unflatten(jax.tree.structure(like), values)
+    return state
 
 
 def checkpoint_notes(folder: str | os.PathLike[str], *, step: int | None = None) -> Notes:
@@ -162,40 +182,18 @@ def checkpoint_notes(folder: str | os.PathLike[str], *, step: int | None = None)
       ValueError: It's damaged.
 
     Example:
-      >>> import tempfile
+      >>> import tempfile, jax.numpy as jnp
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     notes = Notes({"epoch": 3}, {"seen": np.arange(2)})
       ...     _ = save_checkpoint(folder, {"w": jnp.ones(3)}, step=7, notes=notes)
       ...     checkpoint_notes(folder)
       Notes(record={'epoch': 3}, arrays={'seen': array([0, 1])})
     """
-    import orbax.checkpoint as ocp
-
     folder = Path(folder).absolute()
     number = _chosen_step(folder, step)
-    present = {path.name for path in (folder / str(number)).iterdir()}
-    readers = {_RECORD: ocp.args.JsonRestore(), _ARRAYS: ocp.args.StandardRestore()}
-    items = {name: reader for name, reader in readers.items() if name in present}
-    if not items:
-        return Notes()
-    with _manager(folder, None) as manager:
-        found = _read(manager, folder, number, items)
-    return Notes(found.get(_RECORD) or {}, found.get(_ARRAYS) or {})
-
-
-def _read(manager: Any, folder: Path, number: int, items: dict[str, Any]) -> Any:
-    """Parts of a checkpoint that lies there; raises ValueError if they can't be read."""
-    import orbax.checkpoint as ocp
-
-    try:
-        return manager.restore(number, args=ocp.args.Composite(**items))
-    except (OSError, ValueError, KeyError) as error:
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        others = [step for step in checkpoint_steps(folder) if step != number]
-        raise ValueError(
-            f"{folder / str(number)}: is damaged, for it can't be read ({said[:100]}); "
-            + (f"delete it to go on from step {others[-1]}" if others else "no other lies there")
-        ) from error
+    place = folder / str(number)
+    with _explained(folder, number):
+        return Notes(*contents.read_notes(place, contents.read_manifest(place, number)))
 
 
 def best_checkpoint(folder: str | os.PathLike[str]) -> int | None:
@@ -207,21 +205,23 @@ def best_checkpoint(folder: str | os.PathLike[str]) -> int | None:
     Returns:
       The step, for `restore_checkpoint`.
 
+    Raises:
+      ValueError: The loss of one of them is damaged.
+
     Example:
-      >>> import tempfile
+      >>> import tempfile, jax.numpy as jnp
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     for step, loss in enumerate([3.0, 1.0, 2.0, 2.5]):
       ...         _ = save_checkpoint(folder, {"w": jnp.ones(3)}, step=step, loss=loss, keep=1)
       ...     best_checkpoint(folder), checkpoint_steps(folder)
       (1, [1, 3])
     """
-    steps = checkpoint_steps(folder)
-    if not steps:
-        return None
-    with _manager(Path(folder).absolute(), None) as manager:
-        losses = {step: _loss_of(manager.metrics(step)) for step in steps}
-    known = [step for step in steps if losses[step] < math.inf]
-    return min(known, key=lambda step: losses[step]) if known else None
+    folder = Path(folder).absolute()
+    losses: dict[int, float] = {}
+    for step in checkpoint_steps(folder):
+        with _explained(folder, step):
+            losses[step] = contents.read_loss(folder / str(step), step)
+    return _best(losses)
 
 
 def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
@@ -231,48 +231,23 @@ def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
       >>> checkpoint_steps("no such folder")
       []
     """
-    import orbax.checkpoint as ocp
-
     if not Path(folder).is_dir():
         return []
-    return sorted(ocp.utils.checkpoint_steps(Path(folder).absolute()))
+    # Unfinished checkpoints have another name until they are whole.
+    names = (path.name for path in Path(folder).iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-@contextlib.contextmanager
-def _manager(folder: Path, keep: int | None) -> Iterator[Any]:
-    # A folder beside which the next one is finished and renamed: a kill in between loses nothing,
-    # where orbax's own overwriting of one path loses the old checkpoint.
-    import orbax.checkpoint as ocp
-
-    policies = ocp.checkpoint_managers
-    best = policies.BestN(get_metric_fn=_loss_of, reverse=True, n=1)
-    preserved = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=preserved if keep is not None else None,
-        best_fn=_loss_of,
-        create=True,
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=False,
-    )
-    manager = ocp.CheckpointManager(folder, options=options)
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The number as an int; a ValueError that names it where it's none or is too small."""
     try:
-        yield manager
-    finally:
-        manager.close()
-
-
-def _loss_of(metrics: Mapping[str, float] | None) -> float:
-    return math.inf if metrics is None else float(metrics[_LOSS])
-
-
-def _chosen_step(folder: Path, step: int | None) -> int:
-    steps = checkpoint_steps(folder)
-    if not steps:
-        raise FileNotFoundError(f"{folder}: holds no checkpoint")
-    number = steps[-1] if step is None else step
-    if number not in steps:
-        known = ", ".join(map(str, steps))
-        raise FileNotFoundError(f"{folder}: no checkpoint of step {number}; there are {known}")
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
 
 
@@ -280,42 +255,61 @@ def _step_of(state: Any) -> int:
     step = getattr(state, "step", None)
     if step is None or np.ndim(step):
         raise ValueError("the state has no step of its own: pass step=")
-    return int(step)
+    return whole_number("step", step, 0)
 
 
-def _content(state: Any) -> list[list[Any]]:
-    """Path, shape and type of every array."""
-    return [
-        [
-            jax.tree_util.keystr(path, simple=True, separator="/"),
-            list(jnp.shape(x)),
-            str(jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype),
-        ]
-        for path, x in jax.tree_util.tree_leaves_with_path(state)
-    ]
+def _chosen_step(folder: Path, step: int | None) -> int:
+    number = None if step is None else whole_number("step", step, 0)
+    steps = checkpoint_steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"{folder}: holds no checkpoint")
+    if number is None:
+        return steps[-1]
+    if number not in steps:
+        known = ", ".join(map(str, steps))
+        raise FileNotFoundError(f"{folder}: no checkpoint of step {number}; there are {known}")
+    return number
 
 
-def _difference(saved: list[list[Any]], wanted: list[list[Any]]) -> str:
-    """The first difference of two contents, in words; "" if there is none."""
-    known = {path: (shape, dtype) for path, shape, dtype in saved}
-    for path, shape, dtype in wanted:
-        if path not in known:
-            return f"{path} is missing in the checkpoint"
-        old_shape, old_dtype = known.pop(path)
-        if old_shape != shape:
-            return (
-                f"{path} has shape {old_shape} in the checkpoint, {shape} in the state to restore "
-                "into"
-            )
-        if old_dtype != dtype:
-            return (
-                f"{path} has type {old_dtype} in the checkpoint, {dtype} in the state to restore "
-                "into"
-            )
-    return f"{next(iter(known))} is only in the checkpoint" if known else ""
+def _advice(different: str, only: Sequence[str]) -> str:
+    if only or not different.startswith("opt_state"):
+        return ""
+    return '; restore_checkpoint(..., only="params") takes the parameters alone'
 
 
-def _abstract(x: Any) -> Any:
-    if isinstance(x, jax.Array):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-    return x
+def _best(losses: Mapping[int, float]) -> int | None:
+    known = [step for step in sorted(losses) if losses[step] < math.inf]
+    return min(known, key=lambda step: losses[step]) if known else None
+
+
+def _delete_old(folder: Path, keep: int) -> None:
+    """Deletes all but the latest and the best; those whose loss can't be told stay as well."""
+    steps = checkpoint_steps(folder)
+    if len(steps) <= keep or jax.process_index():
+        return
+    losses: dict[int, float] = {}
+    for step in steps:
+        with contextlib.suppress(Damaged, OSError):
+            losses[step] = contents.read_loss(folder / str(step), step)
+    for step in {*losses} - {*steps[-keep:], _best(losses)}:
+        storage.delete(folder / str(step))
+
+
+@contextlib.contextmanager
+def _explained(
+    folder: Path, step: int, wanted: Sequence[Leaf] | None = None, only: Sequence[str] = ()
+) -> Iterator[None]:
+    """Turns damage to a checkpoint into a ValueError that says which other one is whole."""
+    try:
+        yield
+    except Damaged as error:
+        others = [other for other in reversed(checkpoint_steps(folder)) if other != step]
+        whole = next(
+            (other for other in others if contents.is_whole(folder, other, wanted, only)),
+            None,
+        )
+        if whole is not None:
+            advice = f"delete it to go on from step {whole}"
+        else:
+            advice = "no other is whole" if others else "no other lies there"
+        raise ValueError(f"{folder / str(step)}: is damaged: {error}; {advice}") from None

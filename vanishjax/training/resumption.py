@@ -17,9 +17,11 @@ from vanishjax.training.checkpoint import (
     checkpoint_steps,
     restore_checkpoint,
     save_checkpoint,
+    whole_number,
 )
 from vanishjax.training.evaluation import Means
 from vanishjax.training.history import History
+from vanishjax.training.records import json_checksum, plain_json
 from vanishjax.training.state import TrainState
 
 
@@ -70,14 +72,14 @@ class Checkpoints:
         save too.
       keep: How many of the latest stay. The one with the least validation loss stays as well.
       resume: Whether to go on from the latest; without one, the run starts at its beginning.
-      settings: What a run must share with the one it goes on from: JSON types, by name. `fit` adds
-        the batch size, the key and checksums of the data; parameters and transform state are
-        compared anyway.
+      settings: What a run must share with the one it goes on from, by name: what `plain_json`
+        takes, and kept as it gives it. `fit` adds the batch size, the key and checksums of the
+        data; parameters and transform state are compared anyway.
       also: Gives arrays to be kept beside the state.
       on_resume: Gets the arrays of `also` when the run goes on from a checkpoint.
 
     Raises:
-      ValueError: `every` or `keep` is below 1.
+      ValueError: `every` or `keep` is below 1, or JSON can't hold a setting, which is named.
 
     Example:
       >>> import tempfile, optax, jax.numpy as jnp
@@ -108,8 +110,10 @@ class Checkpoints:
     def __post_init__(self) -> None:
         for name in ("every", "keep"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                whole_number(name, value, 1)
+        # Now, as they will be read again: at the first checkpoint, work would be lost.
+        object.__setattr__(self, "settings", plain_json(self.settings, "settings"))
 
     def due(self, steps: int, epoch_ended: bool) -> bool:
         """Whether it's time for the next one, so many steps after the last."""
@@ -120,7 +124,7 @@ class Checkpoints:
         step = int(state.step)
         if step in checkpoint_steps(self.folder):
             return
-        record = {"settings": dict(self.settings), "position": position.to_dict()}
+        record = {"settings": self.settings, "position": position.to_dict()}
         arrays = {} if self.also is None else dict(self.also())
         between_epochs = not position.means.steps
         loss = position.history.last.get("validation_loss") if between_epochs else None
@@ -144,13 +148,16 @@ class Checkpoints:
                 "another folder"
             )
         notes = checkpoint_notes(self.folder, step=steps[-1])
-        if "position" not in notes.record:
-            raise ValueError(f"{place / str(steps[-1])}: no checkpoint of a run of fit")
-        _check_settings(place, notes.record["settings"], self.settings)
+        try:
+            position = Position.from_dict(notes.record["position"])
+            settings = dict(notes.record["settings"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{place / str(steps[-1])}: no checkpoint of a run of fit") from None
+        _check_settings(place, settings, self.settings)
         restored = restore_checkpoint(self.folder, state, step=steps[-1])
         if self.on_resume is not None:
             self.on_resume(notes.arrays)
-        return restored, Position.from_dict(notes.record["position"])
+        return restored, position
 
 
 def key_numbers(key: jax.Array) -> list[int]:
@@ -162,7 +169,8 @@ def key_numbers(key: jax.Array) -> list[int]:
 def _check_settings(place: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     for name in {**asked, **saved}:
         was, now = saved.get(name), asked.get(name)
-        if was != now:
+        # A NaN differs from itself, but not its text.
+        if was != now and json_checksum(was) != json_checksum(now):
             raise ValueError(
                 f"{place}: was saved with {name} {_shown(was)}, not {_shown(now)}; give what it "
                 "was, or train in another folder"
