@@ -10,6 +10,7 @@ import optax
 
 from vanishjax import numerics
 from vanishjax.layers import Layers
+from vanishjax.transforms.arguments import as_transform
 from vanishjax.transforms.per_layer import check_layers, layers_of
 
 # Float32's normal numbers, six octaves apart up to sizes that no gradient in use has.
@@ -20,6 +21,8 @@ _HEALTHY_NORM = 2.0**-5
 _SPAN = 8.0
 # A billion parameters would push that below the least gradient that Adam's usual epsilon lets by.
 _LEAST_HEALTHY_RMS = 2.0**-22
+# Extra arguments that only a training step can give.
+_OF_A_STEP = ("'grad'", "'value_fn'")
 # What counts as nothing: the least normal number, so that its logarithm is finite.
 _NOTHING = float(np.finfo(np.float32).tiny)
 # What counts as all: logarithms of sizes near the ends of the range are this far off.
@@ -70,13 +73,12 @@ def step_response(
 
     Returns:
       The response. Where the transform answers no size of gradient at all (frozen layers,
-      accumulation over more than two steps), or with no finite step, `effectiveness` is NaN:
-      nothing is known.
+      accumulation over more than two steps), or with no finite step, or wants the loss function
+      (line searches), `effectiveness` is NaN: nothing is known.
 
     Raises:
       ValueError: A leaf that is not floating point, layers of another tree, or a tree without
         leaves.
-      TypeError: The transform needs extra arguments that only a training step has.
 
     Cost: one init and two updates for each of 28 sizes, compiled once in a scan, and the memory of
     a training step's gradient, state and two updates. Pure: it works under jit and eval_shape.
@@ -90,7 +92,7 @@ def step_response(
     found = layers_of(layers, params)
     if not len(found):
         raise ValueError("expected parameters, got a tree without leaves")
-    extended = optax.with_extra_args_support(tx)
+    extended = as_transform(tx, "tx")
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     patterns = [
@@ -112,9 +114,13 @@ def step_response(
         still = jax.tree.map(lambda new, old: jnp.where(size == 0, new, old), step, still)
         return still, found.reduce(numerics.rms, moved).astype(jnp.float32)
 
-    nothing = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(steps, jnp.zeros([]))
-    )
+    try:
+        shapes = jax.eval_shape(steps, jnp.zeros([]))
+    except TypeError as error:
+        if not any(name in str(error) for name in _OF_A_STEP):
+            raise
+        return _unknown(len(found))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     entries = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
     healthy = max(_HEALTHY_NORM / max(entries, 1) ** 0.5, _LEAST_HEALTHY_RMS)
     sizes = np.array([0.0, healthy / _SPAN, healthy, *GRADIENT_RMS], np.float32)
@@ -174,12 +180,19 @@ def _scaled(pattern: jax.Array, size: jax.Array) -> jax.Array:
     return pattern * size.astype(pattern.dtype)
 
 
+def _unknown(layers: int) -> Response:
+    unknown = jnp.full((len(GRADIENT_RMS), layers), jnp.nan, jnp.float32)
+    degree = jnp.full(layers, jnp.nan, jnp.float32)
+    return Response(jnp.array(GRADIENT_RMS, jnp.float32), unknown, degree, jnp.copy(unknown))
+
+
 def _response(
     healthy: float, lower: jax.Array, reference: jax.Array, update_rms: jax.Array
 ) -> Response:
     rms = jnp.array(GRADIENT_RMS, jnp.float32)
     slope = jnp.log2(numerics.divide(reference, lower)) / math.log2(_SPAN)
-    degree = jnp.where(slope > 0.5, 1.0, 0.0)  # not a number: no step, or no finite one
+    # A slope that is not a number: no step, or no finite one.
+    degree = jnp.where(slope > 0.5, 1.0, 0.0).astype(jnp.float32)
     finite = jnp.where(jnp.isfinite(update_rms), update_rms, 0.0)
     # In logarithms, because the quotients of the ends of the range are no float32.
     share = jnp.log2(finite) - jnp.log2(reference)
