@@ -62,7 +62,7 @@ CONTENDERS = {
     ),
     "deep_muon, polar growth": (
         lambda rate, steps, layers: vj.polar_growth(
-            layers, inner=vj.deep_muon(rate, steps, layers=layers)
+            vj.deep_muon(rate, steps, layers=layers), layers=layers
         ),
         (0.005, 0.01, 0.02),
     ),

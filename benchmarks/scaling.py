@@ -44,7 +44,7 @@ def chains(layers):
         "sgd": vj.sgd(0.1, 0.9),
         "adam": vj.adam(1e-3),
         "clip + adam": optax.chain(vj.clip_by_global_norm(1.0), vj.adam(1e-3)),
-        "monitor(adam)": vj.monitor(vj.adam(1e-3), layers),
+        "monitor(adam)": vj.monitor(vj.adam(1e-3), layers=layers),
         "lamb": vj.lamb(1e-3, layers=layers),
         "muon": vj.muon(0.02, layers=layers),
         "optax muon": optax.contrib.muon(0.02),

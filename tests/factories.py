@@ -7,7 +7,7 @@ import optax
 import vanishjax as vj
 
 # What a factory without a default for it gets.
-REQUIRED = {"learning_rate": 0.01, "total_steps": 10, "tx": optax.sgd(0.01)}
+REQUIRED = {"learning_rate": 0.01, "total_steps": 10, "inner": optax.sgd(0.01)}
 # What pairs kernels with their biases, and refuses a kernel without one.
 PAIRED = {"center", "deep_muon", "deflate", "polar_growth", "recondition"}
 _TRANSFORMS = (optax.GradientTransformation, optax.GradientTransformationExtraArgs)

@@ -114,7 +114,7 @@ def test_a_centered_step_leaves_the_mean_output_where_it_is():
 
     inner = optax.chain(vj.orthogonalize(), only, optax.scale(-0.1))
     before = mean_outputs(problem.params)
-    plain, centered = moved(inner), moved(vj.center(inner, layers))
+    plain, centered = moved(inner), moved(vj.center(inner, layers=layers))
     # The layers behind the first, where the estimate of the mean is good.
     for a, b, c in list(zip(before, plain, centered, strict=True))[2:]:
         assert np.abs(c - a).max() < 0.1 * np.abs(b - a).max()
@@ -122,10 +122,12 @@ def test_a_centered_step_leaves_the_mean_output_where_it_is():
 
 OPTIMIZERS = {
     "deflate": lambda layers: vj.deflate(layers),
-    "center": lambda layers: vj.center(optax.sgd(0.1, 0.9), layers),
-    "center-muon": lambda layers: vj.center(vj.muon(0.1, layers=layers), layers, normalize=True),
-    "polar_growth": lambda layers: vj.polar_growth(layers, 2, inner=optax.sgd(0.1)),
-    "recondition": lambda layers: vj.recondition(layers, inner=optax.sgd(0.1)),
+    "center": lambda layers: vj.center(optax.sgd(0.1, 0.9), layers=layers),
+    "center-muon": lambda layers: vj.center(
+        vj.muon(0.1, layers=layers), layers=layers, normalize=True
+    ),
+    "polar_growth": lambda layers: vj.polar_growth(optax.sgd(0.1), layers=layers, steps=2),
+    "recondition": lambda layers: vj.recondition(optax.sgd(0.1), layers=layers),
     "deep_muon": lambda layers: vj.deep_muon(0.1, 10, layers=layers),
     "deep_muon-recondition": lambda layers: vj.deep_muon(0.1, 10, layers=layers, recondition=True),
 }

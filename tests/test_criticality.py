@@ -84,7 +84,7 @@ def test_polar_factor_in_float32_is_orthogonal_and_fits_its_matrix():
 
 def test_the_first_step_of_recondition_is_the_float64_loop(float64):
     problem, _, layers, gradient = sigmoid_network()
-    tx = vj.recondition(layers)
+    tx = vj.recondition(layers=layers)
     updates, state = jax.jit(tx.update)(gradient, tx.init(problem.params), problem.params)
     found = in_order(optax.apply_updates(problem.params, updates))
     params = in_order(problem.params)
@@ -106,7 +106,7 @@ def test_the_first_step_of_recondition_is_the_float64_loop(float64):
 def test_recondition_makes_a_collapsed_network_trainable():
     problem, batch, layers, gradient = sigmoid_network(depth=24)
     assert not vj.diagnose(problem.loss_fn, problem.params, batch).healthy
-    tx = vj.recondition(layers, inner=vj.adam(1e-3))
+    tx = vj.recondition(vj.adam(1e-3), layers=layers)
     updates, _ = jax.jit(tx.update)(gradient, tx.init(problem.params), problem.params)
     after = vj.diagnose(problem.loss_fn, optax.apply_updates(problem.params, updates), batch)
     assert after.healthy, str(after)
@@ -115,7 +115,7 @@ def test_recondition_makes_a_collapsed_network_trainable():
 @pytest.mark.parametrize(("activation", "gain"), [("tanh", 1.1), ("relu", 1.41)])
 def test_the_gain_read_is_that_of_the_activation(activation, gain):
     problem, _, layers, gradient = sigmoid_network(12, activation, scan=False)
-    tx = vj.polar_growth(layers)
+    tx = vj.polar_growth(layers=layers)
     _, state = jax.jit(tx.update)(gradient, tx.init(problem.params), problem.params)
     np.testing.assert_allclose(float(state.gain), gain, rtol=0.15)
 
@@ -123,7 +123,7 @@ def test_the_gain_read_is_that_of_the_activation(activation, gain):
 def test_polar_growth_is_the_float64_loop(float64):
     problem, batch, layers, gradient = sigmoid_network()
     rate, steps = 0.2, 3
-    tx = vj.polar_growth(layers, steps, rate=rate, inner=optax.sgd(0.0))
+    tx = vj.polar_growth(optax.sgd(0.0), layers=layers, steps=steps, rate=rate)
     state, update, params = tx.init(problem.params), jax.jit(tx.update), problem.params
     expected, means = in_order(params), None
     gain, _ = read(expected, in_order(gradient))
@@ -148,7 +148,7 @@ def test_growth_adds_to_what_the_transform_inside_makes():
     problem, _, layers, gradient = sigmoid_network()
 
     def updates(inner):
-        tx = vj.polar_growth(layers, inner=inner)
+        tx = vj.polar_growth(inner, layers=layers)
         return jax.jit(tx.update)(gradient, tx.init(problem.params), problem.params)[0]
 
     alone, both = updates(optax.sgd(0.0)), updates(optax.sgd(1.0))
@@ -161,7 +161,7 @@ def test_growth_adds_to_what_the_transform_inside_makes():
 def test_without_a_gradient_nothing_moves(make):
     problem, _, layers, gradient = sigmoid_network()
     zeros = jax.tree.map(jnp.zeros_like, gradient)
-    tx = make(layers)
+    tx = make(layers=layers)
     updates, _ = jax.jit(tx.update)(zeros, tx.init(problem.params), problem.params)
     jax.tree.map(lambda u: np.testing.assert_array_equal(u, 0), updates)
 
@@ -172,13 +172,13 @@ def test_layers_whose_gradient_has_vanished_are_left_out_of_gain_and_mean():
         name: jax.tree.map(lambda x, n=name: x * (n not in ("hidden_0", "hidden_1")), layer)
         for name, layer in gradient.items()
     }
-    tx = vj.polar_growth(layers)
+    tx = vj.polar_growth(layers=layers)
     gains = [
         float(jax.jit(tx.update)(g, tx.init(problem.params), problem.params)[1].gain)
         for g in (gradient, dead)
     ]
     np.testing.assert_allclose(gains[1], gains[0], rtol=0.1)
-    tx = vj.recondition(layers)
+    tx = vj.recondition(layers=layers)
     updates, _ = jax.jit(tx.update)(dead, tx.init(problem.params), problem.params)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(updates))
     # It is still a hidden kernel: it moves to the common gain.

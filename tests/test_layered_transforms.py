@@ -419,7 +419,7 @@ LAYERED = {
     "lars": lambda layers: vj.lars(0.1, layers=layers),
     "lamb": lambda layers: vj.lamb(0.1, layers=layers),
     "muon": lambda layers: vj.muon(0.1, layers=layers),
-    "skip_nonfinite": vj.skip_nonfinite,
+    "skip_nonfinite": lambda layers: vj.skip_nonfinite(layers=layers),
 }
 every_layered = pytest.mark.parametrize("name", LAYERED)
 

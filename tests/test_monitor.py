@@ -103,7 +103,7 @@ def expected(tx, steps, params=STACKED):
 
 
 def test_sees_norms_ratios_and_losses():
-    _, healths = train(monitor(ADAM, LAYERS))
+    _, healths = train(monitor(ADAM, layers=LAYERS))
     norms, losses = expected(ADAM, 5)
     for step, health in enumerate(healths):
         assert health.step == step
@@ -124,7 +124,7 @@ def test_sees_norms_ratios_and_losses():
     ("tx", "every"), [(ADAM, 1), (ADAM, 3), (optax.sgd(0.1, 0.9), 1), (vj.lamb(0.01), 3)]
 )
 def test_updates_and_state_are_those_of_the_transform(tx, every):
-    watched = monitor(tx, LAYERS, every)
+    watched = monitor(tx, layers=LAYERS, every=every)
     state, inner = watched.init(STACKED), tx.init(STACKED)
     ours, theirs = jax.jit(watched.update), jax.jit(tx.update)
     for scale in (1.0, 1e-20, 0.0):
@@ -175,7 +175,7 @@ def test_large_models_are_sampled():
     tx = optax.sgd(0.5)
 
     def norms(sample):
-        wrapped = monitor(tx, layers, sample=sample)
+        wrapped = monitor(tx, layers=layers, sample=sample)
         _, state = jax.jit(wrapped.update)(params, wrapped.init(params), params)
         return read_health(state)
 
@@ -204,7 +204,7 @@ def test_large_models_are_sampled():
 def test_effectiveness(tx, share, dtype):
     params = jax.tree.map(lambda p: p.astype(dtype), STACKED)
     g = jax.tree.map(lambda p: jnp.full(p.shape, 1e-12, dtype), params)
-    _, health = once(monitor(tx, LAYERS), g, params)
+    _, health = once(monitor(tx, layers=LAYERS), g, params)
     np.testing.assert_allclose(health.effectiveness, share, rtol=0.03)
 
 
@@ -233,10 +233,10 @@ def test_counts_observations_that_stand_still():
 
 
 def test_stacked_equals_separate():
-    _, stacked = train(monitor(ADAM, LAYERS), steps=3)
+    _, stacked = train(monitor(ADAM, layers=LAYERS), steps=3)
     flat = separate(STACKED)
     layers = vj.find_layers(flat, unrolled_loss_fn, BATCH)
-    _, unrolled = train(monitor(ADAM, layers), 3, flat, unrolled_loss_fn)
+    _, unrolled = train(monitor(ADAM, layers=layers), 3, flat, unrolled_loss_fn)
     # Depth orders agree but for a layer's kernel and bias, which stand side by side.
     places = [layers.names.index(name_of(name)) for name in LAYERS.names]
     for one, other in zip(stacked, unrolled, strict=True):
@@ -255,8 +255,8 @@ def name_of(stacked):
 
 
 def test_every_observes_only_its_steps():
-    _, all_of_them = train(monitor(ADAM, LAYERS), steps=7)
-    _, some = train(monitor(ADAM, LAYERS, every=3), steps=7)
+    _, all_of_them = train(monitor(ADAM, layers=LAYERS), steps=7)
+    _, some = train(monitor(ADAM, layers=LAYERS, every=3), steps=7)
     for step, health in enumerate(some):
         assert health.step == 3 * (step // 3)
         wanted = all_of_them[3 * (step // 3)]._replace(best_loss=health.best_loss)
@@ -264,7 +264,7 @@ def test_every_observes_only_its_steps():
 
 
 def test_between_observations_nothing_is_computed():
-    tx = monitor(optax.sgd(0.1), LAYERS, every=4)
+    tx = monitor(optax.sgd(0.1), layers=LAYERS, every=4)
     state = tx.init(STACKED)
     program = jax.make_jaxpr(tx.update)(STACKED, state, STACKED)
     params, rest = (e for e in program.eqns if e.primitive.name == "cond")
@@ -277,7 +277,7 @@ def test_between_observations_nothing_is_computed():
     assert not skip
     assert {"dot_general", "reduce_sum"} <= {e.primitive.name for e in observe}
     # Every step observed: no branches at all but those that guard against overflow.
-    program = jax.make_jaxpr(monitor(optax.sgd(0.1), LAYERS).update)(STACKED, state, STACKED)
+    program = jax.make_jaxpr(monitor(optax.sgd(0.1), layers=LAYERS).update)(STACKED, state, STACKED)
     assert sum(e.primitive.name == "cond" for e in program.eqns) == 2
 
 
@@ -301,7 +301,7 @@ def test_no_copy_of_the_parameters(every):
 
 
 def test_structure_and_types_are_constant():
-    tx = monitor(ADAM, LAYERS, every=2)
+    tx = monitor(ADAM, layers=LAYERS, every=2)
     first = tx.init(STACKED)
     assert isinstance(first, MonitorState)
     chex.assert_trees_all_equal_shapes_and_dtypes(first, jax.eval_shape(tx.init, STACKED))
@@ -321,7 +321,7 @@ def test_structure_and_types_are_constant():
 
 
 def test_in_a_scan_and_compiled_once():
-    tx = monitor(ADAM, LAYERS, every=2)
+    tx = monitor(ADAM, layers=LAYERS, every=2)
 
     def step(carry, _):
         params, state = carry
@@ -344,7 +344,7 @@ def test_in_a_scan_and_compiled_once():
     ("parallel", "every"), [("jit", 1), ("pmap", 2), ("shard_map", 1), ("shard_map", 2)]
 )
 def test_data_parallel(parallel, every):
-    tx = monitor(optax.sgd(0.1, 0.9), LAYERS, every)
+    tx = monitor(optax.sgd(0.1, 0.9), layers=LAYERS, every=every)
     _, alone = train(tx, 3)
     _, healths = train(tx, 3, parallel=parallel)
     for one, other in zip(healths, alone, strict=True):
@@ -359,7 +359,7 @@ def test_sharded_parameters():
         parts = ["x" if a == axis and p.shape[a] % 8 == 0 else None for a in range(p.ndim)]
         return jax.device_put(p, NamedSharding(mesh, PartitionSpec(*parts)))
 
-    tx = monitor(ADAM, LAYERS)
+    tx = monitor(ADAM, layers=LAYERS)
     params = jax.tree.map(place, STACKED)
     _, state = jax.jit(tx.update)(params, jax.jit(tx.init)(params), params)
     _, alone = tx.update(STACKED, tx.init(STACKED), STACKED)
@@ -367,7 +367,7 @@ def test_sharded_parameters():
 
 
 def test_under_vmap():
-    tx = monitor(ADAM, LAYERS, every=2)
+    tx = monitor(ADAM, layers=LAYERS, every=2)
     scales = jnp.array([1.0, 1e-12, 0.0])
     several = jax.vmap(lambda s: jax.tree.map(lambda p: s * p, STACKED))(scales)
     state = tx.init(STACKED)
@@ -391,7 +391,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_is_found_anywhere(name):
-    plain = monitor(optax.sgd(0.1), LAYERS)
+    plain = monitor(optax.sgd(0.1), layers=LAYERS)
     tx = WRAPPED[name](plain)
     _, state = tx.update(STACKED, tx.init(STACKED), STACKED)
     chex.assert_trees_all_close(read_health(state), once(plain, STACKED, STACKED)[1], rtol=1e-5)
@@ -407,7 +407,7 @@ def test_masked_and_missing_leaves():
     np.testing.assert_allclose(health.gradient_norm, [2.0])
     # Layers of the whole tree: what is masked out counts as nothing.
     layers = vj.find_layers({"a": jnp.ones(4), "b": jnp.ones((2, 2))})
-    tx = optax.masked(monitor(optax.sgd(0.1), layers), {"a": True, "b": False})
+    tx = optax.masked(monitor(optax.sgd(0.1), layers=layers), {"a": True, "b": False})
     full = {"a": jnp.ones(4), "b": jnp.ones((2, 2))}
     _, health = once(tx, full, full)
     np.testing.assert_allclose(health.gradient_norm, [2.0, 0.0])
@@ -447,7 +447,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="without leaves"):
         monitor(ADAM).init({})
     with pytest.raises(ValueError, match="w: no such parameter"):
-        monitor(ADAM, LAYERS).init({"w": jnp.ones(3)})
+        monitor(ADAM, layers=LAYERS).init({"w": jnp.ones(3)})
     tx = monitor(ADAM)
     state = tx.init(STACKED)
     with pytest.raises(ValueError, match="needs the parameters"):
@@ -497,7 +497,7 @@ def falling(t):
 def test_a_healthy_course():
     assert assess(history(), NAMES) == []
     assert assess([], NAMES) == []
-    untouched = monitor(ADAM, LAYERS).init(STACKED)
+    untouched = monitor(ADAM, layers=LAYERS).init(STACKED)
     assert assess([read_health(untouched)], LAYERS) == []
 
 
@@ -582,14 +582,14 @@ def test_layers_that_do_not_fit():
 
 
 def test_the_course_of_real_runs():
-    tx = monitor(optax.adam(1e-2), LAYERS)
+    tx = monitor(optax.adam(1e-2), layers=LAYERS)
     _, healthy = train(tx, 20)
     assert assess(healthy, LAYERS) == []
     # The same network with a loss so small that Adam's epsilon takes all of the step.
     _, blind = train(tx, 20, loss=lambda p, b: 1e-12 * loss_fn(p, b))
     assert "blind_optimizer" in {f.rule for f in assess(blind, LAYERS)}
     _, cured = train(
-        monitor(vj.adam(1e-2, eps_relative=True), LAYERS),
+        monitor(vj.adam(1e-2, eps_relative=True), layers=LAYERS),
         20,
         loss=lambda p, b: 1e-12 * loss_fn(p, b),
     )

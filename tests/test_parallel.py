@@ -158,7 +158,7 @@ CHAINS = {
     "lamb": lambda: vj.lamb(1e-2, eps=1e-2, layers=LAYERS),
     "muon": lambda: vj.muon(1e-2, layers=LAYERS),
     "deep_muon": lambda: vj.deep_muon(1e-2, 20, layers=LAYERS),
-    "monitor": lambda: vj.monitor(vj.sgd(0.1, momentum=0.9), LAYERS),
+    "monitor": lambda: vj.monitor(vj.sgd(0.1, momentum=0.9), layers=LAYERS),
 }
 
 

@@ -102,7 +102,7 @@ def moments(state):
 def test_bad_layers_are_skipped_and_the_others_go_on(name, dtype, tolerance):
     # Muon and lamb look at no layer but the own one, so the good ones know nothing of the bad.
     inner = INNER[name]()
-    tx = vj.skip_nonfinite(LAYERS, inner)
+    tx = vj.skip_nonfinite(inner, layers=LAYERS)
     params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
     healthy = jax.tree.map(lambda g: g[:2], gradients(dtype=dtype))
     grads = spoil(healthy, 1)
@@ -130,7 +130,7 @@ def test_bad_layers_are_skipped_and_the_others_go_on(name, dtype, tolerance):
 
 def test_after_a_skipped_step_the_layer_goes_on_from_where_it_was():
     # Momentum has no step count: a skipped step is as if it had not been.
-    tx = vj.skip_nonfinite(LAYERS, vj.sgd(0.1, 0.9))
+    tx = vj.skip_nonfinite(vj.sgd(0.1, 0.9), layers=LAYERS)
     spoiled, _ = run(tx, spoil(gradients(), 2), PARAMS)
     without, _ = run(
         vj.sgd(0.1, 0.9), jax.tree.map(lambda g: np.delete(g, 2, 0), gradients()), PARAMS
@@ -142,7 +142,7 @@ def test_after_a_skipped_step_the_layer_goes_on_from_where_it_was():
 
 def test_alone_in_a_chain_the_bad_gradients_become_zero():
     grads = spoil(gradients(), 1)
-    tx = optax.chain(vj.skip_nonfinite(LAYERS), vj.clip_by_global_norm(1e9), vj.adam(0.1))
+    tx = optax.chain(vj.skip_nonfinite(layers=LAYERS), vj.clip_by_global_norm(1e9), vj.adam(0.1))
     updates, state = run(tx, grads, PARAMS)
     zeroed = jax.tree.map(np.array, gradients())
     for g, bad in zip(jax.tree.leaves(zeroed), jax.tree.leaves(is_bad()), strict=True):
@@ -155,7 +155,7 @@ def test_alone_in_a_chain_the_bad_gradients_become_zero():
 def test_an_inner_transform_that_looks_at_all_layers_sees_no_bad_one():
     inner = optax.chain(vj.clip_by_global_norm(0.1), vj.sgd(0.1, 0.9))
     grads = spoil(gradients(), 1)
-    updates, _ = run(vj.skip_nonfinite(LAYERS, inner), grads, PARAMS)
+    updates, _ = run(vj.skip_nonfinite(inner, layers=LAYERS), grads, PARAMS)
     zeroed = jax.tree.map(np.array, gradients())
     for g, bad in zip(jax.tree.leaves(zeroed), jax.tree.leaves(is_bad()), strict=True):
         g[1] = np.where(bad, 0.0, g[1])
@@ -168,9 +168,9 @@ def test_counts_add_up_and_the_last_step_is_told_apart():
     grads = gradients()
     for step in (0, 2, 4):
         grads = spoil(grads, step)
-    _, state = run(vj.skip_nonfinite(LAYERS), grads, PARAMS)
+    _, state = run(vj.skip_nonfinite(layers=LAYERS), grads, PARAMS)
     assert vj.read_skipped(state, LAYERS) == dict.fromkeys(NAMES, 3)
-    _, state = run(vj.skip_nonfinite(LAYERS), jax.tree.map(lambda g: g[:4], grads), PARAMS)
+    _, state = run(vj.skip_nonfinite(layers=LAYERS), jax.tree.map(lambda g: g[:4], grads), PARAMS)
     assert not np.any(state.last)
     assert vj.read_skipped(state, LAYERS) == dict.fromkeys(NAMES, 2)
 
@@ -190,7 +190,7 @@ def test_without_layers_a_stack_of_kernels_alone_is_one():
 
 
 def test_skips_under_vmap_and_eagerly():
-    tx = vj.skip_nonfinite(LAYERS, vj.adam(0.1))
+    tx = vj.skip_nonfinite(vj.adam(0.1), layers=LAYERS)
     good = jax.tree.map(lambda g: g[0], gradients())
     bad = jax.tree.map(lambda g: g[0], spoil(gradients(), 0))
     both = jax.tree.map(lambda *g: np.stack(g), good, bad)
@@ -205,7 +205,7 @@ def test_skips_under_vmap_and_eagerly():
 
 def test_skips_in_an_nnx_optimizer():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    tx = vj.skip_nonfinite(inner=vj.sgd(1.0, 0.9))
+    tx = vj.skip_nonfinite(vj.sgd(1.0, 0.9))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     grads = nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 3)))))(model)
     optimizer.update(model, grads)
@@ -221,7 +221,7 @@ def test_skips_in_an_nnx_optimizer():
 def test_float16_gradients_that_overflowed():
     params = {"a": jnp.ones(2, jnp.float16), "b": jnp.ones(2, jnp.float16)}
     grads = {"a": jnp.array([[6e4, np.inf]], jnp.float16), "b": jnp.full((1, 2), 6e4, jnp.float16)}
-    updates, state = run(vj.skip_nonfinite(inner=vj.adam(0.5)), grads, params)
+    updates, state = run(vj.skip_nonfinite(vj.adam(0.5)), grads, params)
     np.testing.assert_array_equal(updates["a"], 0.0)
     np.testing.assert_array_equal(updates["b"], -0.5)
     assert vj.read_skipped(state, params) == {"a": 1}
@@ -230,7 +230,7 @@ def test_float16_gradients_that_overflowed():
 def test_read_skipped_of_other_states_and_layers():
     with pytest.raises(ValueError, match="holds no skip_nonfinite"):
         vj.read_skipped(vj.adam(0.1).init(PARAMS), PARAMS)
-    state = vj.skip_nonfinite(LAYERS).init(PARAMS)
+    state = vj.skip_nonfinite(layers=LAYERS).init(PARAMS)
     with pytest.raises(ValueError, match="counts 10 layers, but 8 were given"):
         vj.read_skipped(state, PARAMS["hidden"])
 
@@ -355,7 +355,7 @@ def test_inner_gets_the_parameters_in_single_precision():
     assert [x.dtype for x in seen] == [jnp.float32] * 4
 
 
-def train(tx, steps=200):
+def train(tx, guarded, steps=200):
     """A float16 regression whose gradients are about 1e-9, where float16 ends at 6e-8."""
     x = jax.random.normal(jax.random.key(0), (16, 4), jnp.float16)
     target = x @ jnp.array([1.0, -2.0, 0.5, 0.0], jnp.float16)
@@ -367,8 +367,7 @@ def train(tx, steps=200):
 
     def step(carry, _):
         w, state = carry
-        scale = vj.read_loss_scale(state)
-        grads = jax.grad(loss_fn)(w, 1.0 if scale is None else scale)
+        grads = jax.grad(loss_fn)(w, vj.read_loss_scale(state) if guarded else 1.0)
         updates, state = tx.update(grads, state, w)
         return (optax.apply_updates(w, updates), state), None
 
@@ -379,10 +378,10 @@ def train(tx, steps=200):
 
 def test_float16_gradients_that_underflow_train_with_it_and_not_without():
     inner = vj.adam(0.05, eps=0.0)
-    without, _ = train(inner)
+    without, _ = train(inner, guarded=False)
     np.testing.assert_array_equal(without, 0.0)
     tx = vj.dynamic_loss_scale(inner, initial_scale=2.0**15, growth_interval=5)
-    found, state = train(tx)
+    found, state = train(tx, guarded=True)
     np.testing.assert_allclose(found, [1.0, -2.0, 0.5, 0.0], atol=0.02)
     # It went too far once or more, and came back.
     assert 0 < int(state.overflows) < 20
@@ -391,7 +390,7 @@ def test_float16_gradients_that_underflow_train_with_it_and_not_without():
 
 def test_the_guards_together():
     # The scale must fall when a gradient overflows, so it stands first; the layers' guard within.
-    tx = scaled(vj.skip_nonfinite(LAYERS, vj.adam(0.1)))
+    tx = scaled(vj.skip_nonfinite(vj.adam(0.1), layers=LAYERS))
     _, state = run(tx, spoil(gradients(), 1), PARAMS)
     assert float(vj.read_loss_scale(state)) == 4.0
     assert vj.read_skipped(state, LAYERS) == {}

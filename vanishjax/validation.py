@@ -14,23 +14,26 @@ from vanishjax.foreign import shown
 _T = TypeVar("_T")
 
 
-def check_floating(params: Any) -> None:
+def check_floating(params: Any, *, complex_allowed: bool = False) -> None:
     """Raises ValueError naming the first leaf that is not a real floating-point array.
+
+    Types of 8 bits and fewer are for storage: nothing is computed in them.
 
     Example:
       >>> check_floating({"w": jnp.arange(3)})
       Traceback (most recent call last):
       ...
-      ValueError: w: expected a real floating-point leaf, got int32[3]; mask it out with ...
+      ValueError: w: expected a real floating-point leaf of 16 bits or more, got int32[3]; mask ...
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
+        kind = jnp.inexact if complex_allowed else jnp.floating
+        if not jnp.issubdtype(dtype, kind) or jnp.finfo(dtype).bits < 16:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             shape = ",".join(str(n) for n in np.shape(leaf))
             raise ValueError(
-                f"{name or 'params'}: expected a real floating-point leaf, got {dtype}[{shape}]; "
-                "mask it out with optax.masked"
+                f"{name or 'params'}: expected a real floating-point leaf of 16 bits or more, got "
+                f"{dtype}[{shape}]; mask it out with optax.masked"
             )
 
 

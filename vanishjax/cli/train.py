@@ -216,7 +216,7 @@ def _train(
         steps = epochs * math.ceil(len(dataset.train) / options.batch_size)
         sizes = layers.norms(jax.tree.map(jnp.ones_like, problem.params)) ** 2
         observer = Observer(console, layers, sizes, every, steps, events)
-        tx = monitor(tx, layers, every)
+        tx = monitor(tx, layers=layers, every=every)
     architecture = {
         "in_features": dataset.train.inputs.shape[1],
         "hidden": list(hidden),

@@ -10,9 +10,11 @@ import optax
 from vanishjax import numerics
 from vanishjax._jaxpr import Update
 from vanishjax.health.observation import Health, Observation, first_health
-from vanishjax.health.response import Response, gradient_sizes, step_response
+from vanishjax.health.response import Response, step_response
 from vanishjax.layers import Layers
+from vanishjax.transforms.arguments import as_transform, check_layers_argument
 from vanishjax.transforms.per_layer import check_layers, layers_of
+from vanishjax.transforms.states import find_state, outlive
 
 # Models of more entries are sampled: so many in all, or a few thousand of a layer.
 SAMPLE = 2**17
@@ -28,20 +30,20 @@ class MonitorState(NamedTuple):
 
 
 def monitor(
-    tx: optax.GradientTransformation,
+    inner: optax.GradientTransformation,
+    *,
     layers: Layers | None = None,
     every: int = 1,
-    *,
     sample: int | None = SAMPLE,
 ) -> optax.GradientTransformationExtraArgs:
     """Observes gradients, updates and parameters, layer by layer; `read_health` gives the result.
 
-    Updates and inner state are those of `tx`. Wrap the whole chain, or what is further out is not
-    seen. At `init` the transform's response to gradients of all sizes is measured once: see
+    Updates and inner state are those of `inner`. Wrap the whole chain, or what is further out is
+    not seen. At `init` the transform's response to gradients of all sizes is measured once: see
     `vanishjax.health.response.step_response` for what that costs.
 
     Args:
-      tx: The transform to observe.
+      inner: The transform to observe.
       layers: Division of the tree into layers; derived from the parameters if None.
       every: Observes updates 0, every, 2 every, ...; between them nothing is computed.
       sample: Models of more entries are estimated from evenly spaced rows that hold about so many
@@ -50,14 +52,14 @@ def monitor(
         infinite entry; it reads gradient, update and parameters once more from memory.
 
     Returns:
-      The transform; `update` needs the parameters, hands extra arguments on to `tx`, and takes the
-      loss as `value`. Its state holds arrays of fixed shape and type only.
+      The transform; `update` needs the parameters, hands extra arguments on to `inner`, and takes
+      the loss as `value`. Its state holds arrays of fixed shape and type only.
 
     Raises:
       ValueError: `every` or `sample` is no integer above 0; at `init`, a leaf that is not floating
         point, a tree without leaves, or layers of another tree; at `update`, no parameters, or a
         `value` that is not a scalar.
-      TypeError: `tx` is not a gradient transform.
+      TypeError: `inner` is not a gradient transform, or layers no `Layers`.
 
     Example:
       >>> tx = monitor(optax.adam(1e-3))
@@ -67,26 +69,22 @@ def monitor(
       >>> print(health.step, health.gradient_norm, health.effectiveness.round(6))
       0 [2.e-12] [0.0001]
     """
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"tx must be a gradient transform, got {type(tx).__name__}")
+    check_layers_argument(layers)
+    observed = as_transform(inner)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"every must be an integer of at least 1, got {every!r}")
     if sample is not None and (
         isinstance(sample, bool) or not isinstance(sample, int) or sample < 1
     ):
         raise ValueError(f"sample must be None or an integer of at least 1, got {sample!r}")
-    inner = optax.with_extra_args_support(tx)
 
     def init_fn(params: optax.Params) -> MonitorState:
         check_layers(layers, params)
         count = len(layers_of(layers, params))
+        response = step_response(observed, params, layers)
         dtype = numerics.common_dtype(params)
-        try:
-            response = step_response(tx, params, layers)
-        except TypeError:  # a line search wants the loss function
-            response = _unknown_response(count, dtype)
         return MonitorState(
-            first_health(count, dtype), jnp.zeros([], jnp.int32), response, inner.init(params)
+            first_health(count, dtype), jnp.zeros([], jnp.int32), response, observed.init(params)
         )
 
     def update_fn(
@@ -102,7 +100,7 @@ def monitor(
             raise ValueError(f"value must be a scalar, the loss, got shape {loss.shape}")
         updates, params = jax.tree.map(jnp.asarray, (updates, params))
         found = layers_of(layers, params)
-        update = Update(inner.update, updates, state.inner_state, params, extra)
+        update = Update(observed.update, updates, state.inner_state, params, extra)
         size = sum(map(jnp.size, jax.tree.leaves(params)))
         share = 1.0 if sample is None else min(1.0, sample / max(1, size))
         if every == 1 and share == 1:
@@ -136,7 +134,7 @@ def read_health(opt_state: Any) -> Health:
         a `vanishjax.TrainState`. If several hold one, the first in the tree's order is read.
 
     Returns:
-      The observation: jax arrays.
+      The observation: jax arrays that outlive the state, which a training step donates.
 
     Raises:
       ValueError: There is no `monitor` in the state.
@@ -146,19 +144,5 @@ def read_health(opt_state: Any) -> Health:
       >>> print(read_health(tx.init(jnp.ones(3))).step)
       -1
     """
-    states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, MonitorState))
-    for state in states:
-        if isinstance(state, MonitorState):
-            return state.health
-    raise ValueError("the optimizer's state holds no monitor: wrap the transform in monitor(tx)")
-
-
-def _unknown_response(count: int, dtype: Any) -> Response:
-    sizes = jnp.array(gradient_sizes(dtype), dtype)
-    unknown = jnp.full((len(sizes), count), jnp.nan, dtype)
-    return Response(
-        sizes,
-        unknown,
-        jnp.full(count, jnp.nan, dtype),
-        jnp.copy(unknown),
-    )
+    health: Health = outlive(find_state(opt_state, MonitorState).health)
+    return health

@@ -9,6 +9,7 @@ import optax
 
 from vanishjax import numerics
 from vanishjax.layers import Layers
+from vanishjax.transforms.arguments import as_transform
 from vanishjax.transforms.per_layer import check_layers, layers_of
 
 # Float32's normal numbers, six octaves apart up to sizes that no gradient in use has.
@@ -21,6 +22,8 @@ _HEALTHY_NORM = 2.0**-5
 _SPAN = 8.0
 # A billion parameters would push that below the least gradient that Adam's usual epsilon lets by.
 _LEAST_HEALTHY_RMS = 2.0**-22
+# Extra arguments that only a training step can give.
+_OF_A_STEP = ("'grad'", "'value_fn'")
 # What counts as all: logarithms of sizes near the ends of the range are this far off.
 _CERTAIN = 2.0**-16
 
@@ -74,13 +77,12 @@ def step_response(
 
     Returns:
       The response. Where the transform answers no size of gradient at all (frozen layers,
-      accumulation over more than two steps), or with no finite step, `effectiveness` is NaN:
-      nothing is known.
+      accumulation over more than two steps), or with no finite step, or wants the loss function
+      (line searches), `effectiveness` is NaN: nothing is known.
 
     Raises:
       ValueError: A leaf that is not floating point, layers of another tree, or a tree without
         leaves.
-      TypeError: The transform needs extra arguments that only a training step has.
 
     Cost: one init and two updates for each of 28 sizes (56 in float64), compiled once in a scan,
     and the memory of a training step's gradient, state and two updates. Pure: it works under jit
@@ -95,7 +97,7 @@ def step_response(
     found = layers_of(layers, params)
     if not len(found):
         raise ValueError("expected parameters, got a tree without leaves")
-    extended = optax.with_extra_args_support(tx)
+    extended = as_transform(tx, "tx")
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     patterns = [
@@ -119,9 +121,13 @@ def step_response(
         still = jax.tree.map(lambda new, old: jnp.where(size == 0, new, old), step, still)
         return still, found.reduce(numerics.rms, moved).astype(dtype)
 
-    nothing = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(steps, jnp.zeros([]))
-    )
+    try:
+        shapes = jax.eval_shape(steps, jnp.zeros([]))
+    except TypeError as error:
+        if not any(name in str(error) for name in _OF_A_STEP):
+            raise
+        return _unknown(len(found), dtype)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     entries = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
     healthy = max(_HEALTHY_NORM / max(entries, 1) ** 0.5, _LEAST_HEALTHY_RMS)
     measured = jnp.array(gradient_sizes(dtype), dtype)
@@ -189,6 +195,12 @@ def _scaled(pattern: jax.Array, size: jax.Array) -> jax.Array:
     return pattern * size.astype(pattern.dtype)
 
 
+def _unknown(layers: int, dtype: Any) -> Response:
+    sizes = jnp.array(gradient_sizes(dtype), dtype)
+    unknown = jnp.full((len(sizes), layers), jnp.nan, dtype)
+    return Response(sizes, unknown, jnp.full(layers, jnp.nan, dtype), jnp.copy(unknown))
+
+
 def _response(
     rms: jax.Array,
     healthy: float,
@@ -197,7 +209,8 @@ def _response(
     update_rms: jax.Array,
 ) -> Response:
     slope = jnp.log2(numerics.divide(reference, lower)) / math.log2(_SPAN)
-    degree = jnp.where(slope > 0.5, 1.0, 0.0)  # not a number: no step, or no finite one
+    # A slope that is not a number: no step, or no finite one.
+    degree = jnp.where(slope > 0.5, 1.0, 0.0).astype(rms.dtype)
     finite = jnp.where(jnp.isfinite(update_rms), update_rms, 0.0)
     # In logarithms, because the quotients of the ends of the range are no float32.
     share = jnp.log2(finite) - jnp.log2(reference)

@@ -81,7 +81,7 @@ def dense_layers(layers: Layers, tree: Any) -> tuple[Dense, ...]:
       tree: Parameters or what has their structure; kernels that are masked out don't count.
 
     Returns:
-      The pairs, in depth order of their first layers.
+      The pairs, in depth order of their first layers; none for an empty kernel.
 
     Raises:
       ValueError: A kernel has no bias beside it, or one of another shape.
@@ -108,6 +108,8 @@ def dense_layers(layers: Layers, tree: Any) -> tuple[Dense, ...]:
                 f"{kernel.path}: no bias beside it, which this transform needs (named kernel and "
                 "bias, weight and bias, or w and b); leave the kernel out with optax.masked"
             )
+        if not math.prod(kernel.shape):
+            continue  # nothing in it to move
         own = places[kernel.path]
         depths = tuple(layers.depths[place] for place in own)
         axes = matrix_axes(kernel, bias)

@@ -93,7 +93,7 @@ def deep_muon(
             optax.partition({"inner": inner, "rest": rest}, label),
             optax.scale_by_learning_rate(schedule),
         )
-        centered = transforms.center(steps, layers, normalize=True)
-        return transforms.recondition(layers, inner=centered) if recondition else centered
+        centered = transforms.center(steps, layers=layers, normalize=True)
+        return transforms.recondition(centered, layers=layers) if recondition else centered
 
     return on_layers(build, layers)

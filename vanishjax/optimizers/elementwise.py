@@ -8,7 +8,7 @@ import optax
 from vanishjax import transforms
 from vanishjax.layers import Layers
 from vanishjax.optimizers.arguments import LearningRate, Mask
-from vanishjax.validation import check_non_negative
+from vanishjax.validation import check_floating, check_non_negative
 
 
 def sgd(
@@ -26,7 +26,11 @@ def sgd(
       accumulator_dtype: Type of the momentum; None keeps float32 at least.
 
     Returns:
-      The chain, with `optax.sgd`'s values.
+      The chain, with `optax.sgd`'s values. Without momentum, complex parameters are taken too;
+      their gradients must be conjugated, as optax wants them and `make_train_step` makes them.
+
+    Raises:
+      ValueError: At `init`, a leaf that is not floating point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -38,7 +42,12 @@ def sgd(
       See `vanishjax.momentum` and `vanishjax.nesterov`.
     """
     if momentum is None:
-        direction = optax.identity()
+
+        def init_fn(params: optax.Params) -> optax.EmptyState:
+            check_floating(params, complex_allowed=True)
+            return optax.EmptyState()
+
+        direction = optax.GradientTransformation(init_fn, optax.identity().update)
     elif nesterov:
         direction = transforms.nesterov(momentum, accumulator_dtype)
     else:
@@ -98,6 +107,8 @@ def adamw(
     nu_dtype: Any = None,
     *,
     nesterov: bool = False,
+    eps_relative: bool = False,
+    layers: Layers | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with decoupled weight decay.
 
@@ -112,6 +123,8 @@ def adamw(
       mask: Tree of booleans (or a function of the parameters that gives one): what decays.
       nu_dtype: As in `vanishjax.scale_by_adam`.
       nesterov: Whether to look ahead as Nadam does.
+      eps_relative: As in `vanishjax.scale_by_adam`.
+      layers: As in `vanishjax.scale_by_adam`.
 
     Returns:
       The chain, with `optax.adamw`'s values.
@@ -127,7 +140,17 @@ def adamw(
     """
     check_non_negative("weight_decay", weight_decay)
     return optax.chain(
-        transforms.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
+        transforms.scale_by_adam(
+            b1,
+            b2,
+            eps,
+            eps_root,
+            mu_dtype,
+            nu_dtype,
+            nesterov=nesterov,
+            eps_relative=eps_relative,
+            layers=layers,
+        ),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -141,6 +164,9 @@ def nadam(
     eps_root: jax.typing.ArrayLike = 0.0,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
+    *,
+    eps_relative: bool = False,
+    layers: Layers | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with Nesterov's look ahead. Arguments as in `vanishjax.scale_by_adam`.
 
@@ -153,7 +179,18 @@ def nadam(
     References:
       Dozat, Incorporating Nesterov momentum into Adam, 2016.
     """
-    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=True)
+    return adam(
+        learning_rate,
+        b1,
+        b2,
+        eps,
+        eps_root,
+        mu_dtype,
+        nu_dtype,
+        nesterov=True,
+        eps_relative=eps_relative,
+        layers=layers,
+    )
 
 
 def nadamw(
@@ -166,6 +203,9 @@ def nadamw(
     weight_decay: jax.typing.ArrayLike = 1e-4,
     mask: Mask = None,
     nu_dtype: Any = None,
+    *,
+    eps_relative: bool = False,
+    layers: Layers | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Nadam with decoupled weight decay. Arguments as in `adamw`.
 
@@ -180,7 +220,18 @@ def nadamw(
       weight decay regularization, 2019.
     """
     return adamw(
-        learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nu_dtype, nesterov=True
+        learning_rate,
+        b1,
+        b2,
+        eps,
+        eps_root,
+        mu_dtype,
+        weight_decay,
+        mask,
+        nu_dtype,
+        nesterov=True,
+        eps_relative=eps_relative,
+        layers=layers,
     )
 
 

@@ -52,6 +52,12 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
     if probe.get("unmeasured"):
         hidden = ", ".join(probe["unmeasured"])
         blocks.append(f"Not measured, because inside a function with its own derivative: {hidden}.")
+    share = verdict.get("effectiveness")
+    if share and all(value is None for value in share):
+        blocks.append(
+            "Not measured: the optimizer's steps. It answers no gradient alone (a line search "
+            "needs the loss function)."
+        )
     return "\n\n".join(blocks)
 
 

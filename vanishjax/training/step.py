@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 from vanishjax.training.batches import divided
 from vanishjax.training.layout import Parallel, Sharded, make_layout
 from vanishjax.training.state import TrainState
-from vanishjax.transforms import read_loss_scale
+from vanishjax.transforms.arguments import as_transform
+from vanishjax.transforms.loss_scale import find_loss_scale
+from vanishjax.transforms.safety import check_guards
 
 Metrics: TypeAlias = Mapping[str, jax.Array]
 Step: TypeAlias = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -64,7 +66,7 @@ def local_step(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
-    extended = optax.with_extra_args_support(tx)
+    transform = as_transform(tx, "tx")
 
     def gradients(
         params: Any, batch: Any, key: jax.Array | None, scale: jax.Array | None
@@ -104,31 +106,42 @@ def local_step(
         return jax.tree.map(lambda x, like: (x / accumulate).astype(like.dtype), total, first)
 
     def step(state: TrainState, batch: Any, rest: Any = None) -> tuple[TrainState, Metrics]:
-        # Else the gradient of a replicated parameter arrives already summed over the axis, and its
-        # mean is that sum: too large by the number of devices.
-        params, key, key_of_rest = _varying(state.params, axis), None, None
+        key, key_of_rest = None, None
         if with_key:
             key = jax.random.fold_in(state.key, state.step)
             key_of_rest = jax.random.fold_in(key, _REST)
             if axis is not None:
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        scale = read_loss_scale(state.opt_state)
+        check_guards(state.opt_state)
+        scaled = find_loss_scale(state.opt_state)
 
-        found = []
-        if batch is not None:
-            compute = gradients if accumulate == 1 else accumulated
-            devices = 1 if axis is None else jax.lax.axis_size(axis)
-            found.append((_examples(batch) * devices, compute(params, batch, key, scale)))
-        if rest is not None:
-            found.append((_examples(rest), gradients(params, rest, key_of_rest, scale)))
-        gradient, metrics = _weighted_mean(found)
-        if axis is not None:
-            gradient, metrics = jax.lax.pmean((gradient, metrics), axis)
-        updates, opt_state = extended.update(
-            gradient, state.opt_state, state.params, value=metrics["loss"]
+        def of_whole_batch(params: Any, scale: jax.Array | None = None) -> tuple[Any, Metrics]:
+            # Else the gradient of a replicated parameter arrives already summed over the axis, and
+            # its mean is that sum: too large by the number of devices.
+            params, found = _varying(params, axis), []
+            if batch is not None:
+                compute = gradients if accumulate == 1 else accumulated
+                devices = 1 if axis is None else jax.lax.axis_size(axis)
+                found.append((_examples(batch) * devices, compute(params, batch, key, scale)))
+            if rest is not None:
+                found.append((_examples(rest), gradients(params, rest, key_of_rest, scale)))
+            gradient, metrics = _weighted_mean(found)
+            if axis is not None:
+                gradient, metrics = jax.lax.pmean((gradient, metrics), axis)
+            # JAX's gradient of a complex number is the conjugate of the steepest ascent.
+            return jax.tree.map(jnp.conj, gradient), metrics
+
+        gradient, metrics = of_whole_batch(state.params, None if scaled is None else scaled.scale)
+        updates, opt_state = transform.update(
+            gradient,
+            state.opt_state,
+            state.params,
+            value=metrics["loss"],
+            grad=gradient,
+            value_fn=_value_fn(of_whole_batch),
         )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        return TrainState(optax.safe_increment(state.step), params, opt_state, state.key), metrics
 
     return step
 
@@ -155,9 +168,14 @@ def make_train_step(
     a device's own part of the batch under "shard_map" and "pmap", and a microbatch of an
     accumulated one.
 
+    Complex parameters get conjugated gradients, the direction of steepest ascent, as optax wants
+    them.
+
     Args:
       loss_fn: `loss_fn(params, batch)` -> a scalar, the mean over the batch.
-      tx: The gradient transform. If it holds a `dynamic_loss_scale`, the loss is scaled by it.
+      tx: The gradient transform. If it holds a `dynamic_loss_scale`, the loss is scaled by it. One
+        that takes extra arguments gets the loss, its gradient and the loss of the same batch as a
+        function of the parameters, as `value`, `grad` and `value_fn`: line searches need them.
       parallel: None runs on one device. "jit" shards the batch and lets the compiler write the
         collectives, "shard_map" and "pmap" average the gradients themselves; all three take the
         whole batch and the same state, wherever it lies.
@@ -179,7 +197,9 @@ def make_train_step(
     Raises:
       ValueError: An unknown `parallel` or `shard_state`, one that doesn't go with the other, a mesh
         of several axes, accumulate below 1, or (when called) a batch of arrays of different
-        lengths.
+        lengths, or guards in an order in which they can't work (see `dynamic_loss_scale` and
+        `skip_nonfinite`).
+      TypeError: tx is not a gradient transform.
 
     Example:
       >>> tx = optax.sgd(0.5)
@@ -221,6 +241,27 @@ def _varying(tree: Any, axis: str | None) -> Any:
     if axis not in jax.sharding.get_abstract_mesh().manual_axes:
         return tree
     return jax.lax.pcast(tree, axis, to="varying")
+
+
+def _value_fn(of_whole_batch: Callable[[Any], tuple[Any, Metrics]]) -> Callable[[Any], jax.Array]:
+    """The loss of the whole batch as a function of the parameters, for line searches.
+
+    Its gradient is that of the step, also on several devices and of a divided batch.
+    """
+
+    def loss(params: Any) -> jax.Array:
+        return of_whole_batch(params)[1]["loss"]
+
+    def forward(params: Any) -> tuple[jax.Array, Any]:
+        gradient, metrics = of_whole_batch(params)
+        return metrics["loss"], jax.tree.map(jnp.conj, gradient)
+
+    def backward(gradient: Any, cotangent: jax.Array) -> tuple[Any]:
+        return (jax.tree.map(lambda g: (cotangent * g).astype(g.dtype), gradient),)
+
+    value_fn: jax.custom_vjp[jax.Array] = jax.custom_vjp(loss)
+    value_fn.defvjp(forward, backward)
+    return value_fn
 
 
 def _examples(batch: Any) -> int:

@@ -10,6 +10,11 @@ from vanishjax.transforms.criticality import (
     polar_growth,
     recondition,
 )
+from vanishjax.transforms.loss_scale import (
+    DynamicLossScaleState,
+    dynamic_loss_scale,
+    read_loss_scale,
+)
 from vanishjax.transforms.momentum import MomentumState, momentum, nesterov
 from vanishjax.transforms.normalization import (
     centralize,
@@ -30,14 +35,7 @@ from vanishjax.transforms.rms import (
     scale_by_rms,
     scale_by_stddev,
 )
-from vanishjax.transforms.safety import (
-    DynamicLossScaleState,
-    SkipNonfiniteState,
-    dynamic_loss_scale,
-    read_loss_scale,
-    read_skipped,
-    skip_nonfinite,
-)
+from vanishjax.transforms.safety import SkipNonfiniteState, read_skipped, skip_nonfinite
 from vanishjax.transforms.sign import ScaleByLionState, scale_by_lion, scale_by_sign
 
 __all__ = [

@@ -8,6 +8,7 @@ import optax
 
 from vanishjax import numerics
 from vanishjax.layers import Layers
+from vanishjax.transforms.arguments import check_layers_argument
 from vanishjax.transforms.moments import first_moment, second_moment_root
 from vanishjax.transforms.per_layer import check_layers, layers_of
 from vanishjax.validation import check_decay, check_floating, check_non_negative
@@ -81,6 +82,7 @@ def scale_by_adam(
     check_decay("b2", b2)
     check_non_negative("eps", eps)
     check_non_negative("eps_root", eps_root)
+    check_layers_argument(layers)
 
     def init_fn(params: optax.Params) -> ScaleByAdamState:
         check_layers(layers, params) if eps_relative else check_floating(params)

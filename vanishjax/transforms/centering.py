@@ -15,6 +15,7 @@ import optax
 
 from vanishjax import numerics
 from vanishjax.layers import Dense, Layers, dense_layers
+from vanishjax.transforms.arguments import as_transform, check_layers_argument
 from vanishjax.transforms.per_layer import check_layers, layers_of
 from vanishjax.validation import check_decay
 
@@ -36,10 +37,18 @@ def dense_of(layers: Layers | None, tree: Any) -> tuple[Dense, ...]:
     return dense_layers(layers_of(layers, tree), tree)
 
 
-def no_activations(dense: Sequence[Dense]) -> MeanActivations:
+def mean_type(tree: Any) -> Any:
+    """The type that means of a tree's activations are kept in: its own, float32 at least."""
+    dtype: Any = jnp.float32
+    for leaf in jax.tree.leaves(tree):
+        dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
+    return dtype
+
+
+def no_activations(dense: Sequence[Dense], dtype: Any) -> MeanActivations:
     """Nothing seen yet."""
     return MeanActivations(
-        tuple(jnp.zeros((len(pair), pair.inputs)) for pair in dense),
+        tuple(jnp.zeros((len(pair), pair.inputs), dtype) for pair in dense),
         tuple(jnp.zeros(len(pair), bool) for pair in dense),
     )
 
@@ -114,6 +123,7 @@ def deflate(
     References:
       This package; we know of no earlier use.
     """
+    check_layers_argument(layers)
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
         check_layers(layers, params)
@@ -140,8 +150,8 @@ class CenterState(NamedTuple):
 
 def center(
     inner: optax.GradientTransformation | None = None,
-    layers: Layers | None = None,
     *,
+    layers: Layers | None = None,
     decay: float = 0.95,
     normalize: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -163,10 +173,11 @@ def center(
       normalize: As in `deflate`.
 
     Returns:
-      A transform; the state keeps float32 means, one number an input.
+      A transform; the state keeps means of float32 at least, one number an input.
 
     Raises:
       ValueError: As in `deflate`, or decay outside [0, 1).
+      TypeError: inner is not a gradient transform, or layers no `Layers`.
 
     Example:
       >>> tx = center(optax.sgd(1.0))
@@ -180,11 +191,13 @@ def center(
       This package; for centred activations LeCun et al., Efficient backprop, 1998, section 4.3.
     """
     check_decay("decay", decay)
-    within = optax.with_extra_args_support(inner or optax.identity())
+    check_layers_argument(layers)
+    within = as_transform(optax.identity() if inner is None else inner)
 
     def init_fn(params: optax.Params) -> CenterState:
         check_layers(layers, params)
-        return CenterState(no_activations(dense_of(layers, params)), within.init(params))
+        nothing = no_activations(dense_of(layers, params), mean_type(params))
+        return CenterState(nothing, within.init(params))
 
     def update_fn(
         updates: optax.Updates,

@@ -9,10 +9,12 @@ import optax
 
 from vanishjax import numerics
 from vanishjax.layers import Dense, Layers
+from vanishjax.transforms.arguments import as_transform, check_layers_argument
 from vanishjax.transforms.centering import (
     MeanActivations,
     compensated,
     dense_of,
+    mean_type,
     no_activations,
     read_activations,
 )
@@ -32,7 +34,7 @@ class ReconditionState(NamedTuple):
 
 
 def recondition(
-    layers: Layers | None = None, *, inner: optax.GradientTransformation | None = None
+    inner: optax.GradientTransformation | None = None, *, layers: Layers | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Moves the parameters to criticality in the first step; from the second on runs `inner`.
 
@@ -47,19 +49,20 @@ def recondition(
     these. Nothing moves if no two layers have a gradient.
 
     The updates of the first step are the move itself, so this goes around the optimizer, not into a
-    chain before it. For plain chains of dense layers with biases; it's an initialisation in an
-    optimizer's clothes and wipes out what was learnt before.
+    chain before it. For plain chains of dense layers with biases; it initializes the network
+    anew and wipes out what was learnt before.
 
     Args:
-      layers: Division of the tree into layers; derived from the parameters if None, which takes
-        the order of paths for the order of layers.
       inner: The transform of all later steps, learning rate included; None passes gradients
         through.
+      layers: Division of the tree into layers; derived from the parameters if None, which takes
+        the order of paths for the order of layers.
 
     Returns:
       A transform, which needs the parameters.
 
     Raises:
+      TypeError: inner is not a gradient transform, or layers no `Layers`.
       ValueError: At `init`, a kernel without a bias beside it, a leaf that is not floating point,
         or layers of another tree; `update` without parameters.
 
@@ -68,7 +71,7 @@ def recondition(
       >>> problem = vj.mlp_problem(4, (16,) * 8, 3, activation="sigmoid")
       >>> batch = jax.random.normal(jax.random.key(0), (32, 4)), jnp.arange(32) % 3
       >>> layers = vj.find_layers(problem.params, problem.loss_fn, batch)
-      >>> tx = recondition(layers, inner=vj.adam(1e-3))
+      >>> tx = recondition(vj.adam(1e-3), layers=layers)
       >>> step = vj.make_train_step(problem.loss_fn, tx)
       >>> state, _ = step(vj.TrainState.create(problem.params, tx), batch)
       >>> w = state.params["hidden_stack"]["kernel"][0]
@@ -80,7 +83,8 @@ def recondition(
       This package; for orthogonal kernels at the critical gain Pennington et al., Resurrecting the
       sigmoid, 2017.
     """
-    within = optax.with_extra_args_support(inner or optax.identity())
+    check_layers_argument(layers)
+    within = as_transform(optax.identity() if inner is None else inner)
 
     def init_fn(params: optax.Params) -> ReconditionState:
         check_layers(layers, params)
@@ -99,7 +103,9 @@ def recondition(
 
         def first() -> tuple[optax.Updates, optax.OptState]:
             gain, known = read_gain(dense, gradients, values)
-            activations = read_activations(dense, gradients, no_activations(dense))
+            activations = read_activations(
+                dense, gradients, no_activations(dense, mean_type(updates))
+            )
             moved = {path: jnp.zeros_like(x) for path, x in gradients.items()}
             for pair, mean in zip(dense, _common(dense, activations), strict=True):
                 kernel = numerics.upcast(pair.matrices(values[pair.kernel.path]))
@@ -131,11 +137,11 @@ class PolarGrowthState(NamedTuple):
 
 
 def polar_growth(
+    inner: optax.GradientTransformation | None = None,
+    *,
     layers: Layers | None = None,
     steps: int = 100,
-    *,
     rate: float = 0.05,
-    inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Draws the hidden kernels towards orthogonal ones of the critical gain while training.
 
@@ -148,11 +154,11 @@ def polar_growth(
     than that: nothing is wiped out. Like it, this goes around the optimizer.
 
     Args:
+      inner: Makes the updates, learning rate included; None passes gradients through.
       layers: Division of the tree into layers; derived from the parameters if None, which takes
         the order of paths for the order of layers.
       steps: Number of steps with growth.
       rate: r.
-      inner: Makes the updates, learning rate included; None passes gradients through.
 
     Returns:
       A transform, which needs the parameters.
@@ -167,7 +173,7 @@ def polar_growth(
       ...     "b": {"w": jnp.eye(2), "b": 4 * jnp.ones(2)},
       ...     "c": {"w": jnp.eye(2), "b": 16 * jnp.ones(2)},
       ... }
-      >>> tx = polar_growth(steps=1, rate=1.0, inner=optax.sgd(0.0))
+      >>> tx = polar_growth(optax.sgd(0.0), steps=1, rate=1.0)
       >>> update, state = tx.update(gradient, tx.init(params), params)
       >>> print(state.gain.round(3), (params["b"]["w"] + update["b"]["w"]).round(3))
       2.0 [[2. 0.]
@@ -178,12 +184,16 @@ def polar_growth(
     """
     check_non_negative("steps", steps)
     check_non_negative("rate", rate)
-    within = optax.with_extra_args_support(inner or optax.identity())
+    check_layers_argument(layers)
+    within = as_transform(optax.identity() if inner is None else inner)
 
     def init_fn(params: optax.Params) -> PolarGrowthState:
         check_layers(layers, params)
-        seen = no_activations(dense_of(layers, params))
-        return PolarGrowthState(jnp.zeros([], jnp.int32), jnp.zeros([]), seen, within.init(params))
+        dtype = mean_type(params)
+        seen = no_activations(dense_of(layers, params), dtype)
+        return PolarGrowthState(
+            jnp.zeros([], jnp.int32), jnp.zeros([], dtype), seen, within.init(params)
+        )
 
     def update_fn(
         updates: optax.Updates,
@@ -196,7 +206,7 @@ def polar_growth(
         gradients, _ = found.by_path(updates)
         activations = read_activations(dense, gradients, state.activations)
         fresh, known = read_gain(dense, gradients, values)
-        gain = jnp.where((state.gain == 0) & known, fresh, state.gain)
+        gain = jnp.where((state.gain == 0) & known, fresh, state.gain).astype(state.gain.dtype)
         made, inner_state = within.update(updates, state.inner_state, params, **extra)
 
         def grown() -> optax.Updates:

@@ -147,7 +147,7 @@ def orthogonalize(
     check_non_negative("steps", steps)
 
     def direction(update: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        if len(axes) < 2:
+        if len(axes) < 2 or not update.size:
             return update
         matrices = _as_matrices(update, axes)
         return _from_matrices(newton_schulz(matrices, steps, coefficients), update.shape, axes)

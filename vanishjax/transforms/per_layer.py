@@ -9,6 +9,7 @@ import optax
 
 from vanishjax import numerics
 from vanishjax.layers import Layers, find_layers
+from vanishjax.transforms.arguments import check_layers_argument
 
 
 def layers_of(layers: Layers | None, tree: Any) -> Layers:
@@ -23,6 +24,7 @@ def on_layers(
 
     For what is made with `optax.partition`: an array alone doesn't tell whether it's a stack.
     """
+    check_layers_argument(layers)
     if layers is not None:
         return build(layers)
     build(Layers((), (), ()))  # a bad argument is refused now, not at `init`
@@ -78,6 +80,7 @@ def per_layer(
       >>> print(tx.update(jnp.array([1.0, 3.0]), tx.init(jnp.zeros(2)))[0])
       [-1.  1.]
     """
+    check_layers_argument(layers)
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
         check_layers(layers, params)

@@ -1,19 +1,33 @@
-"""Guards: layers that are not finite are skipped and named, a loss is scaled while it can be."""
+"""A guard: layers whose gradients are not finite are skipped and named."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from vanishjax import numerics
 from vanishjax.layers import Layers
+from vanishjax.transforms.arguments import as_transform, check_layers_argument
+from vanishjax.transforms.loss_scale import find_loss_scale
 from vanishjax.transforms.per_layer import check_layers, layers_of
+from vanishjax.transforms.states import (
+    find_state,
+    find_states,
+    inside,
+    refuse_inside_multi_steps,
+)
 
 
 class SkipNonfiniteState(NamedTuple):
-    """For each layer, in depth order, how often it was skipped and whether it was just now."""
+    """How often each layer was skipped, which were skipped just now, and the state inside.
+
+    Attributes:
+      skipped: `[layers]` counts in the order of the tree, which is the same for all who divide it
+        alike: `read_skipped` names them from the parameters alone.
+      last: `[layers]` in depth order: whether the last update skipped the layer.
+      inner_state: Of the transform inside.
+    """
 
     skipped: jax.Array
     last: jax.Array
@@ -21,40 +35,52 @@ class SkipNonfiniteState(NamedTuple):
 
 
 def skip_nonfinite(
-    layers: Layers | None = None, inner: optax.GradientTransformation | None = None
+    inner: optax.GradientTransformation | None = None, *, layers: Layers | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Skips the update of every layer whose gradient is infinite or NaN somewhere.
 
-    The other layers proceed. `read_skipped` names the layers and counts.
+    The other layers proceed. `read_skipped` names the layers and counts. Where every layer is
+    skipped, the step leaves all of inner's state as it was, counts and schedules included.
+
+    Around `optax.MultiSteps`, a skipped layer keeps its accumulated gradient as it was; skipped in
+    the last microbatch of several, it doesn't move with the others. Inside it, a NaN would stay in
+    the accumulated gradient for ever, so that order is refused.
 
     Args:
-      layers: Division of the tree into layers; derived from the parameters if None.
       inner: The transform to guard: a skipped layer's update is zero, and its arrays in inner's
         state (moments) stay what they were. Without one, the skipped layer's gradient becomes zero:
         moments further on in the chain stay clean, but decay, and may move the layer.
+      layers: Division of the tree into layers; derived from the parameters if None.
 
     Returns:
       A transform; finite layers' updates are inner's own. `SkipNonfiniteState.last` is `[layers]`.
 
     Raises:
-      ValueError: At `init`, a leaf that is not floating point, or layers of another tree.
+      ValueError: At `init`, a leaf that is not floating point, layers of another tree, a
+        `dynamic_loss_scale` within (which would never see an overflow), or `optax.MultiSteps`
+        around.
+      TypeError: inner is not a gradient transform, or layers no `Layers`.
 
     Example:
-      >>> tx = skip_nonfinite(inner=optax.sgd(1.0, momentum=0.9))
+      >>> tx = skip_nonfinite(optax.sgd(1.0, momentum=0.9))
       >>> params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
       >>> gradient = {"a": jnp.array([1.0, jnp.nan]), "b": jnp.ones(1)}
       >>> update, state = tx.update(gradient, tx.init(params), params)
       >>> print(update["a"], update["b"], read_skipped(state, params))
       [0. 0.] [-1.] {'a': 1}
     """
-    guarded = optax.with_extra_args_support(inner or optax.identity())
+    check_layers_argument(layers)
+    guarded = as_transform(optax.identity() if inner is None else inner)
 
     def init_fn(params: optax.Params) -> SkipNonfiniteState:
+        refuse_inside_multi_steps(SkipNonfiniteState)
         check_layers(layers, params)
         count = len(layers_of(layers, params))
-        return SkipNonfiniteState(
+        state = SkipNonfiniteState(
             jnp.zeros(count, jnp.int32), jnp.zeros(count, bool), guarded.init(params)
         )
+        find_loss_scale(state)
+        return state
 
     def update_fn(
         updates: optax.Updates,
@@ -67,12 +93,16 @@ def skip_nonfinite(
         bad = bad.astype(bool)
         masks = found.expand(bad, updates)
 
-        def zero(tree: optax.Updates) -> optax.Updates:
-            return jax.tree.map(lambda mask, u: jnp.where(mask, jnp.zeros_like(u), u), masks, tree)
-
-        steps, inner_state = guarded.update(zero(updates), state.inner_state, params, **extra)
-        inner_state = _keep_skipped(masks, updates, inner_state, state.inner_state)
-        return zero(steps), SkipNonfiniteState(state.skipped + bad, bad, inner_state)
+        steps, inner_state = guarded.update(
+            _zeroed(masks, updates), state.inner_state, params, **_guarded(extra, masks)
+        )
+        filled = found.reduce(_is_filled, updates).astype(bool)
+        nothing_moves = jnp.all(bad | ~filled) & jnp.any(filled)
+        inner_state = _keep_skipped(masks, nothing_moves, updates, inner_state, state.inner_state)
+        in_tree_order = bad[np.argsort(np.array(found.order, int))]
+        return _zeroed(masks, steps), SkipNonfiniteState(
+            state.skipped + in_tree_order, bad, inner_state
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -82,13 +112,15 @@ def read_skipped(opt_state: Any, layers: Layers | Any) -> dict[str, int]:
 
     Args:
       opt_state: State of a transform that holds `skip_nonfinite` somewhere.
-      layers: The layers, or the parameters if none were given to `skip_nonfinite`.
+      layers: The layers that `skip_nonfinite` got; or the parameters, which do as well unless the
+        layers name stacks that the parameters alone don't tell.
 
     Returns:
       Layer name -> count, in depth order; only layers that were skipped.
 
     Raises:
-      ValueError: There is no `skip_nonfinite` in the state, or it is of other layers.
+      ValueError: There is no `skip_nonfinite` in the state, there are several, or it is of other
+        layers, or inside `optax.MultiSteps`.
 
     Example:
       >>> params = {"w": jnp.zeros(1)}
@@ -97,167 +129,65 @@ def read_skipped(opt_state: Any, layers: Layers | Any) -> dict[str, int]:
       >>> read_skipped(state, params)
       {'w': 1}
     """
-    state = _find(opt_state, SkipNonfiniteState)
-    if state is None:
-        raise ValueError("the optimizer's state holds no skip_nonfinite")
-    names = layers_of(layers if isinstance(layers, Layers) else None, layers).names
-    if len(names) != len(state.skipped):
+    check_guards(opt_state)
+    state = find_state(opt_state, SkipNonfiniteState)
+    several = len(find_states(opt_state, SkipNonfiniteState))
+    if several > 1:
         raise ValueError(
-            f"the state counts {len(state.skipped)} layers, but {len(names)} were given; pass the "
+            f"the optimizer's state holds {several} skip_nonfinite: pass the part of it with the "
+            "one you mean"
+        )
+    known = layers_of(layers if isinstance(layers, Layers) else None, layers)
+    if len(known) != len(state.skipped):
+        raise ValueError(
+            f"the state counts {len(state.skipped)} layers, but {len(known)} were given; pass the "
             "layers that skip_nonfinite got"
         )
-    return {name: int(count) for name, count in zip(names, state.skipped, strict=True) if count > 0}
+    counts = np.asarray(state.skipped)[np.array(known.order, int)]
+    return {name: int(count) for name, count in zip(known.names, counts, strict=True) if count > 0}
 
 
-class DynamicLossScaleState(NamedTuple):
-    """The scale, the good steps since it last changed, and how many steps overflowed."""
-
-    scale: jax.Array
-    good_steps: jax.Array
-    overflows: jax.Array
-    inner_state: optax.OptState
-
-
-def dynamic_loss_scale(
-    inner: optax.GradientTransformation | None = None,
-    *,
-    initial_scale: float = 2.0**15,
-    growth_interval: int = 2000,
-    factor: float = 2.0,
-    min_scale: float = 1.0,
-    max_scale: float = 2.0**126,
-) -> optax.GradientTransformationExtraArgs:
-    """Divides gradients by the scale that their loss was multiplied with, and adapts the scale.
-
-    Multiply the loss by `read_loss_scale(opt_state)` before differentiating it;
-    `vanishjax.make_train_step` does so by itself. A step whose gradient isn't finite is skipped
-    and the scale divided by `factor`; after `growth_interval` good steps it is multiplied.
-    Scales are powers of two, so that scaling rounds nothing.
-
-    Args:
-      inner: What gets the unscaled gradient and the parameters, in float32 at least, and whose
-        state stays as it was when a step is skipped. Without one, the unscaled gradient itself is
-        the update, in its own type, where a 16-bit type may lose what the scale had saved.
-      initial_scale: First scale.
-      growth_interval: Good steps before the scale grows.
-      factor: By which it grows and shrinks.
-      min_scale: Least scale.
-      max_scale: Largest scale; its inverse must be a normal number, so at most 2^126.
-
-    Returns:
-      The transform; updates keep the gradient's shape and type.
-
-    Raises:
-      ValueError: A scale or factor that is no power of two, scales out of order, or a
-        growth_interval below 1.
-
-    Example:
-      >>> tx = dynamic_loss_scale(optax.sgd(1.0), initial_scale=8.0)
-      >>> state = tx.init(jnp.zeros(1))
-      >>> update, state = tx.update(jnp.array([8.0]), state)
-      >>> skipped, state = tx.update(jnp.array([jnp.inf]), state)
-      >>> print(update, skipped, read_loss_scale(state))
-      [-1.] [0.] 4.0
-
-    References:
-      Micikevicius et al., Mixed precision training, 2018, section 3.2.
-    """
-    _check_scales(initial_scale, growth_interval, factor, min_scale, max_scale)
-    guarded = optax.with_extra_args_support(inner or optax.identity())
-
-    def init_fn(params: optax.Params) -> DynamicLossScaleState:
-        check_layers(None, params)
-        return DynamicLossScaleState(
-            jnp.array(initial_scale, jnp.float32),
-            jnp.zeros([], jnp.int32),
-            jnp.zeros([], jnp.int32),
-            guarded.init(jax.tree.map(numerics.upcast, params)),
-        )
-
-    def update_fn(
-        updates: optax.Updates,
-        state: DynamicLossScaleState,
-        params: optax.Params | None = None,
-        **extra: Any,
-    ) -> tuple[optax.Updates, DynamicLossScaleState]:
-        finite = jnp.array(True)
-        for leaf in jax.tree.leaves(updates):
-            finite &= jnp.all(jnp.isfinite(leaf))
-
-        def proceed() -> tuple[optax.Updates, optax.OptState]:
-            inverse = 1 / state.scale
-            unscaled = jax.tree.map(lambda g: numerics.upcast(g) * inverse, updates)
-            # Parameters too, lest a state of their type alternates with one of the gradient's.
-            wide = jax.tree.map(numerics.upcast, params)
-            steps, inner_state = guarded.update(unscaled, state.inner_state, wide, **extra)
-            return numerics.cast_like(steps, updates), inner_state
-
-        def skip() -> tuple[optax.Updates, optax.OptState]:
-            return jax.tree.map(
-                lambda g: jnp.zeros_like(jnp.asarray(g)), updates
-            ), state.inner_state
-
-        steps, inner_state = jax.lax.cond(finite, proceed, skip)
-        good = jnp.where(finite, state.good_steps + 1, 0)
-        grow = good >= growth_interval
-        scale = jnp.where(
-            finite,
-            jnp.where(grow, jnp.minimum(state.scale * factor, max_scale), state.scale),
-            jnp.maximum(state.scale / factor, min_scale),
-        )
-        return steps, DynamicLossScaleState(
-            scale,
-            jnp.where(grow, 0, good),
-            state.overflows + ~finite,
-            inner_state,
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+def check_guards(opt_state: Any) -> None:
+    """Raises ValueError, with the right order, where a guard in the state can't do its work."""
+    find_loss_scale(opt_state)
+    for _, around in find_states(opt_state, SkipNonfiniteState):
+        if any(isinstance(node, optax.MultiStepsState) for node, _ in around):
+            raise inside(SkipNonfiniteState, optax.MultiStepsState)
 
 
-def _check_scales(initial: Any, interval: Any, factor: Any, least: Any, largest: Any) -> None:
-    if not all(isinstance(x, int | float) for x in (initial, interval, factor, least, largest)):
-        return  # injected hyperparameters are traced: nothing is known of them here
-    named = {
-        "initial_scale": initial,
-        "factor": factor,
-        "min_scale": least,
-        "max_scale": largest,
-    }
-    for name, value in named.items():
-        if not (0 < value < math.inf and math.frexp(value)[0] == 0.5):
-            raise ValueError(f"{name} must be a power of two, got {value}")
-    if not 2.0**-126 <= least <= initial <= largest <= 2.0**126:
-        raise ValueError(
-            "expected 2^-126 <= min_scale <= initial_scale <= max_scale <= 2^126, got "
-            f"{least:g}, {initial:g}, {largest:g}"
-        )
-    if factor <= 1 or interval < 1:
-        raise ValueError(
-            f"factor must be above 1 and growth_interval at least 1, got {factor:g} and {interval}"
-        )
+def _guarded(extra: dict[str, Any], masks: Any) -> dict[str, Any]:
+    """What a line search gets, with the gradients of bad layers zero; of a whole tree only."""
+    given, value_fn = dict(extra), extra.get("value_fn")
+    whole: Any = jax.tree.structure(masks)
+    if jax.tree.structure(extra.get("grad")) == whole:
+        given["grad"] = _zeroed(masks, extra["grad"])
+    if value_fn is not None:
+
+        def without_bad_slopes(params: Any) -> Any:
+            if jax.tree.structure(params) == whole:
+                params = jax.tree.map(
+                    lambda mask, x: jnp.where(mask, jax.lax.stop_gradient(x), x), masks, params
+                )
+            return value_fn(params)
+
+        given["value_fn"] = without_bad_slopes
+    return given
 
 
-def read_loss_scale(opt_state: Any) -> jax.Array | None:
-    """The scale that the next loss is to be multiplied with; None if nothing scales it.
-
-    Example:
-      >>> print(read_loss_scale(dynamic_loss_scale(initial_scale=4.0).init(jnp.zeros(1))))
-      4.0
-      >>> read_loss_scale(optax.sgd(0.1).init(jnp.zeros(1))) is None
-      True
-    """
-    state = _find(opt_state, DynamicLossScaleState)
-    return None if state is None else state.scale
+def _zeroed(masks: Any, tree: Any) -> Any:
+    return jax.tree.map(lambda mask, u: jnp.where(mask, jnp.zeros_like(u), u), masks, tree)
 
 
-def _find(opt_state: Any, kind: type) -> Any:
-    states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-    return next((state for state in states if isinstance(state, kind)), None)
+def _is_filled(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Whether the layers of an array have entries."""
+    stack = [n for axis, n in enumerate(jnp.shape(g)) if axis not in axes]
+    return jnp.full(stack, jnp.size(g) > 0)
 
 
-def _keep_skipped(masks: Any, updates: Any, new: optax.OptState, old: optax.OptState) -> Any:
-    """Puts back the old state of skipped layers.
+def _keep_skipped(
+    masks: Any, all_skipped: jax.Array, updates: Any, new: optax.OptState, old: optax.OptState
+) -> Any:
+    """Puts back the old state of skipped layers, and all of it where every layer was skipped.
 
     An array of the state belongs to the parameter whose path its own path ends with, if their
     shapes agree: that holds for moments under chain, masked and partition alike.
@@ -272,6 +202,6 @@ def _keep_skipped(masks: Any, updates: Any, new: optax.OptState, old: optax.OptS
             owner = owners.get(path[start:])
             if owner is not None and owner[0] == jnp.shape(after):
                 return jnp.where(owner[1], before, after)
-        return after
+        return jnp.where(all_skipped, before, after)
 
     return jax.tree_util.tree_map_with_path(keep, new, old)

@@ -15,6 +15,7 @@ import numpy as np
 from vanishjax import report
 from vanishjax.health import Diagnosis, diagnose
 from vanishjax.problem import Problem
+from vanishjax.transforms.safety import check_guards
 from vanishjax.treatment.remedies import fitting_remedies
 from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.trial import (
@@ -245,7 +246,8 @@ class _Ward:
         for remedy in untried:
             try:
                 treated = remedy.apply(self._before(remedy))
-                jax.eval_shape(treated.tx.init, treated.params)  # what it refuses, it refuses now
+                # What it refuses, it refuses now.
+                check_guards(jax.eval_shape(treated.tx.init, treated.params))
             except Exception as error:
                 self._fail(remedy, error)
                 continue
