@@ -30,6 +30,12 @@ from vanishjax.transforms.rms import (
     scale_by_rms,
     scale_by_stddev,
 )
+from vanishjax.transforms.rounding import (
+    KahanSumState,
+    StochasticRoundState,
+    kahan_sum,
+    stochastic_round,
+)
 from vanishjax.transforms.safety import (
     DynamicLossScaleState,
     SkipNonfiniteState,
@@ -45,6 +51,7 @@ __all__ = [
     "CenterState",
     "Coefficients",
     "DynamicLossScaleState",
+    "KahanSumState",
     "MomentumState",
     "PolarGrowthState",
     "ReconditionState",
@@ -54,6 +61,7 @@ __all__ = [
     "ScaleByRmsState",
     "ScaleByStddevState",
     "SkipNonfiniteState",
+    "StochasticRoundState",
     "adaptive_clip",
     "center",
     "centralize",
@@ -62,6 +70,7 @@ __all__ = [
     "convert_state",
     "deflate",
     "dynamic_loss_scale",
+    "kahan_sum",
     "momentum",
     "nesterov",
     "normalize_by_layer",
@@ -80,4 +89,5 @@ __all__ = [
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "skip_nonfinite",
+    "stochastic_round",
 ]
