@@ -348,6 +348,59 @@ def test_axes(name):
     assert found == found | STACKED[name]
 
 
+def test_units_and_widths():
+    """What clips, and scales by shape, takes a kernel's inputs and outputs from the layers."""
+    for name, path, shape in (
+        ("linen attention", "out/kernel", (1, 1, 16)),
+        ("experts", "w", (3, 1, 8)),
+        ("grouped convolution", "kernel", (1, 1, 1, 12)),
+    ):
+        loss_fn, params, batch, matrices, _ = case(name)
+        layers = vj.find_layers(params, loss_fn, batch)
+        weights, gradient = random_like(params), random_like(params, 1)
+
+        def step(tx, weights=weights, gradient=gradient, path=path):
+            updates, _ = tx.update(gradient, tx.init(weights), weights)
+            return np.asarray(by_path(updates)[path])
+
+        before = np.asarray(by_path(gradient)[path])
+        clipped = step(vj.adaptive_clip(1e-3, layers=layers))
+        leaf = next(leaf for leaf in layers.leaves if leaf.path == path)
+        norms = np.sqrt(np.sum(np.square(by_path(weights)[path]), leaf.inputs, keepdims=True))
+        after = np.sqrt(np.sum(np.square(clipped), leaf.inputs, keepdims=True))
+        assert after.shape == shape
+        np.testing.assert_allclose(after, 1e-3 * norms, rtol=1e-5)
+        inputs, outputs = matrices[path](before).shape[-2:]
+        scaled = step(vj.scale_by_shape(layers=layers))
+        np.testing.assert_allclose(scaled, before * max(1, outputs / inputs) ** 0.5, rtol=1e-6)
+
+
+def test_lsuv_of_attention_and_experts():
+    """Orthogonal as the matrices that multiply, and unit variance of what they put out."""
+
+    def forward(p, x):
+        heads = jnp.einsum("bd,dhk->bhk", x, p["q"]["kernel"]) + p["q"]["bias"]
+        experts = jnp.einsum("bhk,hko->bho", jnp.tanh(heads), p["e"]["kernel"]) + p["e"]["bias"]
+        return heads, experts
+
+    shapes = {"q": ((16, 4, 4), (4, 4)), "e": ((4, 4, 8), (4, 8))}
+    params = {
+        name: {"kernel": jnp.zeros(kernel), "bias": jnp.zeros(bias)}
+        for name, (kernel, bias) in shapes.items()
+    }
+    params = random_like(params)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((256, 16)), jnp.float32)
+    params = vj.initializers.lsuv(lambda p, x: jnp.mean(jnp.cos(forward(p, x)[1])), params, x)
+    for values in (
+        values_of(params["q"]["kernel"].reshape(16, 16)),
+        values_of(params["e"]["kernel"]),
+    ):
+        np.testing.assert_allclose(values, values.mean(), rtol=1e-3)
+    for out in forward(params, x):
+        np.testing.assert_allclose(out.mean(0), 0.0, atol=1e-4)
+        np.testing.assert_allclose(out.std(), 1.0, rtol=1e-3)
+
+
 def test_what_the_user_says():
     params = {"a": {"w": jnp.ones((2, 3, 4)), "b": jnp.ones(4)}, "c": jnp.ones((5, 6))}
     given = {"a/w": (1, (0, -1)), "c": MuonDimensionNumbers(1, 0)}
