@@ -456,11 +456,11 @@ def test_coefficients_by_step(name):
         return y.T
 
     for coefficients in (name, triples, [list(triple) for triple in triples]):
-        step, _ = vj.orthogonalize(coefficients=coefficients).update(jnp.asarray(x), ())
+        step, _ = vj.orthogonalize(ns_coeffs=coefficients).update(jnp.asarray(x), ())
         expected = loop(1.01 if coefficients == "polar_express" else 1.0)
         np.testing.assert_allclose(step, expected, rtol=1e-3, atol=1e-3)
     spread = {
-        choice: np.ptp(values_of(vj.orthogonalize(coefficients=choice).update(x, ())[0]))
+        choice: np.ptp(values_of(vj.orthogonalize(ns_coeffs=choice).update(x, ())[0]))
         for choice in (name, "quintic")
     }
     assert spread[name] < spread["quintic"]
@@ -473,7 +473,7 @@ def test_coefficients_by_step(name):
 @pytest.mark.parametrize("bad", ["quantic", (1.0, 2.0), [(1.0, 2.0)], []])
 def test_coefficients_that_are_none(bad):
     for make in (vj.muon, vj.scale_by_muon):
-        with pytest.raises(ValueError, match=r"coefficients"):
+        with pytest.raises(ValueError, match="ns_coeffs"):
             make(**({"learning_rate": 0.1} if make is vj.muon else {}), ns_coeffs=bad)
 
 

@@ -98,13 +98,13 @@ def _triples(coefficients: Coefficients) -> Sequence[Triple]:
     """
     found = coefficients
     if isinstance(found, str):
-        found = lookup("coefficients", found, _NAMED)
+        found = lookup("ns_coeffs", found, _NAMED)
     shape = np.shape(found)
     if shape == (3,):
         return (found,)  # type: ignore[return-value]
     if len(shape) != 2 or shape[1] != 3 or not shape[0]:
         raise ValueError(
-            "coefficients must be three numbers, a sequence of such triples (one a step) or one of "
+            "ns_coeffs must be three numbers, a sequence of such triples (one a step) or one of "
             f"{', '.join(_NAMED)}; got {coefficients!r}"
         )
     return found  # type: ignore[return-value]
@@ -166,8 +166,8 @@ def polar_factor(x: jax.Array) -> jax.Array:
 
 
 def orthogonalize(
-    steps: jax.typing.ArrayLike = 5,
-    coefficients: Coefficients = NEWTON_SCHULZ,
+    ns_steps: jax.typing.ArrayLike = 5,
+    ns_coeffs: Coefficients = NEWTON_SCHULZ,
     layers: Layers | None = None,
 ) -> optax.GradientTransformation:
     """Orthogonalises each matrix: all its singular directions get a step of about one size.
@@ -178,8 +178,8 @@ def orthogonalize(
     `find_layers`.
 
     Args:
-      steps: Newton-Schulz iterations.
-      coefficients: Of the iteration: three numbers, a sequence of such triples (one a step), or
+      ns_steps: Newton-Schulz iterations.
+      ns_coeffs: Of the iteration: three numbers, a sequence of such triples (one a step), or
         "quintic", "dion" or "polar_express"; see `newton_schulz`. More exact ones cost no more at
         an equal number of steps, but one public ablation of Polar Express found no gain in
         training.
@@ -191,7 +191,7 @@ def orthogonalize(
       `[... * in, out]`, arrays that are no matrices are left as they are.
 
     Raises:
-      ValueError: Negative steps, or coefficients of another form; at `init`, a leaf that is not
+      ValueError: Negative ns_steps, or coefficients of another form; at `init`, a leaf that is not
         floating point, or layers of another tree.
 
     Example:
@@ -205,18 +205,18 @@ def orthogonalize(
       Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024; Bernstein and
       Newhouse, Old optimizer, new norm: an anthology, 2024, for why.
     """
-    check_non_negative("steps", steps)
-    _triples(coefficients)
+    check_non_negative("ns_steps", ns_steps)
+    _triples(ns_coeffs)
 
     def direction(leaf: Leaf, update: jax.Array) -> jax.Array:
-        if not leaf.is_matrix:
+        if not leaf.is_matrix or not update.size:
             return update
         matrices, laid_out = leaf.matrices(update)
         if leaf.matrix and leaf.matrix.groups and min(matrices.shape[-2:]) == 1:
             # A vector for each group, as in a depthwise convolution: exactly, and for nothing.
             scale, rest = numerics.split_norm(matrices, (matrices.ndim - 2, matrices.ndim - 1))
             return laid_out(numerics.divide(matrices * (1 / scale), rest))
-        return laid_out(newton_schulz(matrices, steps, coefficients))
+        return laid_out(newton_schulz(matrices, ns_steps, ns_coeffs))
 
     return per_leaf(direction, layers)
 
