@@ -44,6 +44,7 @@ BENCHMARKS = {
     "monitoring": Benchmark(),
     "parallel_step": Benchmark(),
     "depth": Benchmark(),
+    "low_precision": Benchmark(),
     "scaling": Benchmark(),
     "resume": Benchmark(),
     "signals": Benchmark(),

@@ -57,6 +57,7 @@ from .transforms import clip_by_layer_norm as clip_by_layer_norm
 from .transforms import convert_state as convert_state
 from .transforms import deflate as deflate
 from .transforms import dynamic_loss_scale as dynamic_loss_scale
+from .transforms import kahan_sum as kahan_sum
 from .transforms import momentum as momentum
 from .transforms import nesterov as nesterov
 from .transforms import normalize_by_layer as normalize_by_layer
@@ -75,6 +76,7 @@ from .transforms import scale_by_sign as scale_by_sign
 from .transforms import scale_by_stddev as scale_by_stddev
 from .transforms import scale_by_trust_ratio as scale_by_trust_ratio
 from .transforms import skip_nonfinite as skip_nonfinite
+from .transforms import stochastic_round as stochastic_round
 from .treatment import Remedy as Remedy
 from .treatment import Treatment as Treatment
 from .treatment import Trial as Trial

@@ -3,6 +3,7 @@
 from vanishjax._jaxpr.activation import Activation
 from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
+from vanishjax._jaxpr.contraction import Matrix
 from vanishjax._jaxpr.intake import kernel_inputs
 from vanishjax._jaxpr.program import Program, flatten, is_array, split_arrays, trace_loss
 from vanishjax._jaxpr.rows import WHOLE, Cut, Update
@@ -17,6 +18,7 @@ __all__ = [
     "Cut",
     "Event",
     "Looping",
+    "Matrix",
     "Passing",
     "Program",
     "Site",

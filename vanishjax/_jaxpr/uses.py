@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 
+from vanishjax._jaxpr.contraction import Matrix, Part, carried, matrix_of
 from vanishjax._jaxpr.program import Program
 from vanishjax._jaxpr.reach import DEAD, GRADIENT, Levels, Reach
 from vanishjax._jaxpr.values import (
@@ -85,9 +87,10 @@ def parameter_uses(program: Program) -> Trace:
       [(2, 'dot_general', 1.0), (0, 'mul', 2.0), (1, 'dot_general', 3.0)]
     """
     jaxpr, (_, ranks, arrays) = program.closed.jaxpr, program
-    walk = _Walk(constants_are_data=not arrays)
+    shapes = [shape_of(v.aval) for v in jaxpr.invars[: len(ranks)]]
+    walk = _Walk(shapes, constants_are_data=not arrays)
     wanted = (GRADIENT,) + (DEAD,) * (len(jaxpr.outvars) - 1)
-    values = [whole_parameter(i, rank) for i, rank in enumerate(ranks)] + [DATA] * arrays
+    values = [whole_parameter(i, shape) for i, shape in enumerate(shapes)] + [DATA] * arrays
     results = walk(jaxpr, values, wanted)
     _, reached = walk.reach(jaxpr, wanted)
     return Trace(
@@ -100,7 +103,8 @@ def parameter_uses(program: Program) -> Trace:
 class _Walk:
     """Forwards through a jaxpr: abstract values, and the uses they give rise to."""
 
-    def __init__(self, *, constants_are_data: bool) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], *, constants_are_data: bool) -> None:
+        self._shapes = shapes
         self.reach = Reach()
         self.uses: list[Use] = []
         self._constants_are_data = constants_are_data
@@ -154,7 +158,8 @@ class _Walk:
             joined = joined._replace(pending=frozenset())
         if joined.data:
             is_sum = name in _SUMS and not any(v.data and v.pieces for v in operands)
-            return [self._meet(eqn, joined, is_sum=is_sum)] * len(eqn.outvars)
+            matrices = self._matrices(eqn, operands)
+            return [self._meet(eqn, joined, matrices, is_sum=is_sum)] * len(eqn.outvars)
         return [
             join([self._carry(eqn, i, value, out) for i, value in enumerate(operands)])
             for out in range(len(eqn.outvars))
@@ -164,7 +169,7 @@ class _Walk:
         """What an operand made from parameters alone contributes to an equation's output."""
         old, new = shape_of(eqn.invars[operand].aval), shape_of(eqn.outvars[out].aval)
         name = eqn.primitive.name
-        if not value.pieces or (name in ELEMENTWISE and len(old) == len(new)):
+        if not value.pieces or (name in ELEMENTWISE and old == new):
             return value
         part: tuple[int, ...] | None = None
         # Parts are told apart where they could be layers: those of several parameters laid
@@ -179,18 +184,38 @@ class _Walk:
                 not piece.loops and picks_one(piece.dims, old, new)
             )
             dims = output_dims(name, eqn.params, operand, piece.dims, old, new)
-            pieces[leaf] = Piece(dims, piece.loops, part if part and told_apart else piece.part)
+            layout = carried(eqn, operand, piece.layout, out) if piece.layout else ()
+            own = part if part and told_apart else piece.part
+            pieces[leaf] = Piece(dims, piece.loops, own, layout)
         return value._replace(pieces=pieces)
 
-    def _meet(self, eqn: JaxprEqn, value: Value, *, is_sum: bool = False) -> Value:
+    def _matrices(self, eqn: JaxprEqn, operands: list[Value]) -> dict[int, Matrix | None]:
+        """How each parameter that enters an equation with the data holds its matrices."""
+        return {
+            leaf: matrix_of(
+                eqn, number, piece.layout, self._shapes[leaf], [axis for axis, _ in piece.loops]
+            )
+            for number, value in enumerate(operands)
+            for leaf, piece in value.pieces.items()
+        }
+
+    def _meet(
+        self,
+        eqn: JaxprEqn,
+        value: Value,
+        matrices: Mapping[int, Matrix | None] = MappingProxyType({}),
+        *,
+        is_sum: bool = False,
+    ) -> Value:
         if not (value.data and value.pieces):
             return value
         name, depth = eqn.primitive.name, value.depth + 1
         opaque = len(value.pieces) > 1 and (name in _OPAQUE or has_jaxpr(eqn))
         pending = set(value.pending)
-        for leaf, (dims, loops, part) in value.pieces.items():
+        for leaf, (dims, loops, part, _) in value.pieces.items():
             depths = np.array(float(depth))
-            use = Use(leaf, self._position, eqn, (), depths, part, opaque, loops)
+            matrix = matrices.get(leaf)
+            use = Use(leaf, self._position, eqn, (), depths, part, opaque, loops, matrix)
             if is_sum and all(dim == WHOLE for dim in dims):
                 pending.add(use)
             else:
@@ -229,7 +254,7 @@ class _Walk:
             for value, step in zip(histories[-1], growths(histories), strict=True)
         ]
         return carry + [
-            self._leave(value, loop, stacked=True)._replace(depth=value.depth + left * growth)
+            self._leave(value, loop, stacked=length)._replace(depth=value.depth + left * growth)
             for value in stacked
         ]
 
@@ -250,24 +275,26 @@ class _Walk:
         if not value.pieces:
             return value
         pieces = {}
-        for leaf, (dims, loops, part) in value.pieces.items():
+        for leaf, (dims, loops, part, layout) in value.pieces.items():
             if dims[0] >= 0:
                 loops = (*loops, (dims[0], loop))
             elif dims[0] == MIXED and (len(value.pieces) > 1 or not loops):
                 part = (self._position, next(self._serial))
-            pieces[leaf] = Piece(dims[1:], loops, part)
+            pieces[leaf] = Piece(dims[1:], loops, part, layout[1:])
         return value._replace(pieces=pieces)
 
-    def _leave(self, value: Value, loop: int, *, stacked: bool = False) -> Value:
+    def _leave(self, value: Value, loop: int, *, stacked: int | None = None) -> Value:
         """What a scan's iteration hands on: to the next one, or `stacked` to the outside."""
         pieces = {}
-        for leaf, (dims, loops, part) in value.pieces.items():
+        for leaf, (dims, loops, part, layout) in value.pieces.items():
             axis = {scan: axis for axis, scan in loops}.get(loop)
-            if stacked:
+            if stacked is not None:
                 dims = (WHOLE if axis is None else axis, *dims)
+                layout = (() if axis is None else (Part((axis,), stacked),), *layout)
             elif axis is not None:  # only this iteration's index of the parameter
                 dims, part = (MIXED,) * len(dims), (self._position, next(self._serial))
-            pieces[leaf] = Piece(dims, tuple(pair for pair in loops if pair[1] != loop), part)
+            rest = tuple(pair for pair in loops if pair[1] != loop)
+            pieces[leaf] = Piece(dims, rest, part, layout)
         pending = (dataclasses.replace(use, loops=()) for use in value.pending if use.loops)
         others = (use for use in value.pending if not use.loops)
         return value._replace(pieces=pieces, pending=frozenset([*pending, *others]))

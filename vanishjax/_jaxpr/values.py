@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vanishjax._jaxpr.contraction import Layout, Matrix, blend, whole
+
 # What a dimension of a value runs along, when it is no axis of the parameter.
 WHOLE = -1  # nothing: the whole parameter stands at each of its indices
 MIXED = -2  # unknown
@@ -44,6 +46,7 @@ class Use:
       part: Identifies the slice of the parameter that was used; None if it's no slice.
       opaque: The equation can't be looked into and took other parameters too.
       loops: Pairs (axis, scan) still to be unrolled, outermost first; () once the walk is over.
+      matrix: How the parameter holds its matrices, if the equation is a product.
     """
 
     leaf: int
@@ -54,6 +57,7 @@ class Use:
     part: tuple[int, ...] | None = None
     opaque: bool = False
     loops: tuple[tuple[int, int], ...] = ()
+    matrix: Matrix | None = None
 
 
 class Piece(NamedTuple):
@@ -62,6 +66,7 @@ class Piece(NamedTuple):
     dims: tuple[int, ...]  # for each dimension of the value the parameter's axis, or a code above
     loops: tuple[tuple[int, int], ...] = ()  # (axis, scan) that index it, outermost first
     part: tuple[int, ...] | None = None
+    layout: Layout = ()  # of which parts of axes; () if unknown
 
 
 class Value(NamedTuple):
@@ -78,9 +83,10 @@ NOTHING = Value(data=False, depth=0, pieces={})
 DATA = Value(data=True, depth=0, pieces={})
 
 
-def whole_parameter(leaf: int, ndim: int) -> Value:
+def whole_parameter(leaf: int, shape: Sequence[int]) -> Value:
     """The value of a parameter as it enters the loss."""
-    return Value(data=False, depth=0, pieces={leaf: Piece(tuple(range(ndim)))})
+    piece = Piece(tuple(range(len(shape))), layout=whole(shape))
+    return Value(data=False, depth=0, pieces={leaf: piece})
 
 
 def join(values: Sequence[Value]) -> Value:
@@ -112,7 +118,8 @@ def _blend(a: Piece, b: Piece) -> Piece:
             x if x == y or y == WHOLE else y if x == WHOLE else MIXED
             for x, y in zip(a.dims, b.dims, strict=True)
         )
-    return Piece(dims, max(a.loops, b.loops, key=len), a.part if a.part == b.part else None)
+    part = a.part if a.part == b.part else None
+    return Piece(dims, max(a.loops, b.loops, key=len), part, blend(a.layout, b.layout))
 
 
 def keeps_sums(primitive: str, operands: Sequence[Value]) -> bool:

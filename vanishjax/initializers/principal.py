@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.layers import Leaf
-from vanishjax.layers.dense import bias_of, matrices_of
 from vanishjax.layers.order import layers_met, parameter_leaves
 from vanishjax.validation import check_floating
 
@@ -71,11 +70,11 @@ def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
     uses = collections.Counter(use.leaf for use in trace.uses)
     layers = layers_met(parameter_leaves(params), trace)
     first = {
-        use.leaf: (leaf, bias_of(leaf, layers.leaves))
+        use.leaf: leaf
         for use in trace.uses
         for leaf in [layers.leaves[use.leaf]]
         if uses[use.leaf] == 1 and use.depths.ndim == 0 and use.depths == 1
-        if not leaf.axes and len(leaf.inner_axes) >= 2
+        if not leaf.axes and leaf.is_matrix
     }
     if first:
         anatomy = _jaxpr.dissect(program, trace)
@@ -86,18 +85,18 @@ def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
 def _turned(
     program: _jaxpr.Program,
     anatomy: _jaxpr.Anatomy,
-    first: dict[int, tuple[Leaf, Leaf | None]],
+    first: dict[int, Leaf],
     leaves: Sequence[jax.Array],
     inputs: Sequence[jax.Array],
 ) -> list[jax.Array]:
     seen = _jaxpr.kernel_inputs(program, anatomy, [*leaves, *inputs])
     turned = list(leaves)
-    for number, (leaf, bias) in first.items():
+    for number, leaf in first.items():
         if number not in seen:
             continue
-        matrices, laid_out = matrices_of(leaf, bias, numerics.upcast(leaves[number]))
+        matrices, laid_out = leaf.matrices(numerics.upcast(leaves[number]))
         data = numerics.upcast(seen[number]).reshape(-1, seen[number].shape[-1])
-        if matrices.shape[0] == data.shape[1]:
+        if matrices.ndim == 2 and matrices.shape[0] == data.shape[1]:
             kernel = laid_out(_toward_components(matrices, data))
             turned[number] = numerics.saturating_cast(kernel, leaves[number].dtype)
     return turned

@@ -14,7 +14,7 @@ import numpy as np
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.layers import Layers, Leaf
-from vanishjax.layers.dense import bias_of, matrices_of
+from vanishjax.layers.matrices import bias_of
 from vanishjax.layers.order import layers_met, parameter_leaves
 from vanishjax.validation import check_floating
 
@@ -95,7 +95,7 @@ class _Kernel(NamedTuple):
 
     number: int  # among the leaves
     leaf: Leaf
-    bias: tuple[int, Leaf] | None
+    bias: tuple[int, tuple[int, ...]] | None  # its number, and the axes that loops run along
     site: _jaxpr.Site
     lookup: bool
 
@@ -104,18 +104,19 @@ def _kernels(
     layers: Layers, trace: _jaxpr.Trace, anatomy: _jaxpr.Anatomy, centered: bool
 ) -> list[_Kernel]:
     uses = collections.Counter(use.leaf for use in trace.uses)
+    looped = {use.leaf: tuple(sorted(use.axes)) for use in trace.uses}
     lookups = {use.leaf for use in trace.uses if use.equation.primitive.name == "gather"}
     numbers = {leaf.path: number for number, leaf in enumerate(layers.leaves)}
     found = []
     for site in anatomy.sites.values():
         leaf = layers.leaves[site.leaf]
-        scanned = len(anatomy.lengths[site.tap]) == len(site.axes) == len(leaf.axes)
-        if uses[site.leaf] != 1 or not scanned or len(leaf.inner_axes) < 2:
+        scanned = len(anatomy.lengths[site.tap]) == len(site.axes)
+        if uses[site.leaf] != 1 or not scanned or not leaf.is_matrix:
             continue
         bias = bias_of(leaf, layers.leaves)
         partner = None
         if centered and bias is not None and uses[numbers[bias.path]] == 1:
-            partner = numbers[bias.path], bias
+            partner = numbers[bias.path], looped[numbers[bias.path]]
         found.append(_Kernel(site.leaf, leaf, partner, site, site.leaf in lookups))
     return found
 
@@ -133,8 +134,7 @@ def _adjusted(
     started = list(leaves)
     for kernel in kernels:
         if orthogonal and not kernel.lookup:
-            bias = kernel.bias and kernel.bias[1]
-            started[kernel.number] = _orthogonal(kernel.leaf, bias, leaves[kernel.number])
+            started[kernel.number] = _orthogonal(kernel.leaf, leaves[kernel.number])
         if kernel.bias is not None:
             number, _ = kernel.bias
             started[number] = jnp.zeros_like(leaves[number])
@@ -158,38 +158,36 @@ def _adjusted(
     kept = _jaxpr.adjusted_forward(program, anatomy, adjust, [*started, *inputs])
     results = list(leaves)
 
-    def keep(number: int, leaf: Leaf, values: jax.Array, alive: jax.Array) -> None:
-        """Takes values `[*stack, *inner]` for the layers that are alive."""
-        first = range(len(leaf.axes))
-        before = jnp.moveaxis(leaves[number], leaf.axes, first)
+    def keep(number: int, axes: tuple[int, ...], values: jax.Array, alive: jax.Array) -> None:
+        """Takes values, the loops' axes first, for the iterations that are alive."""
+        first = range(len(axes))
+        before = jnp.moveaxis(leaves[number], axes, first)
         chosen = jnp.where(_over(alive, before), values.reshape(before.shape), before)
-        after = jnp.moveaxis(chosen, first, leaf.axes)
+        after = jnp.moveaxis(chosen, first, axes)
         results[number] = numerics.saturating_cast(after, leaves[number].dtype)
 
     for kernel in kernels:
         # The loops' axes come in the order of the loops.
-        order = np.argsort(kernel.site.axes)
+        order, axes = np.argsort(kernel.site.axes), tuple(sorted(kernel.site.axes))
         scale, shift, alive = (
             jnp.transpose(x, (*order, *range(len(order), x.ndim))) for x in kept[kernel.site.tap]
         )
-        matrices = jnp.moveaxis(
-            numerics.upcast(started[kernel.number]), kernel.leaf.axes, range(len(order))
-        )
-        keep(kernel.number, kernel.leaf, matrices * _over(scale, matrices), alive)
+        matrices = jnp.moveaxis(numerics.upcast(started[kernel.number]), axes, range(len(order)))
+        keep(kernel.number, axes, matrices * _over(scale, matrices), alive)
         if kernel.bias is not None:
-            number, bias = kernel.bias
-            keep(number, bias, shift, alive)
+            number, axes = kernel.bias
+            keep(number, axes, shift, alive)
     return results
 
 
 def _over(x: jax.Array, values: jax.Array) -> jax.Array:
-    """One number a layer, `[*stack]`, to go with `[*stack, *inner]`."""
+    """One number an iteration, to go with all that it has."""
     return x.reshape(x.shape + (1,) * (values.ndim - x.ndim))
 
 
-def _orthogonal(kernel: Leaf, bias: Leaf | None, x: jax.Array) -> jax.Array:
+def _orthogonal(kernel: Leaf, x: jax.Array) -> jax.Array:
     """The orthogonal polar factors of a kernel's matrices."""
-    matrices, laid_out = matrices_of(kernel, bias, numerics.upcast(x))
+    matrices, laid_out = kernel.matrices(numerics.upcast(x))
     left, values, right = jnp.linalg.svd(matrices, full_matrices=False)
     # A kernel of zeros is meant to be one.
     factors = left @ right * jnp.any(values > 0, axis=-1)[..., None, None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vanishjax.layers.division import Layers, Leaf
-from vanishjax.layers.paths import BIAS_OF, bare
+from vanishjax.layers.matrices import bias_lengths, bias_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,55 +116,20 @@ def dense_layers(layers: Layers, tree: Any) -> tuple[Dense, ...]:
     return tuple(sorted(pairs, key=lambda pair: min(pair.kernel_places)))
 
 
-def bias_of(kernel: Leaf, leaves: Iterable[Leaf]) -> Leaf | None:
-    """The bias beside a kernel, if there is one."""
-    module, _, name = bare(kernel.path).rpartition("/")
-    partner = BIAS_OF.get(name)
-    wanted = f"{module}/{partner}" if module else partner
-    return next((leaf for leaf in leaves if bare(leaf.path) == wanted), None)
-
-
-def output_axes(kernel: Leaf, bias: Leaf | None) -> tuple[int, ...]:
-    """The axes of a kernel that are its outputs': those that its bias has.
-
-    The last ones, or the first ones (after the stack's) where it's called weight, as in Equinox.
+def matrix_axes(kernel: Leaf, bias: Leaf) -> tuple[int, ...]:
+    """All axes of a kernel in the order stack, inputs, outputs.
 
     Raises:
-      ValueError: The bias doesn't fit.
+      ValueError: The bias isn't that of the outputs.
     """
-    axes = kernel.inner_axes
-    outputs_first = bare(kernel.path).rpartition("/")[-1] == "weight"
-    lengths = [] if bias is None else [bias.shape[axis] for axis in bias.inner_axes]
-    while outputs_first and lengths[1:] and lengths[-1] == 1:
-        lengths.pop()  # Equinox's convolutions have theirs as [out, 1, 1]
-    count = len(lengths) or 1
-    outputs = axes[:count] if outputs_first else axes[len(axes) - count :]
-    if bias is None:
-        return outputs
-    fits = [kernel.shape[i] for i in outputs] == lengths
-    if not (fits and count < len(axes) and bias.stack == kernel.stack):
+    outputs = kernel.outputs
+    if bias_lengths(bias) != [kernel.shape[axis] for axis in outputs] or bias.stack != kernel.stack:
         raise ValueError(
             f"{bias.path} of shape {bias.shape} isn't the bias of {kernel.path} of shape "
             f"{kernel.shape}; if they are stacks of layers, pass layers=find_layers(params, "
             "loss_fn, batch), which knows that"
         )
-    return outputs
-
-
-def matrix_axes(kernel: Leaf, bias: Leaf | None) -> tuple[int, ...]:
-    """All axes of a kernel in the order stack, inputs, outputs: see `output_axes`."""
-    outputs = output_axes(kernel, bias)
     return (*kernel.axes, *(axis for axis in kernel.inner_axes if axis not in outputs), *outputs)
-
-
-def matrices_of(
-    kernel: Leaf, bias: Leaf | None, x: jax.Array
-) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """A kernel's array as matrices `[*stack, inputs, outputs]`, and what lays others out so."""
-    outputs, order = output_axes(kernel, bias), matrix_axes(kernel, bias)
-    columns = math.prod(kernel.shape[axis] for axis in outputs)
-    matrices = jnp.transpose(x, order).reshape(*kernel.stack, -1, columns)
-    return matrices, lambda matrices: _laid_out(matrices, kernel.shape, order)
 
 
 def _places(layers: Layers) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 from vanishjax import numerics
+from vanishjax._jaxpr import Matrix
 from vanishjax.layers.paths import bare, covers, path_name
 
 Status = Literal["used", "stopped", "unused", "unknown"]
@@ -28,12 +30,14 @@ class Leaf:
       axes: The axes along which layers are stacked, ascending; each index is one layer.
       status: "used": data meets it; "stopped": data meets it, but no gradient comes back;
         "unused": no data meets it; "unknown": nothing is known, or its depth couldn't be told.
+      matrix: Which axes are inputs and which outputs, if more than the shape told it.
     """
 
     path: str
     shape: tuple[int, ...]
     axes: tuple[int, ...] = ()
     status: Status = "unknown"
+    matrix: Matrix | None = None
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -44,6 +48,75 @@ class Leaf:
     def inner_axes(self) -> tuple[int, ...]:
         """The axes to reduce for one value a layer: all but the stack axes."""
         return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The axes over which a layer sums where the data meets it; () if it's no matrix.
+
+        Where nothing but the shape is known all inner axes but the last, or, of what is called
+        weight (Equinox, Torch), all but the first.
+        """
+        if self.matrix is not None:
+            return tuple(axis for axis in self.matrix.inputs if axis not in self.axes)
+        outputs = self.outputs
+        return tuple(axis for axis in self.inner_axes if axis not in outputs)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The axes of a layer's units: see `inputs`."""
+        if self.matrix is not None:
+            return tuple(axis for axis in self.matrix.outputs if axis not in self.axes)
+        axes = self.inner_axes
+        return axes[:1] if bare(self.path).rpartition("/")[-1] == "weight" else axes[-1:]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a layer multiplies: it has inputs and outputs."""
+        return bool(self.inputs and self.outputs)
+
+    def matrices(self, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """An array of this shape as the matrices that multiply the data.
+
+        Args:
+          x: The parameter, its gradient or its update.
+
+        Returns:
+          `[*stack, inputs, outputs]`, or `[*stack, groups, inputs, outputs]` where the matrices are
+          told apart by more than the stack axes (grouped convolutions), and the function that lays
+          such an array out as x.
+
+        Example:
+          >>> query = Leaf("query/kernel", (8, 2, 4), matrix=Matrix((0,), (1, 2)))
+          >>> matrices, laid_out = query.matrices(jnp.ones((8, 2, 4)))
+          >>> matrices.shape, laid_out(matrices).shape
+          ((8, 8), (8, 2, 4))
+        """
+        counts = dict(self.matrix.groups) if self.matrix else {}
+        cut: list[int] = []  # the shape, axes with groups cut in two
+        heads, places = [], {}  # of the groups, and of every axis, in that shape
+        for axis, size in enumerate(self.shape):
+            if axis in counts and axis not in self.axes:
+                heads.append(len(cut))
+                cut.append(counts[axis])
+                size //= max(1, counts[axis])
+            places[axis] = len(cut)
+            cut.append(size)
+        sides = [places[axis] for axis in self.inputs], [places[axis] for axis in self.outputs]
+        first = [places[axis] for axis in self.axes]
+        apart = [
+            *heads,
+            *(i for i in range(len(cut)) if i not in {*first, *heads, *sides[0], *sides[1]}),
+        ]
+        order = [*first, *apart, *sides[0], *sides[1]]
+        lengths = [math.prod(cut[i] for i in part) for part in (apart, *sides)]
+        shape = (*self.stack, *(lengths if apart else lengths[1:]))
+
+        def laid_out(matrices: jax.Array) -> jax.Array:
+            inverse = sorted(range(len(order)), key=order.__getitem__)
+            split = matrices.reshape([cut[i] for i in order])
+            return jnp.transpose(split, inverse).reshape(self.shape)
+
+        return jnp.transpose(x.reshape(cut), order).reshape(shape), laid_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +296,32 @@ class Layers:
                 x if number is None else fn(x, *others, axes=self.leaves[number].inner_axes)
                 for number, x, others in aligned
             ],
+        )
+
+    def map_leaves(self, fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+        """Applies `fn(leaf, array, *rest_arrays)` to every array: `map`, with all that is known.
+
+        Args:
+          fn: Gets the `Leaf` first, then the arrays.
+          tree: Tree of the parameters' structure.
+          *rest: More of them, with a leaf wherever `tree` has one.
+
+        Returns:
+          A tree of the structure of `tree`; what it has in place of a leaf stays.
+
+        Raises:
+          ValueError: A tree's leaves aren't those of the parameters.
+
+        Example:
+          >>> from vanishjax.layers import find_layers
+          >>> params = {"w": jnp.ones((3, 4)), "b": jnp.zeros(4)}
+          >>> find_layers(params).map_leaves(lambda leaf, x: leaf.inputs, params)
+          {'b': (), 'w': (0,)}
+        """
+        aligned, structure = self._aligned(tree, rest)
+        return jax.tree_util.tree_unflatten(
+            structure,
+            [x if n is None else fn(self.leaves[n], x, *others) for n, x, others in aligned],
         )
 
     def by_path(self, tree: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:

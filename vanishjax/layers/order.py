@@ -13,6 +13,7 @@ import numpy as np
 from vanishjax import _jaxpr
 from vanishjax.foreign import listed
 from vanishjax.layers.division import Layers, Leaf, Status
+from vanishjax.layers.matrices import with_contraction, with_given, with_partners
 from vanishjax.layers.paths import bare, modules, natural_order, path_name
 from vanishjax.layers.stacks import named_stacks, paired_stacks
 from vanishjax.validation import check_floating
@@ -23,7 +24,11 @@ class LayerOrderWarning(UserWarning):
 
 
 def find_layers(
-    params: Any, loss_fn: Callable[[Any, Any], Any] | None = None, batch: Any = None
+    params: Any,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    batch: Any = None,
+    *,
+    matrices: Any = None,
 ) -> Layers:
     """Divides parameters into layers, in the order in which the data meets them.
 
@@ -46,6 +51,15 @@ def find_layers(
     outermost module whose parameters are all stacked alike is taken for one stack. Where
     `optax.masked` hides biases, nothing is proven: pass the layers of the whole tree.
 
+    A kernel's inputs and outputs (`Leaf.inputs`, `Leaf.outputs`) are read off the product in which
+    the data meets it: a matrix product or `einsum`, a convolution of any kind, a lookup, whatever
+    reshaped or transposed the kernel before. An axis of which every index multiplies other data
+    (experts, heads of a block-diagonal kernel, a `vmap` over networks) is a stack axis. Without
+    `loss_fn` the bias beside a kernel tells its outputs, the last axes, or the first ones of what
+    is called weight; Flax's attention without biases is known by name (query, key, value, q, k, v,
+    q_proj, k_proj, v_proj: [in, heads, dim]; out, o, out_proj, o_proj: [heads, dim, out]); of
+    others the last axis is the output, of a weight the first. A bias is never a matrix.
+
     A parameter without a depth (unused, or with a warning) stands behind the one that precedes it
     in the order of paths, and shares its depth.
 
@@ -54,12 +68,17 @@ def find_layers(
       loss_fn: `loss_fn(params, batch)` returns a scalar or `(scalar, aux)`. It's traced, never run.
       batch: Any pytree of what `loss_fn` takes; without arrays in it, arrays that `loss_fn` closes
         over are the data.
+      matrices: What is known better: for any path (in a dictionary, or in a tree like the
+        parameters; a module's stands for all in it) a pair (inputs, outputs) of axes or tuples of
+        axes, such as `optax.contrib.MuonDimensionNumbers`. All other axes are stack axes. None in
+        the place of a pair: no matrix.
 
     Returns:
       The layers; none for a tree without leaves.
 
     Raises:
-      ValueError: A leaf isn't a real floating-point array, or the loss isn't a scalar.
+      ValueError: A leaf isn't a real floating-point array, the loss isn't a scalar, or `matrices`
+        doesn't fit the parameters.
 
     Warns:
       LayerOrderWarning: The depth of some parameters can't be told: their parts are used at several
@@ -77,8 +96,10 @@ def find_layers(
     """
     leaves = parameter_leaves(params)
     if loss_fn is None or not leaves:
-        return _order_by_path(paired_stacks(params, leaves))
-    return layers_met(leaves, _jaxpr.parameter_uses(_jaxpr.trace_loss(loss_fn, params, batch)))
+        leaves = with_partners(paired_stacks(params, leaves))
+        return _order_by_path(leaves if matrices is None else with_given(leaves, matrices))
+    trace = _jaxpr.parameter_uses(_jaxpr.trace_loss(loss_fn, params, batch))
+    return layers_met(leaves, trace, matrices)
 
 
 def parameter_leaves(params: Any) -> list[Leaf]:
@@ -93,12 +114,12 @@ def parameter_leaves(params: Any) -> list[Leaf]:
     return leaves
 
 
-def layers_met(leaves: list[Leaf], trace: _jaxpr.Trace) -> Layers:
+def layers_met(leaves: list[Leaf], trace: _jaxpr.Trace, matrices: Any = None) -> Layers:
     """The layers in the order in which a traced loss uses them: see `find_layers`."""
     if not trace.depends_on_data:
         _warn("the loss depends on no data", leaves)
         return _order_by_path(leaves)
-    schedules = _schedules(leaves, trace)
+    schedules = _schedules(leaves, trace, matrices)
     for doubt in dict.fromkeys(one.doubt for one in schedules if one.doubt):
         _warn(doubt, [one.leaf for one in schedules if one.doubt == doubt])
     return _order_by_use(schedules)
@@ -114,11 +135,16 @@ class _Schedule(NamedTuple):
     doubt: str  # why the depths can't be trusted; "" if they can
 
 
-def _schedules(leaves: list[Leaf], trace: _jaxpr.Trace) -> list[_Schedule]:
+def _schedules(leaves: list[Leaf], trace: _jaxpr.Trace, matrices: Any) -> list[_Schedule]:
     uses: list[list[_jaxpr.Use]] = [[] for _ in leaves]
     for use in trace.uses:
         uses[use.leaf].append(use)
-    return list(map(_schedule, leaves, uses, trace.differentiable))
+    doubts = list(map(_doubt, uses))
+    stacked = list(map(_stacked, leaves, uses, doubts))
+    stacked = with_partners(stacked)
+    if matrices is not None:
+        stacked = with_given(stacked, matrices)
+    return list(map(_schedule, stacked, uses, trace.differentiable, doubts))
 
 
 def _order_by_use(schedules: list[_Schedule]) -> Layers:
@@ -153,24 +179,33 @@ def _order_by_use(schedules: list[_Schedule]) -> Layers:
     )
 
 
-def _schedule(leaf: Leaf, uses: list[_jaxpr.Use], differentiable: bool) -> _Schedule:
-    scanned = {tuple(sorted(use.axes)) for use in uses if use.axes}
-    doubt = ""
-    if len(scanned) > 1:
-        doubt = "scans run along different axes of it"
-    elif scanned:
-        leaf = dataclasses.replace(leaf, axes=scanned.pop())
-    if len(set(_first_depths(uses))) > 1:
-        doubt = "parts of it are used at several depths"
+def _doubt(uses: list[_jaxpr.Use]) -> str:
+    """Why the depths of a parameter can't be told; "" if they can."""
     if any(use.opaque for use in uses):
-        doubt = "it meets the data together with others inside a primitive that hides their order"
+        return "it meets the data together with others inside a primitive that hides their order"
+    if len(set(_first_depths(uses))) > 1:
+        return "parts of it are used at several depths"
+    if len({tuple(sorted(use.axes)) for use in uses if use.axes}) > 1:
+        return "scans run along different axes of it"
+    return ""
 
+
+def _stacked(leaf: Leaf, uses: list[_jaxpr.Use], doubt: str) -> Leaf:
+    """The leaf with the stack axes and the matrices that its uses show."""
+    scanned = {tuple(sorted(use.axes)) for use in uses if use.axes}
+    if len(scanned) == 1:
+        leaf = dataclasses.replace(leaf, axes=scanned.pop())
+    return with_contraction(leaf, uses, stacks=not doubt)
+
+
+def _schedule(leaf: Leaf, uses: list[_jaxpr.Use], differentiable: bool, doubt: str) -> _Schedule:
     depths = np.full(leaf.stack, np.inf)
     last = np.full(leaf.stack, -np.inf)
     positions = np.zeros(leaf.stack, int)
     for use in [] if doubt else uses:
         # Over the stack's axes in ascending order; the same at all indices if nothing scanned it.
         own = use.depths.transpose(np.argsort(use.axes)) if use.axes else use.depths
+        own = own.reshape([leaf.shape[axis] if axis in use.axes else 1 for axis in leaf.axes])
         own = np.broadcast_to(own, leaf.stack)
         first = (own < depths) | ((own == depths) & (use.position < positions))
         positions = np.where(first, use.position, positions)

@@ -128,13 +128,15 @@ def muon(
     adam_learning_rate: LearningRate | None = None,
     adam_mask: Mask = None,
     consistent_rms: float | None = None,
+    muon_weight_dimension_numbers: Any = None,
     layers: Layers | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon: orthogonalised momentum for matrices, Adam for the rest.
 
-    Matrices are arrays with at least two axes beside the stack's: kernels, convolutions, stacked or
-    not. Biases and scales go to Adam, as does what `adam_mask` names: embeddings and the output
-    layer by custom.
+    Matrices are what the layers know as such (`Leaf.is_matrix`): kernels and convolutions, stacked
+    or not, each as the matrix that multiplies the data. Pass layers found with the loss, see
+    `find_layers`, unless all kernels are `[..., in, out]`. Biases and scales go to Adam, as does
+    what `adam_mask` names: embeddings and the output layer by custom.
 
     Args:
       learning_rate: A float or a schedule.
@@ -154,6 +156,9 @@ def muon(
       adam_mask: Tree of booleans (or a function of the parameters that gives one): matrices that go
         to Adam.
       consistent_rms: As in `vanishjax.scale_by_shape`.
+      muon_weight_dimension_numbers: Which axes of which matrix are inputs and outputs, in the place
+        of `layers`: a tree of `optax.contrib.MuonDimensionNumbers`, with None for what goes to
+        Adam, or a function of the parameters that gives one; see `matrices` of `find_layers`.
       layers: Division of the tree into layers; derived from the parameters if None.
 
     Returns:
@@ -175,7 +180,7 @@ def muon(
 
     def build(layers: Layers) -> optax.GradientTransformationExtraArgs:
         def label(params: optax.Params) -> Any:
-            kinds = layers.map(lambda _, axes: "muon" if len(axes) >= 2 else "adam", params)
+            kinds = layers.map_leaves(lambda leaf, _: "muon" if leaf.is_matrix else "adam", params)
             if adam_mask is None:
                 return kinds
             masked = adam_mask(params) if callable(adam_mask) else adam_mask
@@ -211,4 +216,10 @@ def muon(
         )
         return optax.partition({"muon": matrices, "adam": rest}, label)
 
-    return on_layers(build, layers)
+    given = muon_weight_dimension_numbers
+    if given is not None and layers is not None:
+        raise ValueError(
+            "muon takes layers or muon_weight_dimension_numbers, not both: pass the latter to "
+            "find_layers as matrices"
+        )
+    return on_layers(build, layers, given)

@@ -35,6 +35,12 @@ from vanishjax.transforms.rms import (
     scale_by_rms,
     scale_by_stddev,
 )
+from vanishjax.transforms.rounding import (
+    KahanSumState,
+    StochasticRoundState,
+    kahan_sum,
+    stochastic_round,
+)
 from vanishjax.transforms.safety import SkipNonfiniteState, read_skipped, skip_nonfinite
 from vanishjax.transforms.sign import ScaleByLionState, scale_by_lion, scale_by_sign
 
@@ -43,6 +49,7 @@ __all__ = [
     "CenterState",
     "Coefficients",
     "DynamicLossScaleState",
+    "KahanSumState",
     "MomentumState",
     "PolarGrowthState",
     "ReconditionState",
@@ -52,6 +59,7 @@ __all__ = [
     "ScaleByRmsState",
     "ScaleByStddevState",
     "SkipNonfiniteState",
+    "StochasticRoundState",
     "adaptive_clip",
     "center",
     "centralize",
@@ -60,6 +68,7 @@ __all__ = [
     "convert_state",
     "deflate",
     "dynamic_loss_scale",
+    "kahan_sum",
     "momentum",
     "nesterov",
     "normalize_by_layer",
@@ -78,4 +87,5 @@ __all__ = [
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "skip_nonfinite",
+    "stochastic_round",
 ]

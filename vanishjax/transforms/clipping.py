@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from vanishjax import numerics
-from vanishjax.layers import Layers
-from vanishjax.transforms.per_layer import per_layer
+from vanishjax.layers import Layers, Leaf
+from vanishjax.transforms.per_layer import per_layer, per_leaf
 from vanishjax.validation import check_floating, check_non_negative
 
 
@@ -104,7 +104,8 @@ def adaptive_clip(
     .. math:: u_i = g_i \min\Bigl(1, \frac{\lambda \max(\|w_i\|, \epsilon)}{\|g_i\|}\Bigr)
 
     A unit is what feeds one output: a column of a kernel `[in, out]` or `[in, heads, dim]`, a
-    filter of a convolution `[..., in, out]`, a whole bias.
+    filter of a convolution `[..., in, out]`, a whole bias. The layers tell a kernel's inputs; where
+    only the shape does, a kernel of three axes is `[in, heads, dim]`, as optax takes it.
 
     Args:
       clipping: lambda, the largest ratio of the norms.
@@ -132,12 +133,12 @@ def adaptive_clip(
     check_non_negative("clipping", clipping)
     check_non_negative("eps", eps)
 
-    def clip(update: jax.Array, param: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        unit = _unit_axes(update.shape, axes)
+    def clip(leaf: Leaf, update: jax.Array, param: jax.Array) -> jax.Array:
+        unit = _unit_axes(leaf)
         largest = clipping * numerics.at_least(numerics.norm(param, unit, keepdims=True), eps)
         return _clip(update, numerics.split_norm(update, unit), largest)
 
-    return per_layer(clip, layers, with_params=True)
+    return per_leaf(clip, layers, with_params=True)
 
 
 def _clip(
@@ -149,7 +150,10 @@ def _clip(
     return jnp.where(scale * rest < max_norm, g, clipped)
 
 
-def _unit_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    if sum(shape[axis] > 1 for axis in axes) <= 1:
+def _unit_axes(leaf: Leaf) -> tuple[int, ...]:
+    axes = leaf.inner_axes
+    if sum(leaf.shape[axis] > 1 for axis in axes) <= 1:
         return axes
+    if leaf.matrix is not None:
+        return leaf.inputs or axes
     return axes[:1] if len(axes) <= 3 else axes[:-1]

@@ -1,24 +1,46 @@
 """Orthogonalised updates: Newton-Schulz iteration and Muon's momentum."""
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
 from vanishjax import numerics
-from vanishjax.layers import Layers
+from vanishjax.layers import Layers, Leaf
 from vanishjax.transforms.moments import first_moment
-from vanishjax.transforms.per_layer import check_layers, per_layer
-from vanishjax.validation import check_decay, check_non_negative
+from vanishjax.transforms.per_layer import check_layers, per_leaf
+from vanishjax.validation import check_decay, check_non_negative, lookup
 
-Coefficients = tuple[float, float, float]
+Triple: TypeAlias = tuple[float, float, float]
+Coefficients: TypeAlias = Triple | Sequence[Triple] | str
 
 # The quintic with the steepest slope at zero that keeps singular values near 1 (Jordan 2024).
-NEWTON_SCHULZ: Coefficients = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
+# Steps that follow one another, by the names that `ns_coeffs` takes.
+_NAMED: dict[str, Triple | tuple[Triple, ...]] = {
+    "quintic": NEWTON_SCHULZ,
+    "standard": NEWTON_SCHULZ,
+    "dion": (  # Ahn et al. 2025
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+    "polar_express": (  # Amsel et al. 2025
+        (8.1566, -22.4833, 15.8788),
+        (4.0429, -2.8089, 0.5000),
+        (3.8917, -2.7725, 0.5061),
+        (3.2858, -2.3681, 0.4645),
+        (2.3465, -1.7098, 0.4232),
+    ),
+}
+# What the norm is multiplied by first: Polar Express's polynomials fall off steeply above 1.
+_MARGIN = {"polar_express": 1.01}
 
 
 def newton_schulz(
@@ -33,10 +55,16 @@ def newton_schulz(
     Args:
       x: `[..., m, n]`; tall matrices are transposed for the iteration.
       steps: Number of iterations.
-      coefficients: (a, b, c); the default converges to about .7 .. 1.2, not to 1.
+      coefficients: (a, b, c); the default converges to about .7 .. 1.2, not to 1. Or a triple for
+        each step, whose number then takes the place of `steps`, or a name: "quintic" (the default,
+        "standard" in optax), "dion" and "polar_express": both of five steps, the latter from
+        X = x / (1.01 |x|).
 
     Returns:
       Array of x's shape in the accumulator type; zeros stay zero.
+
+    Raises:
+      ValueError: An unknown name, or coefficients of another form.
 
     Example:
       >>> x = jnp.diag(jnp.array([1e-30, 2e-30]))
@@ -44,29 +72,54 @@ def newton_schulz(
       True
 
     References:
-      Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
+      Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024; Ahn et al.,
+      Dion: distributed orthonormalized updates, 2025; Amsel et al., The Polar Express: optimal
+      matrix sign methods and their application to the Muon algorithm, 2025.
     """
-    a, b, c = coefficients
+    margin = _MARGIN.get(coefficients, 1.0) if isinstance(coefficients, str) else 1.0
+    triples = _triples(coefficients)
     scale, rest = numerics.split_norm(x, (x.ndim - 2, x.ndim - 1))
-    x = numerics.divide(numerics.upcast(x) * (1 / scale), rest)
+    x = numerics.divide(numerics.upcast(x) * (1 / scale), rest * margin)
+    by_step = jnp.asarray(triples, x.dtype)
 
-    def quintic(x: jax.Array) -> jax.Array:
+    def quintic(number: jax.Array, x: jax.Array) -> jax.Array:
+        a, b, c = triples[0] if len(triples) == 1 else by_step[number]
         gram = x @ jnp.swapaxes(x, -1, -2)
         return a * x + (b * gram + c * gram @ gram) @ x
 
-    return _iterate(quintic, x, steps)
+    return _iterate(quintic, x, steps if len(triples) == 1 else len(triples))
+
+
+def _triples(coefficients: Coefficients) -> Sequence[Triple]:
+    """A triple for each step, or one for all.
+
+    Raises:
+      ValueError: An unknown name, or numbers that are no triples.
+    """
+    found = coefficients
+    if isinstance(found, str):
+        found = lookup("ns_coeffs", found, _NAMED)
+    shape = np.shape(found)
+    if shape == (3,):
+        return (found,)  # type: ignore[return-value]
+    if len(shape) != 2 or shape[1] != 3 or not shape[0]:
+        raise ValueError(
+            "ns_coeffs must be three numbers, a sequence of such triples (one a step) or one of "
+            f"{', '.join(_NAMED)}; got {coefficients!r}"
+        )
+    return found  # type: ignore[return-value]
 
 
 def _iterate(
-    step: Callable[[jax.Array], jax.Array], x: jax.Array, steps: jax.typing.ArrayLike
+    step: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, steps: jax.typing.ArrayLike
 ) -> jax.Array:
-    """So many steps on wide matrices, of which tall ones are transposed."""
+    """So many steps, numbered, on wide matrices; tall ones are transposed."""
     tall = x.shape[-2] > x.shape[-1]
     x = _whole(jnp.swapaxes(x, -1, -2) if tall else x)
     # A loop, lest XLA fuse steps into one another: it then computes a matrix and its transpose
     # apart, whose rounding errors differ, and the iteration makes them 3.4 times as large a step.
     # What leaves the loop is whole too, else what it carries is divided, and sent anew every step.
-    x = _whole(jax.lax.fori_loop(0, steps, lambda _, x: step(x), x))
+    x = _whole(jax.lax.fori_loop(0, steps, step, x))
     return jnp.swapaxes(x, -1, -2) if tall else x
 
 
@@ -106,32 +159,40 @@ def polar_factor(x: jax.Array) -> jax.Array:
       Higham, Functions of matrices, 2008, section 8.3.
     """
 
-    def cubic(x: jax.Array) -> jax.Array:
+    def cubic(_: jax.Array, x: jax.Array) -> jax.Array:
         return 1.5 * x - 0.5 * (x @ jnp.swapaxes(x, -1, -2)) @ x
 
     return _iterate(cubic, newton_schulz(x, steps=10) / 1.3, 6)
 
 
 def orthogonalize(
-    steps: jax.typing.ArrayLike = 5,
-    coefficients: Coefficients = NEWTON_SCHULZ,
+    ns_steps: jax.typing.ArrayLike = 5,
+    ns_coeffs: Coefficients = NEWTON_SCHULZ,
     layers: Layers | None = None,
 ) -> optax.GradientTransformation:
     """Orthogonalises each matrix: all its singular directions get a step of about one size.
 
+    A kernel's matrix is the one that multiplies the data: `Leaf.inputs` times `Leaf.outputs` of the
+    layers, such as `[d, heads * dim]` for a query kernel `[d, heads, dim]`, and one for each index
+    of a stack, expert or group. Layers found with the loss know it of any kernel, see
+    `find_layers`.
+
     Args:
-      steps: Newton-Schulz iterations.
-      coefficients: Of the iteration, see `newton_schulz`.
+      ns_steps: Newton-Schulz iterations.
+      ns_coeffs: Of the iteration: three numbers, a sequence of such triples (one a step), or
+        "quintic", "dion" or "polar_express"; see `newton_schulz`. More exact ones cost no more at
+        an equal number of steps, but one public ablation of Polar Express found no gain in
+        training.
       layers: Division of the tree into layers; derived from the parameters if None. A stack of
         matrices is orthogonalised matrix by matrix, in one batched product.
 
     Returns:
       A stateless transform; kernels `[..., in, out]` of convolutions count as matrices
-      `[... * in, out]`, arrays of fewer than two axes are left as they are.
+      `[... * in, out]`, arrays that are no matrices are left as they are.
 
     Raises:
-      ValueError: Negative steps; at `init`, a leaf that is not floating point, or layers of
-        another tree.
+      ValueError: Negative ns_steps, or coefficients of another form; at `init`, a leaf that is not
+        floating point, or layers of another tree.
 
     Example:
       >>> tx = orthogonalize()
@@ -144,15 +205,20 @@ def orthogonalize(
       Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024; Bernstein and
       Newhouse, Old optimizer, new norm: an anthology, 2024, for why.
     """
-    check_non_negative("steps", steps)
+    check_non_negative("ns_steps", ns_steps)
+    _triples(ns_coeffs)
 
-    def direction(update: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        if len(axes) < 2 or not update.size:
+    def direction(leaf: Leaf, update: jax.Array) -> jax.Array:
+        if not leaf.is_matrix or not update.size:
             return update
-        matrices = _as_matrices(update, axes)
-        return _from_matrices(newton_schulz(matrices, steps, coefficients), update.shape, axes)
+        matrices, laid_out = leaf.matrices(update)
+        if leaf.matrix and leaf.matrix.groups and min(matrices.shape[-2:]) == 1:
+            # A vector for each group, as in a depthwise convolution: exactly, and for nothing.
+            scale, rest = numerics.split_norm(matrices, (matrices.ndim - 2, matrices.ndim - 1))
+            return laid_out(numerics.divide(matrices * (1 / scale), rest))
+        return laid_out(newton_schulz(matrices, ns_steps, ns_coeffs))
 
-    return per_layer(direction, layers)
+    return per_leaf(direction, layers)
 
 
 class ScaleByMuonState(NamedTuple):
@@ -174,7 +240,8 @@ def scale_by_muon(
     """Orthogonalised momentum: the direction of Muon.
 
     Args:
-      ns_coeffs: Of the Newton-Schulz iteration.
+      ns_coeffs: Of the Newton-Schulz iteration: three numbers, a sequence of such triples (one a
+        step), or "quintic", "dion" or "polar_express"; see `orthogonalize`.
       ns_steps: Number of its iterations.
       beta: Decay of the momentum, in [0, 1).
       mu_dtype: Type of the momentum; None keeps float32 at least.
@@ -182,8 +249,8 @@ def scale_by_muon(
       layers: Division of the tree into layers; derived from the parameters if None.
 
     Returns:
-      A transform with the values of `optax.contrib.scale_by_muon`; arrays of fewer than two axes
-      get the plain momentum.
+      A transform with the values of `optax.contrib.scale_by_muon`; arrays that are no
+      matrices get the plain momentum.
 
     Raises:
       ValueError: As in `orthogonalize`, or beta outside [0, 1).
@@ -233,8 +300,8 @@ def scale_by_shape(
       layers: Division of the tree into layers; derived from the parameters if None.
 
     Returns:
-      A stateless transform with `optax.contrib.scale_by_shape`'s values; arrays of fewer than two
-      axes are left as they are.
+      A stateless transform with `optax.contrib.scale_by_shape`'s values; arrays that are no
+      matrices are left as they are.
 
     Raises:
       ValueError: A negative consistent_rms; at `init`, a leaf that is not floating point, or layers
@@ -251,27 +318,12 @@ def scale_by_shape(
     """
     check_non_negative("consistent_rms", consistent_rms)
 
-    def scale(update: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        if len(axes) < 2:
+    def scale(leaf: Leaf, update: jax.Array) -> jax.Array:
+        if not leaf.is_matrix:
             return update
-        inputs = math.prod(update.shape[axis] for axis in axes[:-1])
-        outputs = update.shape[axes[-1]]
+        *_, inputs, outputs = leaf.matrices(update)[0].shape
         if consistent_rms is None:
             return update * max(1.0, outputs / max(1, inputs)) ** 0.5
         return update * (consistent_rms * max(inputs, outputs) ** 0.5)
 
-    return per_layer(scale, layers)
-
-
-def _as_matrices(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`[stack, in, out]`: stack axes first, the last inner axis last."""
-    stack = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    x = jnp.transpose(x, stack + axes)
-    return x.reshape(math.prod(x.shape[: len(stack)]), -1, x.shape[-1])
-
-
-def _from_matrices(matrices: jax.Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
-    stack = tuple(axis for axis in range(len(shape)) if axis not in axes)
-    order = stack + axes
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return jnp.transpose(matrices.reshape([shape[axis] for axis in order]), inverse)
+    return per_leaf(scale, layers)

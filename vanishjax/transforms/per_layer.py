@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from vanishjax import numerics
-from vanishjax.layers import Layers, find_layers
+from vanishjax.layers import Layers, Leaf, find_layers
 from vanishjax.transforms.arguments import check_layers_argument
 
 
@@ -18,19 +18,25 @@ def layers_of(layers: Layers | None, tree: Any) -> Layers:
 
 
 def on_layers(
-    build: Callable[[Layers], optax.GradientTransformationExtraArgs], layers: Layers | None
+    build: Callable[[Layers], optax.GradientTransformationExtraArgs],
+    layers: Layers | None,
+    matrices: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`build(layers)`, or a transform that divides each whole tree before any part of it is hidden.
 
     For what is made with `optax.partition`: an array alone doesn't tell whether it's a stack.
+    `matrices` as in `find_layers`, or a function of the tree that gives it.
     """
     check_layers_argument(layers)
     if layers is not None:
         return build(layers)
     build(Layers((), (), ()))  # a bad argument is refused now, not at `init`
 
+    def divided(tree: Any) -> Layers:
+        return find_layers(tree, matrices=matrices(tree) if callable(matrices) else matrices)
+
     def init_fn(params: optax.Params) -> optax.OptState:
-        return build(find_layers(params)).init(params)
+        return build(divided(params)).init(params)
 
     def update_fn(
         updates: optax.Updates,
@@ -38,7 +44,7 @@ def on_layers(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        return build(find_layers(updates)).update(updates, state, params, **extra)
+        return build(divided(updates)).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -80,6 +86,25 @@ def per_layer(
       >>> print(tx.update(jnp.array([1.0, 3.0]), tx.init(jnp.zeros(2)))[0])
       [-1.  1.]
     """
+    return per_leaf(
+        lambda leaf, *arrays: fn(*arrays, axes=leaf.inner_axes), layers, with_params=with_params
+    )
+
+
+def per_leaf(
+    fn: Callable[..., jax.Array], layers: Layers | None, *, with_params: bool = False
+) -> optax.GradientTransformation:
+    """As `per_layer`, for functions that need more of the `Leaf` than its axes.
+
+    Args:
+      fn: `fn(leaf, update)`, or `fn(leaf, update, param)`: gets float32 at least, returns the new
+        update.
+      layers: Division of the tree into layers; derived from the parameters if None.
+      with_params: Whether `fn` takes the parameter.
+
+    Returns:
+      The transform; updates keep shape and type.
+    """
     check_layers_argument(layers)
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
@@ -93,10 +118,10 @@ def per_layer(
             check_given(params)
         rest = (params,) if with_params else ()
 
-        def apply(update: jax.Array, *params: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-            return fn(numerics.upcast(update), *map(numerics.upcast, params), axes=axes)
+        def apply(leaf: Leaf, *arrays: jax.Array) -> jax.Array:
+            return fn(leaf, *map(numerics.upcast, arrays))
 
-        steps = layers_of(layers, updates).map(apply, updates, *rest)
+        steps = layers_of(layers, updates).map_leaves(apply, updates, *rest)
         return numerics.cast_like(steps, updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -161,8 +161,8 @@ def redraw(batch: Any, key: jax.Array) -> Remedy:
         drawn = {}
         for leaf, own in zip(layers.leaves, jax.random.split(key, len(layers.leaves)), strict=True):
             x = arrays[leaf.path]
-            if len(leaf.inner_axes) >= 2:
-                fan_in = max(1, math.prod(leaf.shape[axis] for axis in leaf.inner_axes[:-1]))
+            if leaf.is_matrix:
+                fan_in = max(1, math.prod(leaf.shape[axis] for axis in leaf.inputs))
                 x = (jax.random.normal(own, x.shape) / fan_in**0.5).astype(x.dtype)
             elif leaf.path.rpartition("/")[-1] in ("bias", "b"):
                 x = jnp.zeros_like(x)
