@@ -166,7 +166,7 @@ def polar_factor(x: jax.Array) -> jax.Array:
 
 
 def orthogonalize(
-    ns_steps: jax.typing.ArrayLike = 5,
+    steps: jax.typing.ArrayLike = 5,
     ns_coeffs: Coefficients = NEWTON_SCHULZ,
     layers: Layers | None = None,
 ) -> optax.GradientTransformation:
@@ -178,7 +178,7 @@ def orthogonalize(
     `find_layers`.
 
     Args:
-      ns_steps: Newton-Schulz iterations.
+      steps: Newton-Schulz iterations.
       ns_coeffs: Of the iteration: three numbers, a sequence of such triples (one a step), or
         "quintic", "dion" or "polar_express"; see `newton_schulz`. More exact ones cost no more at
         an equal number of steps, but one public ablation of Polar Express found no gain in
@@ -191,7 +191,7 @@ def orthogonalize(
       `[... * in, out]`, arrays that are no matrices are left as they are.
 
     Raises:
-      ValueError: Negative ns_steps, or coefficients of another form; at `init`, a leaf that is not
+      ValueError: Negative steps, or coefficients of another form; at `init`, a leaf that is not
         floating point, or layers of another tree.
 
     Example:
@@ -205,7 +205,7 @@ def orthogonalize(
       Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024; Bernstein and
       Newhouse, Old optimizer, new norm: an anthology, 2024, for why.
     """
-    check_non_negative("ns_steps", ns_steps)
+    check_non_negative("steps", steps)
     _triples(ns_coeffs)
 
     def direction(leaf: Leaf, update: jax.Array) -> jax.Array:
@@ -216,7 +216,7 @@ def orthogonalize(
             # A vector for each group, as in a depthwise convolution: exactly, and for nothing.
             scale, rest = numerics.split_norm(matrices, (matrices.ndim - 2, matrices.ndim - 1))
             return laid_out(numerics.divide(matrices * (1 / scale), rest))
-        return laid_out(newton_schulz(matrices, ns_steps, ns_coeffs))
+        return laid_out(newton_schulz(matrices, steps, ns_coeffs))
 
     return per_leaf(direction, layers)
 
