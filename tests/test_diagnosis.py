@@ -300,3 +300,45 @@ def test_ranges_of_layers():
     assert layer_ranges(["a/0/w", "a/1/w", "b"]) == "a/0..1/w, b"
     assert layer_ranges([f"Dense_{i}" for i in range(3)] + ["out"]) == "Dense_0..2, out"
     assert layer_ranges([]) == ""
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_a_kernel_that_holds_what_is_not_finite_is_named(activation, bad):
+    # Of 4,096 entries: XLA on a CPU drops NaN from reductions of arrays that large.
+    problem = mlp(activation, depth=3, width=64)
+    kernel = problem.params["hidden_stack"]["kernel"].at[1, 7, 9].set(bad)
+    hidden = problem.params["hidden_stack"] | {"kernel": kernel}
+    params = problem.params | {"hidden_stack": hidden}
+    (finding,) = vj.diagnose(problem.loss_fn, params, BATCH).findings
+    assert (finding.rule, finding.layers) == ("nonfinite", ("hidden_stack/kernel[1]",))
+
+
+def test_a_parameter_that_is_not_a_number_is_named_even_where_the_loss_is_finite():
+    params = {"w": jnp.ones((8, 4)), "spare": jnp.full((64, 64), jnp.nan)}
+    found = vj.diagnose(lambda p, x: jnp.mean((x @ p["w"]) ** 2), params, X)
+    assert [(one.rule, one.layers) for one in found.findings][:1] == [("nonfinite", ("spare",))]
+
+
+def test_doubles_are_judged_in_doubles():
+    with jax.enable_x64(True):
+        params = {"a": jnp.eye(4, dtype=jnp.float64) * 1e-3, "b": jnp.ones((4, 2), jnp.float64)}
+        batch = jnp.asarray(np.random.default_rng(0).standard_normal((16, 4)) * 1e45)
+
+        def loss_fn(p, x):
+            return 1e-138 * jnp.mean((jnp.tanh(x @ (p["a"] * 1e-45)) @ p["b"]) ** 2)
+
+        found = vj.diagnose(loss_fn, params, batch, vj.adam(1e-3))
+        probe = found.probe
+        assert 0 < probe.loss < 1e-138
+        np.testing.assert_allclose(probe.preactivation_rms[0], 1e-3, rtol=0.3)
+        assert (probe.gradient_rms > 0).all()
+        np.testing.assert_allclose(np.log(probe.gradient_rms), probe.log_gradient_rms, rtol=1e-4)
+        # Adam takes g / (g + 1e-8) of its step.
+        rms = probe.parameters.rms
+        np.testing.assert_allclose(found.effectiveness, rms / (rms + 1e-8), rtol=0.2)
+        assert "blind_optimizer" in [one.rule for one in found.findings]
+        tiny = vj.probe(lambda p, x: jnp.mean((1e-60 * x @ p["a"]) ** 2), params, batch / 1e45)
+        np.testing.assert_allclose(tiny.preactivation_rms[0] * 1e63, 1.0, rtol=0.3)
+    with pytest.raises(ValueError, match="infinite or NaN"):
+        vj.probe(lambda p, x: jnp.mean(x * p), jnp.ones(4), np.full((3, 4), 1e45))

@@ -576,8 +576,8 @@ SAME_DERIVATIVE = {
 def test_gradients_through_an_optimizer_are_those_of_optax(name):
     ours, theirs, arguments = SAME_DERIVATIVE[name]
     found, exact = (
-        jax.jit(jax.grad(lambda g, tx=make(0.1, **arguments): trained(tx, g)))(WITH_ZEROS)
-        for make in (ours, theirs)
+        jax.jit(jax.grad(lambda g, tx=tx: trained(tx, g)))(WITH_ZEROS)
+        for tx in (ours(0.1, **arguments), theirs(0.1, **arguments))
     )
     assert np.abs(exact).max() > 1e-3
     np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())

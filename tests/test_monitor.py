@@ -596,3 +596,38 @@ def test_the_course_of_real_runs():
     assert assess(cured, LAYERS) == []
     for ours, theirs in zip(cured, healthy, strict=True):
         np.testing.assert_allclose(ours.update_norm, theirs.update_norm, rtol=0.02)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_is_not_finite_shows_in_large_layers(every):
+    params = {"a": jnp.full((256, 256), 1e-3), "b": jnp.ones(3)}
+    tx = monitor(vj.adam(1e-3), every=every)
+    update, start = jax.jit(tx.update), tx.init(params)
+    for bad in (np.nan, np.inf):
+        gradient = {"a": params["a"].at[3, 5].set(bad), "b": params["b"]}
+        health = read_health(update(gradient, start, params)[1])
+        np.testing.assert_equal(float(health.gradient_norm[0]), bad)
+        assert np.isnan(health.update_norm[0])
+        assert np.isfinite(health.gradient_norm[1])
+        (finding,) = assess([health], ["a", "b"])
+        assert (finding.rule, finding.layers) == ("nonfinite", ("a",))
+        broken = params | {"a": gradient["a"]}
+        np.testing.assert_equal(
+            float(read_health(update(params, start, broken)[1]).param_norm[0]), bad
+        )
+
+
+def test_doubles_are_seen_in_doubles():
+    with jax.enable_x64(True):
+        params = {"a": jnp.full((8, 8), 1e-60), "b": jnp.ones(3, jnp.float32)}
+        tx = monitor(vj.adam(1e-3))
+        state = tx.init(params)
+        gradient = {"a": jnp.full((8, 8), 1e-47), "b": jnp.full(3, 1e-3, jnp.float32)}
+        after = jax.jit(tx.update)(gradient, state, params, value=1e-45)[1]
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+        health = read_health(after)
+        np.testing.assert_allclose(health.gradient_norm, [8e-47, 1e-3 * 3**0.5], rtol=1e-5)
+        np.testing.assert_allclose(health.param_norm, [8e-60, 3**0.5], rtol=1e-5)
+        np.testing.assert_allclose(float(health.loss), 1e-45, rtol=1e-12)
+        np.testing.assert_allclose(health.effectiveness, [1e-39, 1.0], rtol=0.1)
+        assert [one.rule for one in assess([health], ["a", "b"])] == ["blind_optimizer"]

@@ -30,6 +30,18 @@ def accumulator_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def common_dtype(tree: Any) -> jnp.dtype:
+    """The float type that holds sums over any leaf.
+
+    Example:
+      >>> str(common_dtype({"a": jnp.ones(2, jnp.bfloat16), "b": 1.0}))
+      'float32'
+    """
+    # Of the types, since of two arrays a weakly typed double would give way to a float32.
+    types = (jnp.dtype(jnp.result_type(x)) for x in jax.tree.leaves(tree))
+    return jnp.result_type(jnp.float32, *types)
+
+
 def upcast(x: jax.typing.ArrayLike) -> jax.Array:
     """`x` in its accumulator type."""
     x = jnp.asarray(x)
@@ -390,7 +402,7 @@ def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
     if not leaves:
         return jnp.ones(()), jnp.zeros(())
     # One type for all: what is small enough to be flushed depends on the type of the squares.
-    dtype = jnp.result_type(*leaves)
+    dtype = common_dtype(leaves)
     leaves = [x.astype(dtype) for x in leaves]
 
     def squares(inverse: jax.Array | None) -> jax.Array:

@@ -134,8 +134,8 @@ def _severity(mask: Any) -> Any:
 
 def _nonfinite(course: _Course) -> list[Finding]:
     seen = course.seen
-    norms = (seen.gradient_norm, seen.update_norm, seen.param_norm)
-    bad = ~np.isfinite(norms).all(axis=0)
+    norms = np.stack([seen.gradient_norm, seen.update_norm, seen.param_norm])
+    bad = np.any(~np.isfinite(norms), axis=0)
     if not bad.any():
         return []
     lasting = bad[-1].any()

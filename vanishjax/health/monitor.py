@@ -80,7 +80,7 @@ def monitor(
     def init_fn(params: optax.Params) -> MonitorState:
         check_layers(layers, params)
         count = len(layers_of(layers, params))
-        dtype = numerics.accumulator_dtype(jnp.result_type(*jax.tree.leaves(params)))
+        dtype = numerics.common_dtype(params)
         try:
             response = step_response(tx, params, layers)
         except TypeError:  # a line search wants the loss function

@@ -453,7 +453,8 @@ def _check_batch(batch: Any) -> None:
             raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}")
         if jnp.issubdtype(x.dtype, jnp.inexact):
             # In the type that the loss will get: without x64, a float64 of 1e45 is infinite in it.
-            held = np.asarray(x).astype(jax.dtypes.canonicalize_dtype(x.dtype))
+            with np.errstate(over="ignore"):
+                held = np.asarray(x).astype(jax.dtypes.canonicalize_dtype(x.dtype))
             wrong = np.argwhere(~np.isfinite(held))
             if len(wrong):
                 raise ValueError(

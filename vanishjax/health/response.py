@@ -82,8 +82,9 @@ def step_response(
         leaves.
       TypeError: The transform needs extra arguments that only a training step has.
 
-    Cost: one init and two updates for each of 28 sizes (56 in float64), compiled once in a scan, and the memory of
-    a training step's gradient, state and two updates. Pure: it works under jit and eval_shape.
+    Cost: one init and two updates for each of 28 sizes (56 in float64), compiled once in a scan,
+    and the memory of a training step's gradient, state and two updates. Pure: it works under jit
+    and eval_shape.
 
     Example:
       >>> response = step_response(optax.adam(1e-3), jnp.ones((4, 4)))
@@ -102,7 +103,7 @@ def step_response(
         for key, leaf in zip(keys, leaves, strict=True)
     ]
 
-    dtype = numerics.accumulator_dtype(jnp.result_type(*leaves))
+    dtype = numerics.common_dtype(leaves)
 
     def steps(size: jax.Array) -> Any:
         gradient = jax.tree.unflatten(structure, [_scaled(x, size) for x in patterns])
@@ -143,7 +144,8 @@ def effectiveness(response: Response, gradient_rms: jax.typing.ArrayLike) -> jax
       gradient_rms: `[layers]`, the root mean square of each layer's gradient.
 
     Returns:
-      `[layers]` in [0, 1], of the response's type; NaN where the gradient or the response is unknown.
+      `[layers]` in [0, 1], of the response's type; NaN where the gradient or the response is
+      unknown.
 
     Example:
       >>> response = step_response(optax.sgd(0.1), jnp.ones(4))
@@ -182,9 +184,7 @@ def _log_odds(share: jax.Array) -> jax.Array:
 def _scaled(pattern: jax.Array, size: jax.Array) -> jax.Array:
     """The pattern times a size, kept among the numbers of its type; zero stays zero."""
     info = jnp.finfo(pattern.dtype)
-    least = max(
-        float(info.smallest_subnormal), _nothing(numerics.accumulator_dtype(pattern.dtype))
-    )
+    least = max(float(info.smallest_subnormal), _nothing(numerics.accumulator_dtype(pattern.dtype)))
     size = jnp.where(size == 0, 0.0, jnp.clip(size, least, float(info.max)))
     return pattern * size.astype(pattern.dtype)
 

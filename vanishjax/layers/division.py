@@ -146,9 +146,11 @@ class Layers:
                         f"layer, got shape {result.shape}"
                     )
                 results[number] = result
-        dtype = jnp.result_type(*results.values()) if results else jnp.float32
+        # Of the types: of two arrays, a weakly typed double would give way to a float32.
+        types = {result.dtype for result in results.values()} or {jnp.dtype(jnp.float32)}
+        dtype = jnp.result_type(*types)
         flat = [
-            results[number].ravel() if number in results else jnp.zeros(leaf.stack, dtype).ravel()
+            jnp.asarray(results.get(number, jnp.zeros(leaf.stack)), dtype).ravel()
             for number, leaf in enumerate(self.leaves)
         ]
         return jnp.concatenate(flat)[np.array(self.order)] if flat else jnp.zeros(0, dtype)
