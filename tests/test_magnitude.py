@@ -470,6 +470,8 @@ def test_constants_give_what_arguments_give(name):
 LARGE = 256, 256
 # What takes no step along a bad gradient: it skips the layer or the step, or steps elsewhere first.
 SKIPPING = {"skip_nonfinite", "dynamic_loss_scale", "recondition"}
+# What divides a layer by a norm makes all of it NaN.
+SPREADING = {"clip_by_layer_norm", "normalize_by_layer", "scale_by_trust_ratio", "lars", "lamb"}
 # An infinite gradient has a sign.
 SIGNED = {"lion", "scale_by_lion", "scale_by_sign"}
 
@@ -489,6 +491,8 @@ def test_what_is_not_finite_shows_in_large_leaves(name):
         found = step({"kernel": broken(LARGE, jnp.float32, bad), "bias": jnp.ones(LARGE[1])})
         shown = name not in SKIPPING and not (bad == np.inf and name in SIGNED)
         assert np.isfinite(np.asarray(found["kernel"]).flat[777]) != shown
+        if np.isnan(bad) and name in SPREADING:
+            assert np.isnan(found["kernel"]).all()
 
 
 def test_clip_by_global_norm_does_with_what_is_not_finite_as_optax():
