@@ -313,21 +313,13 @@ ENDLESS = [sys.executable, "-m", "vanishjax", *TRAIN, "--epochs", "1000000"]
 def test_a_terminal_that_is_closed_loses_nothing(here):
     """Its SIGHUP comes when nothing can be written on it any more."""
     main, other = pty.openpty()
-
-    def own_terminal():
-        os.setsid()
-        import fcntl
-        import termios
-
-        fcntl.ioctl(other, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        ENDLESS, stdin=other, stdout=other, stderr=other, preexec_fn=own_terminal
-    )
-    os.close(other)
+    # A new session's first terminal is the one that rules it.
+    on_terminal = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(other)]
+    process = subprocess.Popen([*on_terminal, *ENDLESS], start_new_session=True)
     said = b""
     while b"2/1000000" not in said:
         said += os.read(main, 4096)
+    os.close(other)
     os.close(main)
     assert process.wait(60) == 129
     assert read_json("run/train.json")["interrupted"] is True
