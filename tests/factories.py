@@ -7,9 +7,9 @@ import optax
 import vanishjax as vj
 
 # What a factory without a default for it gets.
-REQUIRED = {"learning_rate": 0.01, "total_steps": 10, "tx": optax.sgd(0.01)}
+REQUIRED = {"activation": "tanh", "learning_rate": 0.01, "total_steps": 10, "tx": optax.sgd(0.01)}
 # What pairs kernels with their biases, and refuses a kernel without one.
-PAIRED = {"center", "deep_muon", "deflate", "polar_growth", "recondition"}
+PAIRED = {"center", "deep_adam", "deep_muon", "deflate", "polar_growth", "recondition"}
 _TRANSFORMS = (optax.GradientTransformation, optax.GradientTransformationExtraArgs)
 
 
