@@ -220,10 +220,9 @@ def test_variance_and_correlations_of_a_wide_network_follow_the_maps(activation,
     expected = [float(c[0])]
     for _ in range(depth - 2):
         expected.append(theory.correlation_map(f_hat, expected[-1], 1.0, 1.0, 0.0))
-    print(q, c, expected)
-    # Of 32 pairs of 192 numbers each: 1.3 percent a layer's standard error.
-    np.testing.assert_allclose(q, 1, atol=0.04)
-    np.testing.assert_allclose(c, expected, atol=0.03)
+    # The variance map is neutral: a layer's error, about 1 / width, adds up to that of the last.
+    np.testing.assert_allclose(q, 1, atol=depth / width)
+    np.testing.assert_allclose(c, expected, atol=0.25 * depth / width)
 
 
 def test_the_type_is_kept():
@@ -313,8 +312,8 @@ def test_other_refusals():
         )
     with pytest.raises(ValueError, match="hard_tanh has no DKS shape at depth 5"):
         shaped(*linen(activation="hard_tanh"), BATCH)
-    with pytest.raises(ValueError, match="relu has no TAT shape at depth 5"):
-        shaped(*linen(activation="relu"), BATCH, method="tat")
+    with pytest.raises(ValueError, match="selu has no TAT shape at depth 5"):
+        shaped(*linen(activation="selu"), BATCH, method="tat")
     with pytest.raises(ValueError, match=r"hidden_stack/kernel\[0\]: not of full rank"):
         shaped(*linen(kernel_init=nn.initializers.ones), BATCH)
     with pytest.raises(ValueError, match="hidden_0/kernel: what it puts out is the same"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,11 +82,12 @@ class _Linking(Evaluator):
         if variable in self._anatomy.sites:
             site = self._anatomy.sites[variable]
             output = x if variable is site.output else environment.get(site.output)
-            if output is not None and output.shape == x.shape:
-                added = numerics.upcast(x) - numerics.upcast(output)
-                added = added - jnp.mean(added, axis=site.samples, keepdims=True)
-                size = numerics.rms(output)
-                self._keep(site, changed=numerics.divide(numerics.rms(added), size))
+            if output is not None:
+                before = _samples_first(output, site.output_samples)
+                added = _samples_first(x, site.samples) - before
+                added = added - jnp.mean(added, axis=0, keepdims=True)
+                changed = numerics.divide(numerics.rms(added), numerics.rms(before))
+                self._keep(site, changed=changed)
         if variable in self._ends:
             self._keep(self._ends[variable], given=_print(x))
         return x
@@ -105,6 +107,13 @@ class _Linking(Evaluator):
 
     def _keep(self, site: Site, **parts: Any) -> None:
         self._parts.setdefault(site.tap, {}).update(parts)
+
+
+def _samples_first(x: jax.Array, samples: tuple[int, ...]) -> jax.Array:
+    """As `[samples, units]`."""
+    units = [axis for axis in range(x.ndim) if axis not in samples]
+    count = math.prod(x.shape[axis] for axis in samples)
+    return jnp.transpose(numerics.upcast(x), (*samples, *units)).reshape(count, -1)
 
 
 def _data_operand(eqn: JaxprEqn, site: Site) -> int:
