@@ -104,22 +104,25 @@ def test_steps_are_adam_in_coordinates_without_the_known_mean():
             np.testing.assert_allclose(updates[name]["bias"], bias, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=str)
-def test_a_kernels_step_keeps_the_mean_of_what_its_layer_puts_out(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "method"), [(jnp.float32, "dks"), (jnp.float64, "dks"), (jnp.float32, "tat")]
+)
+def test_a_kernels_step_keeps_the_mean_of_what_its_layer_puts_out(dtype, method):
     with jax.enable_x64(dtype == jnp.float64):
         params = problem_of(param_dtype=dtype).params
         mean = jnp.linspace(-1, 2, 4, dtype=dtype)
-        tx = vj.deep_adam(
-            0.1, 100, activation="sigmoid", rest_rate=1.0, input_mean=mean, start=False
-        )
+        settings = {"activation": "sigmoid", "method": method, "input_mean": mean}
+        tx = vj.deep_adam(0.1, 100, rest_rate=1.0, start=False, **settings)
         no_bias = jax.tree_util.tree_map_with_path(
             lambda path, g: g if "kernel" in jax.tree_util.keystr(path) else 0 * g,
             gradient_like(params),
         )
         updates, _ = jax.jit(tx.update)(no_bias, tx.init(params), params)
-        delta = theory.shape("sigmoid", DEPTH).output_shift
+        alpha, beta, *_ = theory.shape("sigmoid", DEPTH, method=method)
+        x, w = np.polynomial.hermite_e.hermegauss(60)
+        activation = w @ (1 / (1 + np.exp(-alpha * x - beta))) / w.sum()
         for name, layer in updates.items():
-            h = mean if name == "hidden_0" else jnp.full(WIDTH, -delta, dtype)
+            h = mean if name == "hidden_0" else jnp.full(WIDTH, activation, dtype)
             kernel, bias = (np.asarray(layer[k], np.float64) for k in ("kernel", "bias"))
             shift = np.einsum("i,...io->...o", np.asarray(h, np.float64), kernel) + bias
             size = np.abs(np.asarray(h, np.float64)) @ np.abs(kernel)

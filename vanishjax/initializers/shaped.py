@@ -307,11 +307,11 @@ def _check_links(chain: _Chain, ordered: Sequence[_jaxpr.Link], leaves: Sequence
         given, taken = link.given, ordered[place + 1].taken
         alike = np.abs(given - taken) <= tolerance * np.maximum(given[2], taken[2])
         if given[0] == taken[0]:
-            fed = alike.all()
+            fed = bool(alike.all())
         elif given[0] > taken[0]:  # means over positions
-            fed = alike[1] and place == len(ordered) - 2
+            fed = bool(alike[1]) and place == len(ordered) - 2
         else:  # padding
-            fed = alike[4] and chain.taps[chain.order[place + 1][0]]
+            fed = bool(alike[4]) and bool(chain.taps[chain.order[place + 1][0]])
         if not fed:
             raise ValueError(
                 f"{chain.name(place + 1)}: what it takes in isn't what the activation behind "

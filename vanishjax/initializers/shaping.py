@@ -12,6 +12,7 @@ import numpy as np
 
 from vanishjax import numerics
 from vanishjax.layers import Dense
+from vanishjax.layers.dense import output_axes
 from vanishjax.theory import Shape
 from vanishjax.transforms.orthogonalization import polar_factor
 
@@ -142,11 +143,10 @@ def position_axes(pair: Dense) -> tuple[int, ...]:
 
     A kernel of three axes or more, with one of them for its outputs, is taken for a convolution's.
     """
-    axes = pair.kernel.inner_axes
-    if len(axes) < 3 or len(pair.bias.inner_axes) == len(axes) - 1 > 1:
+    axes, outputs = pair.kernel.inner_axes, output_axes(pair.kernel, pair.bias)
+    if len(axes) < 3 or len(outputs) > 1:
         return ()
-    outputs_first = pair.axes[-1] == axes[0]
-    return axes[2:] if outputs_first else axes[:-2]
+    return axes[2:] if outputs[0] == axes[0] else axes[:-2]
 
 
 def delta_orthogonal(

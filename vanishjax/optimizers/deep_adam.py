@@ -19,7 +19,7 @@ from vanishjax.initializers.shaping import (
 from vanishjax.layers import Dense, Layers
 from vanishjax.optimizers.arguments import LearningRate
 from vanishjax.theory import shape
-from vanishjax.theory.shaping import METHODS, Method
+from vanishjax.theory.shaping import METHODS, Method, mean_activation
 from vanishjax.transforms.centering import MeanActivations, compensated, dense_of
 from vanishjax.transforms.per_layer import check_given, check_layers, layers_of
 from vanishjax.validation import check_non_negative, lookup
@@ -58,8 +58,8 @@ def deep_adam(
               b_l = \beta + \delta \textstyle\sum_i W_l[i, :]
 
     (see `vanishjax.initializers.shaped`; parameters that are there already stay). The activations
-    then have the known mean -delta, and all later updates are made in the coordinates
-    h + delta, in which there is none:
+    then have a known mean, -delta (nearly that in TAT), and all later updates are made in the
+    coordinates h + delta, in which there is none:
 
     .. math::
       G_W = g_W + \delta\, 1 g_b^T, \qquad
@@ -92,7 +92,8 @@ def deep_adam(
       A transform, which needs the parameters. Where the first update moves them, it knows nothing
       of the data and takes inputs to be standardized: for others, or for a first kernel on the
       principal components, apply `vanishjax.initializers.shaped` before. Kernels of three axes or
-      more are taken for convolutions', and keep their matrix in the middle.
+      more are taken for convolutions', and keep their matrix in the middle; where zeros are padded,
+      means at the border aren't quite those known.
 
     Raises:
       ValueError: total_steps below 1, an unknown activation or method; at `init`, an activation
@@ -133,28 +134,28 @@ def deep_adam(
         falling = 1 - (1 - end_rate) * jnp.clip(fallen, 0.0, 1.0)
         return learning_rate * jnp.minimum((passed + 1) / max(1, warm_up), falling)
 
-    def roles_of(dense: Sequence[Dense]) -> list[Role]:
+    def known(dense: Sequence[Dense]) -> tuple[list[Role], tuple[jax.Array, ...]]:
+        """The roles of all pairs, and the mean `[layers, inputs]` of what their layers take in."""
         depth = count_layers(dense)
-        return roles_in_chain(dense, [shape(f, depth, method=method)] * depth if depth else [])
-
-    def mean_of(pair: Dense, role: Role) -> jax.Array:
-        """The mean `[layers, inputs]` of what the layers of a pair take in."""
-        mean = jnp.broadcast_to(-jnp.asarray(role.output_shift)[:, None], (len(pair), pair.inputs))
-        if input_mean is not None and role.first.any():
-            given = jnp.asarray(input_mean)
-            if given.shape != (pair.inputs,):
-                raise ValueError(
-                    f"input_mean must have shape ({pair.inputs},), one number for each input of "
-                    f"{pair.kernel.path}, got {given.shape}"
-                )
-            mean = jnp.where(role.first[:, None], given, mean)
-        return mean
+        numbers = [shape(f, depth, method=method)] if depth else []
+        roles = roles_in_chain(dense, numbers * depth)
+        hidden_mean = mean_activation(f, numbers[0]) if depth else 0.0
+        means = []
+        for pair, role in zip(dense, roles, strict=True):
+            first = jnp.zeros(pair.inputs)
+            if input_mean is not None and role.first.any():
+                first = numerics.upcast(input_mean)
+                if first.shape != (pair.inputs,):
+                    raise ValueError(
+                        f"input_mean must have shape ({pair.inputs},), one number for each input "
+                        f"of {pair.kernel.path}, got {first.shape}"
+                    )
+            means.append(jnp.where(role.first[:, None], first, hidden_mean))
+        return roles, tuple(means)
 
     def init_fn(params: optax.Params) -> DeepAdamState:
         check_layers(layers, params)
-        dense = dense_of(layers, params)
-        for pair, role in zip(dense, roles_of(dense), strict=True):
-            mean_of(pair, role)
+        known(dense_of(layers, params))
         return DeepAdamState(jnp.zeros([], jnp.int32), adam.init(params))
 
     def update_fn(
@@ -167,8 +168,7 @@ def deep_adam(
         check_given(params)
         found, dense = layers_of(layers, updates), dense_of(layers, updates)
         gradients, rebuild = found.by_path(updates)
-        roles, depth = roles_of(dense), count_layers(dense)
-        means = tuple(mean_of(pair, role) for pair, role in zip(dense, roles, strict=True))
+        (roles, means), depth = known(dense), count_layers(dense)
 
         def first() -> tuple[optax.Updates, optax.OptState]:
             values, _ = found.by_path(params)

@@ -124,6 +124,25 @@ def shape(activation: str | Activation, depth: int, *, method: Method = "dks") -
         ) from error
 
 
+def mean_activation(activation: str | Activation, numbers: Shape) -> float:
+    """The mean of a shaped activation before its output is shifted: E[f(alpha x + beta)].
+
+    Args:
+      activation: Name of an activation or a continuous elementwise JAX function.
+      numbers: Its shape.
+
+    Returns:
+      The mean: -delta in DKS, nearly that in TAT.
+
+    Example:
+      >>> numbers = shape("sigmoid", 64)
+      >>> print(round(mean_activation("sigmoid", numbers) + numbers.output_shift, 12) + 0.0)
+      0.0
+    """
+    f, scale = resolve_activation(activation), abs(numbers.input_scale)
+    return float(_centered(f, np.array([scale]), np.array([numbers.input_shift]))[0][0])
+
+
 @functools.lru_cache(maxsize=256)
 def leaky_slope(depth: int) -> float:
     r"""The negative slope with which TAT makes a leaky ReLU fit for a depth.
