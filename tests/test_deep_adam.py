@@ -131,12 +131,16 @@ def test_a_kernels_step_keeps_the_mean_of_what_its_layer_puts_out(dtype, method)
 
 
 def test_the_rate_rises_and_falls():
+    params = problem_of(3).params
+    gradient = gradient_like(params)
+    made = {
+        total: vj.deep_adam(0.1, total, activation="sigmoid", start=False) for total in (10, 1000)
+    }
+    compiled = {total: jax.jit(tx.update) for total, tx in made.items()}
+
     def size(total, count):
-        params = problem_of(3).params
-        tx = vj.deep_adam(0.1, total, activation="sigmoid", start=False)
-        gradient = gradient_like(params)
-        state = tx.init(params)._replace(count=jnp.array(count, jnp.int32))
-        updates, _ = jax.jit(tx.update)(gradient, state, params)
+        state = made[total].init(params)._replace(count=jnp.array(count, jnp.int32))
+        updates, _ = compiled[total](gradient, state, params)
         return float(jnp.abs(updates["hidden_stack"]["kernel"]).mean())
 
     top = size(1000, 50)
