@@ -82,7 +82,7 @@ CONTENDERS = {
         (0.0025, 0.01, 0.005),
     ),
     "critical orthogonal, optax adam": Contender(adam, (0.0003, 0.0001, 0.001), critical=True),
-    "optax adam": Contender(adam, (0.001, 0.0003, 0.003)),
+    "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01)),
     "optax muon": Contender(
         lambda rate, network, _: apart(optax.contrib.muon(falling(rate, network.steps))),
         (0.01, 0.003, 0.03),
@@ -227,7 +227,7 @@ def main():
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
-    parser.add_argument("--rates", type=int, default=3, help="how many (default: 3, all)")
+    parser.add_argument("--rates", type=int, default=4, help="how many (default: all)")
     parser.add_argument("--contender", choices=CONTENDERS, action="append", help="only these")
     options = parser.parse_args()
     parts = QUICK if options.quick else PARTS
@@ -239,13 +239,14 @@ def main():
         results |= known["results"]
     # All networks at the likeliest rate first, so that what is broken off has seen them all.
     wanted = [
-        (part, network, contender, CONTENDERS[contender].rates[number], seed)
+        (part, network, contender, rate, seed)
         for part in options.part or parts
         for number in range(rates)
         for seed in range(seeds)
         for network, contenders in parts.get(part, ())
         for contender in contenders
         if contender in (options.contender or contenders)
+        for rate in CONTENDERS[contender].rates[number : number + 1]
     ]
     for part, network, contender, rate, seed in wanted:
         cell = {

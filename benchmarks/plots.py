@@ -274,6 +274,9 @@ def deep_chains(results, _, path):
                         label=label,
                     )
             axes.set_xscale("log")
+            ticks = sorted({key[2] for key in runs if key[2] > 2})
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            axes.minorticks_off()
             axes.set_ylim(0, 100)
             axes.set_xlabel(f"layers, {activation}")
         panels[0].set_ylabel("test accuracy, %")
