@@ -54,6 +54,7 @@ BENCHMARKS = {
     "diagnosis": Benchmark(),
     "published_rules": Benchmark(),
     "headline": Benchmark(data=True, needs_data=True),
+    "deep_chains": Benchmark(data=True, needs_data=True),
     "cure": Benchmark(data=True),
 }
 

@@ -4,12 +4,14 @@ White ground and Okabe and Ito's colours, so that they read the same in print, i
 people of every colour vision. Each PNG carries the digest of the JSON it was drawn from.
 """
 
+import collections
 import hashlib
 import json
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from benchmarks.deep_chains import best
 from benchmarks.record import RESULTS
 from vanishjax.report import png_figure
 from vanishjax.report.atlas_plot import plot_atlas
@@ -216,6 +218,73 @@ def depth(results, settings, path):
         panels[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
+def deep_chains(results, _, path):
+    """Test accuracy against depth, for each activation, beside depth 2 and a linear classifier."""
+    looks = {
+        "shaped, deep_adam": ("vermilion", "o", 5, "-"),
+        "deep_adam": ("orange", "s", 8, "-"),
+        "deep_muon, recondition": ("purple", "^", 5, "-"),
+        "critical orthogonal, optax adam": ("green", "v", 6, "--"),
+        "optax adam": ("blue", "o", 9, "--"),
+        "optax muon": ("black", "D", 4, "--"),
+    }
+    cells = [cell for own in results.values() for cell in own]
+    cells = [cell for cell in cells if cell["network"]["data"] == "mnist"]
+    runs = collections.defaultdict(list)
+    for cell in cells:
+        runs[cell["network"]["activation"], cell["contender"], cell["network"]["depth"]] += [cell]
+
+    def score(activation, contender, depth):
+        own = best(runs[activation, contender, depth])
+        return 100 * sum(cell["test_accuracy"] for cell in own) / len(own)
+
+    shown = [f for f in ("sigmoid", "tanh", "relu") if any(key[0] == f for key in runs)]
+    seeds = len({cell["seed"] for cell in cells})
+    caption = (
+        f"MNIST, width 64, 1,200 steps at batch 64, {seeds} seed{'s' * (seeds > 1)}; where several "
+        "rates were run, the best on validation data."
+    )
+    title = "Plain chains: no skips, no normalization"
+    with png_figure(path, 9.0, 4.0, title, caption) as figure:
+        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axes, activation in zip(panels, shown, strict=True):
+            for name, (color, marker, size, style) in looks.items():
+                depths = sorted(
+                    key[2] for key in runs if key[:2] == (activation, name) and key[2] > 2
+                )
+                if depths:
+                    axes.plot(
+                        depths,
+                        [score(activation, name, depth) for depth in depths],
+                        color=OKABE_ITO[color],
+                        marker=marker,
+                        markersize=size,
+                        linestyle=style,
+                        label=name,
+                    )
+            for depth, where, label, style in (
+                (2, activation, "depth 2", "--"),
+                (0, "sigmoid", "linear classifier", ":"),
+            ):
+                if (where, "optax adam", depth) in runs:
+                    axes.axhline(
+                        score(where, "optax adam", depth),
+                        color="gray",
+                        linestyle=style,
+                        label=label,
+                    )
+            axes.set_xscale("log")
+            ticks = sorted({key[2] for key in runs if key[2] > 2})
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            axes.minorticks_off()
+            axes.set_ylim(0, 100)
+            axes.set_xlabel(f"layers, {activation}")
+        panels[0].set_ylabel("test accuracy, %")
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False
+        )
+
+
 def ranges(middles, samples):
     """How far the samples at each point reach below and above its middle."""
     pairs = list(zip(middles, samples, strict=True))
@@ -244,6 +313,7 @@ PLOTS = {
     "one_network, race": race,
     "trainability": trainability,
     "headline": headline,
+    "deep_chains": deep_chains,
     "step_time": step_time,
     "depth": depth,
 }

@@ -40,7 +40,9 @@ def plain(factory, *arguments, **settings):
 
 def contenders():
     """Library -> name -> factory."""
-    ours = {name: getattr(vj, name) for name in vj.optimizers.__all__ if name != "deep_muon"}
+    ours = {
+        name: getattr(vj, name) for name in vj.optimizers.__all__ if not name.startswith("deep")
+    }
     return {
         "vanishjax": {
             **{name: plain(factory) for name, factory in ours.items()},

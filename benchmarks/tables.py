@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from benchmarks import speed_tables
+from benchmarks.deep_chains import best
 from benchmarks.record import RESULTS
 from benchmarks.speed_tables import ratio
 
@@ -112,6 +113,27 @@ def headline(results):
             parts = [] if one is None else [one["train_accuracy"], one["test_accuracy"]]
             shown.append(" / ".join(_percent(part) for part in parts))
         rows.append(f"| {name} | {' | '.join(shown)} |")
+    return rows
+
+
+def deep_chains(results):
+    """Test accuracy of plain chains by network and contender, and the number of seeds."""
+    runs = collections.defaultdict(list)
+    for cell in (cell for own in results.values() for cell in own):
+        runs[tuple(cell["network"].values()), cell["contender"]].append(cell)
+    contenders = list(dict.fromkeys(contender for _, contender in runs))
+    networks = sorted({network for network, _ in runs}, key=lambda own: (own[5], own[1], own[0]))
+    rows = [f"| | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
+    for network in networks:
+        depth, activation, *_, data = network
+        name = f"{activation} x{depth}" if depth else "linear classifier"
+        shown = [name + (", Fashion-MNIST" if data == "fashion_mnist" else "")]
+        for contender in contenders:
+            own = best(runs[network, contender]) if (network, contender) in runs else []
+            scores = [cell["test_accuracy"] for cell in own]
+            mean = f"{100 * math.fsum(scores) / max(1, len(scores)):.1f}"
+            shown.append(f"{mean} ({len(scores)})" if scores else "")
+        rows.append(f"| {' | '.join(shown)} |")
     return rows
 
 
@@ -291,6 +313,7 @@ TABLES = {
     "cure, deep": cure_deep,
     "cure, fresh": functools.partial(cure, part="fresh"),
     "cure, matrix": cure_matrix,
+    "deep_chains": deep_chains,
     "depth": speed_tables.depth,
     "diagnosis": diagnosis,
     "headline": headline,

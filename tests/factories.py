@@ -7,9 +7,14 @@ import optax
 import vanishjax as vj
 
 # What a factory without a default for it gets.
-REQUIRED = {"learning_rate": 0.01, "total_steps": 10, "inner": optax.sgd(0.01)}
+REQUIRED = {
+    "activation": "tanh",
+    "learning_rate": 0.01,
+    "total_steps": 10,
+    "inner": optax.sgd(0.01),
+}
 # What pairs kernels with their biases, and refuses a kernel without one.
-PAIRED = {"center", "deep_muon", "deflate", "polar_growth", "recondition"}
+PAIRED = {"center", "deep_adam", "deep_muon", "deflate", "polar_growth", "recondition"}
 # What gives out float32 updates, which land 16-bit parameters on numbers of their type.
 ROUNDING = {"kahan_sum", "stochastic_round"}
 _TRANSFORMS = (optax.GradientTransformation, optax.GradientTransformationExtraArgs)

@@ -31,6 +31,7 @@ from .models import mlp_problem as mlp_problem
 from .optimizers import adam as adam
 from .optimizers import adam_atan2 as adam_atan2
 from .optimizers import adamw as adamw
+from .optimizers import deep_adam as deep_adam
 from .optimizers import deep_muon as deep_muon
 from .optimizers import lamb as lamb
 from .optimizers import lars as lars
@@ -68,6 +69,7 @@ from .transforms import read_skipped as read_skipped
 from .transforms import recondition as recondition
 from .transforms import scale_by_adam as scale_by_adam
 from .transforms import scale_by_adam_atan2 as scale_by_adam_atan2
+from .transforms import scale_by_depth as scale_by_depth
 from .transforms import scale_by_lion as scale_by_lion
 from .transforms import scale_by_muon as scale_by_muon
 from .transforms import scale_by_rms as scale_by_rms

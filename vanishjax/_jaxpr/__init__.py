@@ -3,6 +3,7 @@
 from vanishjax._jaxpr.activation import Activation
 from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
+from vanishjax._jaxpr.chain import Link, links
 from vanishjax._jaxpr.contraction import Matrix
 from vanishjax._jaxpr.intake import kernel_inputs
 from vanishjax._jaxpr.program import Program, flatten, is_array, split_arrays, trace_loss
@@ -17,6 +18,7 @@ __all__ = [
     "Anatomy",
     "Cut",
     "Event",
+    "Link",
     "Looping",
     "Matrix",
     "Passing",
@@ -31,6 +33,7 @@ __all__ = [
     "flatten",
     "is_array",
     "kernel_inputs",
+    "links",
     "parameter_uses",
     "split_arrays",
     "tapped_loss",

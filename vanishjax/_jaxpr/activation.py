@@ -56,6 +56,23 @@ class Activation:
             environment.update(zip(eqn.outvars, bind(eqn, operands), strict=True))
         return environment[self.after]
 
+    @property
+    def dtype(self) -> Any:
+        """The type of its argument."""
+        return getattr(self.before.aval, "dtype", np.float32)
+
+    def at(self, points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Its values at numbers, whatever the shape that it's applied to."""
+        shape = shape_of(self.before.aval)
+        size = max(1, math.prod(shape))
+        padded = np.resize(points, -(-points.size // size) * size)
+        with jax.ensure_compile_time_eval():
+            parts = [
+                np.asarray(self(jnp.asarray(part, self.dtype)), np.float64).ravel()
+                for part in padded.reshape(-1, *shape)
+            ]
+        return np.concatenate(parts)[: points.size]
+
     def slope(self, x: Any) -> Any:
         """Its derivative at an array of the shape of `before`."""
         # Backwards, as the user's own derivative (`custom_vjp`) may know no other way.

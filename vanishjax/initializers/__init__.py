@@ -4,7 +4,8 @@
 where it takes a ``bias_init``. What a bias initialiser can't do, because it doesn't see the kernel,
 `center_biases` does afterwards: take the mean that a sigmoid adds out of the next layer. `lsuv`
 does the same for any model, by looking at data instead of theory; `looks_linear` is for rectifiers.
-`pca` turns the first kernels of any of these toward what the inputs are made of.
+`shaped` goes further, to plain chains of a thousand layers and more; `delta_orthogonal` is for
+convolutions. `pca` turns the first kernels of any of these toward what the inputs are made of.
 """
 
 from vanishjax.initializers.critical import (
@@ -16,6 +17,8 @@ from vanishjax.initializers.critical import (
 from vanishjax.initializers.mirrored import looks_linear
 from vanishjax.initializers.named import INITIALIZERS, Initialization, initialization
 from vanishjax.initializers.principal import pca
+from vanishjax.initializers.shaped import shaped
+from vanishjax.initializers.shaping import delta_orthogonal
 from vanishjax.initializers.unit_variance import lsuv
 
 __all__ = [
@@ -25,8 +28,10 @@ __all__ = [
     "critical_bias",
     "critical_normal",
     "critical_orthogonal",
+    "delta_orthogonal",
     "initialization",
     "looks_linear",
     "lsuv",
     "pca",
+    "shaped",
 ]

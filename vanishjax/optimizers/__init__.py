@@ -5,6 +5,7 @@ All keep float32 state at least, so that 16-bit parameters lose no gradient.
 """
 
 from vanishjax.optimizers.deep import deep_muon
+from vanishjax.optimizers.deep_adam import deep_adam
 from vanishjax.optimizers.elementwise import (
     adam,
     adam_atan2,
@@ -21,6 +22,7 @@ __all__ = [
     "adam",
     "adam_atan2",
     "adamw",
+    "deep_adam",
     "deep_muon",
     "lamb",
     "lars",

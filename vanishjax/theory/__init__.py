@@ -8,6 +8,9 @@ one layer maps the variance q of its pre-activations and the correlation c of tw
 and the squared norm of the gradient is multiplied by chi = sigma_w2 E[f'(sqrt(q*) z)^2] at every
 layer on the way back. All is computed in float64 to 1e-10, kinks included.
 
+`shape` is the finite-depth side of it: the affine change of an activation under which a plain
+chain of a given depth keeps gradients and the differences of inputs alike.
+
 An activation is a key of `vanishjax.activations.ACTIVATIONS` or any continuous elementwise JAX
 function.
 
@@ -21,15 +24,19 @@ References:
 from vanishjax.theory.criticality import CriticalPoint, critical_point, critical_sigma_w2
 from vanishjax.theory.fixed_points import FixedPoint, fixed_point, trainable_depth
 from vanishjax.theory.maps import chi, correlation_map, sum_log_chi, variance_map
+from vanishjax.theory.shaping import Shape, leaky_slope, shape
 
 __all__ = [
     "CriticalPoint",
     "FixedPoint",
+    "Shape",
     "chi",
     "correlation_map",
     "critical_point",
     "critical_sigma_w2",
     "fixed_point",
+    "leaky_slope",
+    "shape",
     "sum_log_chi",
     "trainable_depth",
     "variance_map",

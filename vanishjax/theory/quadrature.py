@@ -141,6 +141,51 @@ def pair_moments(activation: str | Activation, q: float, distance: float) -> tup
     return float(apart / 2), float(slope)
 
 
+def affine_samples(activation: str | Activation, scales: Array, shifts: Array) -> Samples:
+    """Quadratures over x ~ N(0, 1) of ``f(scale x + shift)``.
+
+    Args:
+      activation: A key of `activations.ACTIVATIONS` or an elementwise JAX function.
+      scales: `[cases]`, positive.
+      shifts: `[cases]`.
+
+    Returns:
+      `[cases, nodes]`: nodes x, ``f`` and ``f'`` at ``scale x + shift``, and weights.
+
+    Raises:
+      ValueError: If 1e-10 can't be met; the message says why.
+
+    Example:
+      >>> _, f, slope, weights = affine_samples("relu", np.array([2.0]), np.array([0.0]))
+      >>> print(round(weights[0] @ f[0] ** 2, 12), round(weights[0] @ slope[0], 12))
+      2.0 0.5
+    """
+    f = resolve_activation(activation)
+    # The panels are fine where the density of this width isn't small.
+    width = max(1.0, float(np.max(np.abs(shifts) + 3 * scales)))
+    edges, _ = _panels(f, _bucket(width))
+    scales, shifts = scales[:, None], shifts[:, None]
+    x, widths = _composite(_inner_edges(edges, shifts, scales))
+    values, slopes = evaluate(f, shifts + scales * x)
+    return Samples(x, values, slopes, widths * _density(x))
+
+
+def slope_jumps(activation: str | Activation) -> bool:
+    """Whether the activation's slope jumps somewhere near the origin, as at a rectifier's kink.
+
+    Example:
+      >>> slope_jumps("relu"), slope_jumps("elu"), slope_jumps("tanh")
+      (True, False, False)
+    """
+    f = resolve_activation(activation)
+    _, kinks = _panels(f, _bucket(1.0))
+    if not kinks.size:
+        return False
+    beside = 1e-9 * np.maximum(np.abs(kinks), 1.0)
+    left, right = (evaluate(f, kinks + sign * beside)[1] for sign in (-1, 1))
+    return bool(np.any(np.abs(left - right) > 1e-6 * np.maximum(np.abs(left), np.abs(right))))
+
+
 def activation_name(activation: str | Activation) -> str:
     """What to call an activation in a message.
 
@@ -174,7 +219,7 @@ def _composite(edges: Array) -> tuple[Array, Array]:
     return x.reshape(*x.shape[:-2], -1), (half * _WEIGHTS).reshape(*x.shape[:-2], -1)
 
 
-def _inner_edges(edges: Array, mean: Array, spread: float) -> Array:
+def _inner_edges(edges: Array, mean: Array, spread: float | Array) -> Array:
     """Panels `[rows, panels + 1]` of (x - mean) / spread, cut where the activation's panels are."""
     first = np.searchsorted(edges, mean - _REACH * spread)
     count = np.max(np.searchsorted(edges, mean + _REACH * spread) - first)

@@ -10,6 +10,7 @@ from vanishjax.transforms.criticality import (
     polar_growth,
     recondition,
 )
+from vanishjax.transforms.depth import scale_by_depth
 from vanishjax.transforms.loss_scale import (
     DynamicLossScaleState,
     dynamic_loss_scale,
@@ -79,6 +80,7 @@ __all__ = [
     "recondition",
     "scale_by_adam",
     "scale_by_adam_atan2",
+    "scale_by_depth",
     "scale_by_lion",
     "scale_by_muon",
     "scale_by_rms",

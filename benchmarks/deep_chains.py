@@ -1,0 +1,267 @@
+"""Plain chains of a thousand layers, no skips and no normalization: who trains them at all?
+
+Every contender trains the same networks on the same batches; the rate is chosen on validation data,
+and the accuracy on the test data at that rate is shown. `deep_adam` starts from Flax's default
+initialisation and sees gradients and parameters alone; "shaped, deep_adam" starts from
+`initializers.shaped`, whose first kernel looks at a batch. Beside them a network of depth 2 and a
+linear classifier, trained for as many steps: what is shaped is nearly linear at the start, so
+whoever isn't better than that one has gained nothing. optax's own optimizers get the layers apart,
+not as a stack, which they would take for one layer.
+
+Every run of a network, a contender, a rate and a seed is a cell of its own, written as soon as it
+is done with its commit; what was broken off goes on where it was, part by part:
+
+    python -m benchmarks deep_chains --data-dir FOLDER_OF_mnist_AND_fashion-mnist
+    python -m benchmarks.deep_chains --data-dir FOLDER --part 64 --part 256 --seeds 1
+"""
+
+import functools
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import vanishjax as vj
+from benchmarks import record
+from benchmarks.headline import accuracy, apart, falling, load
+from vanishjax.initializers import critical_orthogonal, shaped
+
+SPLIT, FIRST_LOOK = 0.2, 1024
+LECUN = jax.nn.initializers.lecun_normal()
+
+
+class Network(NamedTuple):
+    """What is trained, and on what; depth 0 is a linear classifier."""
+
+    depth: int
+    activation: str = "sigmoid"
+    width: int = 64
+    batch_size: int = 64
+    steps: int = 1200
+    data: str = "mnist"
+
+
+class Contender(NamedTuple):
+    """How a network is started and trained.
+
+    Attributes:
+      make: The transform, from a rate, the network and its layers.
+      rates: To choose from, the likeliest first.
+      shaped: Whether `initializers.shaped` comes before.
+      critical: Whether kernels are drawn critical and orthogonal.
+    """
+
+    make: object
+    rates: tuple[float, ...]
+    shaped: bool = False
+    critical: bool = False
+
+
+def deep(rate, network, layers):
+    """The flagship of plain chains."""
+    return vj.deep_adam(rate, network.steps, activation=network.activation, layers=layers)
+
+
+def adam(rate, network, _):
+    """optax's, with the rate falling as headline's."""
+    return optax.adam(falling(rate, network.steps))
+
+
+CONTENDERS = {
+    "shaped, deep_adam": Contender(deep, (0.1, 0.2, 0.05), shaped=True),
+    "deep_adam": Contender(deep, (0.1, 0.2, 0.05)),
+    "deep_muon, recondition": Contender(
+        lambda rate, network, layers: vj.deep_muon(
+            rate, network.steps, layers=layers, recondition=True
+        ),
+        (0.0025, 0.01, 0.005),
+    ),
+    "critical orthogonal, optax adam": Contender(adam, (0.0003, 0.0001, 0.001), critical=True),
+    "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01)),
+    "optax muon": Contender(
+        lambda rate, network, _: apart(optax.contrib.muon(falling(rate, network.steps))),
+        (0.01, 0.003, 0.03),
+    ),
+}
+OURS = tuple(CONTENDERS)[:2]
+ALL = tuple(CONTENDERS)
+ACTIVATIONS = ("sigmoid", "tanh", "relu")
+
+
+def of_depth(depth, contenders, **settings):
+    """One network of each activation."""
+    return [(Network(depth, f, **settings), contenders) for f in ACTIVATIONS]
+
+
+PARTS = {
+    "reference": [
+        (Network(0), ("optax adam",)),
+        (Network(2, "relu"), ("optax adam",)),
+        (Network(2, "tanh"), ("optax adam",)),
+        (Network(2, "sigmoid"), ("optax adam",)),
+    ],
+    "64": of_depth(64, ALL),
+    "256": of_depth(256, ALL[:-1]),  # a thousand arrays apart compile for minutes
+    "1000": of_depth(1000, ALL[:-1]),
+    "10000": [(Network(10_000, data="fashion_mnist"), OURS)],
+    "fashion": [
+        (Network(0, data="fashion_mnist"), ("optax adam",)),
+        (Network(2, "relu", data="fashion_mnist"), ("optax adam",)),
+        *of_depth(256, OURS, data="fashion_mnist"),
+    ],
+}
+QUICK = {
+    "reference": [(Network(0, steps=20), ("optax adam",))],
+    "64": [(Network(16, steps=20), OURS)],
+}
+
+
+class Linear(NamedTuple):
+    """A linear classifier as a problem."""
+
+    params: object
+
+    @staticmethod
+    def predict_fn(params, inputs):
+        """Logits."""
+        return inputs @ params["kernel"] + params["bias"]
+
+    def loss_fn(self, params, batch):
+        """Cross-entropy of `(inputs, labels)`."""
+        return vj.losses.cross_entropy(self.predict_fn(params, batch[0]), batch[1])
+
+
+def problem_of(network, contender, inputs, seed):
+    """The network at its start."""
+    key = jax.random.key(seed)
+    if not network.depth:
+        return Linear({"kernel": LECUN(key, (inputs, 10)), "bias": jnp.zeros(10)})
+    critical = CONTENDERS[contender].critical
+    return vj.mlp_problem(
+        inputs,
+        (network.width,) * network.depth,
+        10,
+        activation=network.activation,
+        kernel_init=critical_orthogonal(network.activation) if critical else LECUN,
+        scan=network.depth > 2,
+        key=key,
+    )
+
+
+@functools.cache
+def program(network, contender, folder):
+    """`(params, rate, rows) -> accuracies, losses`, compiled once for all rates and seeds."""
+    train_data, validation, test = load(network.data, folder)
+    problem = problem_of(network, contender, train_data[0].shape[-1], 0)
+    first = jax.tree.map(lambda a: a[: network.batch_size], train_data)
+    layers = vj.find_layers(problem.params, problem.loss_fn, first)
+
+    @jax.jit
+    def run(params, rate, rows):
+        tx = CONTENDERS[contender].make(rate, network, layers)
+
+        def step(carry, rows):
+            params, state = carry
+            batch = jax.tree.map(lambda a: a[rows], train_data)
+            loss, gradient = jax.value_and_grad(problem.loss_fn)(params, batch)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), rows)
+        # Of the training data as much as there is of the test data.
+        part = jax.tree.map(lambda a: a[: len(test[1])], train_data)
+        scores = [accuracy(problem.predict_fn, params, data) for data in (part, validation, test)]
+        return scores, losses
+
+    return run
+
+
+def train(network, contender, rate, seed, folder):
+    """One cell."""
+    started = time.perf_counter()
+    train_data, _, _ = load(network.data, folder)
+    problem = problem_of(network, contender, train_data[0].shape[-1], seed)
+    params = problem.params
+    if CONTENDERS[contender].shaped:
+        look = jax.tree.map(lambda a: a[:FIRST_LOOK], train_data)
+        params = shaped(problem.loss_fn, params, look)
+    rng = np.random.default_rng(seed)
+    examples, size = len(train_data[1]), network.batch_size
+    orders = [rng.permutation(examples)[: examples // size * size].reshape(-1, size)]
+    while sum(map(len, orders)) < network.steps:
+        orders.append(rng.permutation(examples)[: examples // size * size].reshape(-1, size))
+    rows = np.concatenate(orders)[: network.steps].astype(np.int32)
+    scores, losses = jax.device_get(program(network, contender, folder)(params, rate, rows))
+    losses = np.asarray(losses, float)
+    return {
+        **{
+            f"{part}_accuracy": float(score)
+            for part, score in zip(("train", "validation", "test"), scores, strict=True)
+        },
+        # Not a number isn't JSON.
+        "losses": [x if np.isfinite(x) else None for x in losses[:: max(1, network.steps // 24)]],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def best(cells):
+    """The cells of the rate that is the best on validation data, by seed."""
+    rates = {cell["learning_rate"] for cell in cells}
+    by_rate = {
+        rate: [cell for cell in cells if cell["learning_rate"] == rate] for rate in sorted(rates)
+    }
+    return max(
+        by_rate.values(),
+        key=lambda own: (len(own), np.mean([cell["validation_accuracy"] for cell in own])),
+    )
+
+
+def main():
+    """Trains what isn't in the JSON yet, and writes it."""
+    parser = record.parser(__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument("--rates", type=int, default=4, help="how many (default: all)")
+    parser.add_argument("--contender", choices=CONTENDERS, action="append", help="only these")
+    options = parser.parse_args()
+    parts = QUICK if options.quick else PARTS
+    seeds, rates = (1, 1) if options.quick else (options.seeds, options.rates)
+    settings = {"validation_split": SPLIT, "first_look": FIRST_LOOK}
+    path = options.out / "deep_chains.json"
+    results = {part: [] for part in PARTS}
+    if path.exists() and (known := json.loads(path.read_text()))["settings"] == settings:
+        results |= known["results"]
+    # All networks at the likeliest rate first, so that what is broken off has seen them all.
+    wanted = [
+        (part, network, contender, rate, seed)
+        for part in options.part or parts
+        for number in range(rates)
+        for seed in range(seeds)
+        for network, contenders in parts.get(part, ())
+        for contender in contenders
+        if contender in (options.contender or contenders)
+        for rate in CONTENDERS[contender].rates[number : number + 1]
+    ]
+    for part, network, contender, rate, seed in wanted:
+        cell = {
+            "network": network._asdict(),
+            "contender": contender,
+            "learning_rate": rate,
+            "seed": seed,
+        }
+        if any(cell.items() <= done.items() for done in results[part]):
+            continue
+        found = cell | train(network, contender, rate, seed, options.data_dir) | record.commit()
+        results[part].append(found)
+        print(network, contender, rate, seed, f"{100 * found['test_accuracy']:.1f}", flush=True)
+        record.write("deep_chains", options.out, settings, results)
+
+
+if __name__ == "__main__":
+    main()
