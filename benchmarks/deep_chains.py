@@ -29,7 +29,7 @@ import optax
 import vanishjax as vj
 from benchmarks import record
 from benchmarks.headline import accuracy, apart, falling, load
-from vanishjax.initializers import critical_orthogonal, shaped
+from vanishjax.initializers import center_biases, critical_orthogonal, shaped
 
 SPLIT, FIRST_LOOK = 0.2, 1024
 LECUN = jax.nn.initializers.lecun_normal()
@@ -53,7 +53,7 @@ class Contender(NamedTuple):
       make: The transform, from a rate, the network and its layers.
       rates: To choose from, the likeliest first.
       shaped: Whether `initializers.shaped` comes before.
-      critical: Whether kernels are drawn critical and orthogonal.
+      critical: Whether kernels are drawn critical and orthogonal, and biases centred.
     """
 
     make: object
@@ -187,6 +187,8 @@ def train(network, contender, rate, seed, folder):
     train_data, _, _ = load(network.data, folder)
     problem = problem_of(network, contender, train_data[0].shape[-1], seed)
     params = problem.params
+    if CONTENDERS[contender].critical:
+        params = center_biases(params, network.activation)
     if CONTENDERS[contender].shaped:
         look = jax.tree.map(lambda a: a[:FIRST_LOOK], train_data)
         params = shaped(problem.loss_fn, params, look)
