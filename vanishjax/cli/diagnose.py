@@ -58,6 +58,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_COLORS = {"healthy": "bold green", "sick": "bold red", "unknown": "bold yellow"}
+
+
 def run(options: argparse.Namespace) -> int:
     """Looks at the network, and prints and writes what was found."""
     chosen = network_options(options)
@@ -119,7 +122,7 @@ def _show(verdict: Diagnosis, folder: Path | None, as_json: bool) -> None:
     # A terminal that knows no such characters gets question marks, not an error.
     plain = str(verdict).encode(console.encoding, "replace").decode(console.encoding)
     text = Text(plain)
-    text.highlight_regex(r"\A.*", "bold green" if verdict.healthy else "bold red")
+    text.highlight_regex(r"\A.*", _COLORS[verdict.verdict])
     text.highlight_regex(r"(?m)^✗.*", "red")
     text.highlight_regex(r"(?m)^!.*", "yellow")
     console.print(text, soft_wrap=True)
