@@ -373,7 +373,7 @@ SICK = {
     ),
     "logits": (lambda: transformer(1, change=(100, "head")), "bad_start"),
     "BatchNorm and dropout": (lambda: images(ConvNet(bias=-50.0, dropout=0.1)), "dead_units"),
-    "diverging equilibrium": (lambda: equilibrium(6.0), "unmeasured"),
+    "diverging equilibrium": (lambda: equilibrium(6.0), "exploding_gradient"),
 }
 
 

@@ -296,7 +296,8 @@ _EXPLAINS: Mapping[Rule, frozenset[Rule]] = {
     "mean_collapse": frozenset({"rank_collapse"}),
     "token_collapse": frozenset({"rank_collapse"}),
     "saturated_units": frozenset({"bad_start"}),
-    "exploding_gradient": frozenset({"bad_start"}),
+    # What a diverging way back does to a hidden solver it does to the kernels before it too.
+    "exploding_gradient": frozenset({"bad_start", "unmeasured"}),
 }
 _SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "note")
 
