@@ -48,8 +48,8 @@ BLIND_STEP = 0.1
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
 
-# A gradient that is 0 but for rounding, beside that of the kernel in the same module: BERT's key
-# biases have 1e-8 to 1e-7 of it, others' 1e-2 and more.
+# A gradient that is 0 but for rounding, as a share of that of the kernel in the same module. In a
+# small BERT the keys' biases are below it and nothing else is.
 _ROUNDED = 3e-6
 
 
