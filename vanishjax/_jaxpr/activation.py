@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,9 @@ _SCALAR = ELEMENTWISE | frozenset(_MORE_ELEMENTWISE.split())
 _AFFINE_NAMES = "add add_any convert_element_type copy mul neg reduce_precision sub"
 _AFFINE = frozenset(_AFFINE_NAMES.split())
 _FROM_CONSTANTS = frozenset({"broadcast_in_dim", "convert_element_type"})
+# What a mean or a sum takes of its argument, in a normalization or in a loss, to measure its size.
+_MEASURES = frozenset({"abs", "integer_pow", "square"})
+_REDUCTION = "reduce_"
 
 # Where slopes are looked at to tell what kind of function it is: dense around zero, far enough out
 # that whatever saturates has done so.
@@ -83,6 +86,7 @@ class Activation:
 def find_activations(
     jaxpr: Any,
     outputs: Sequence[Levels],
+    readers: Mapping[Var, Sequence[int]],
     wanted: Collection[Var],
     known: dict[Any, tuple[float, bool]],
 ) -> dict[Var, Activation]:
@@ -91,11 +95,14 @@ def find_activations(
     Args:
       jaxpr: A flat jaxpr; loops inside aren't looked into.
       outputs: For each equation how its outputs reach the loss.
+      readers: For each variable the equations that carry gradient back to it; -1: the outside.
       wanted: The variables whose functions are looked for.
       known: Slopes of functions seen so far, by their text; added to.
 
     Returns:
-      For each variable the last nonlinear function of it alone that the loss depends on.
+      For each variable the last nonlinear function of it alone that the loss depends on. The square
+      or the absolute value that is only added up afterwards is none: it belongs to a normalization
+      (Flax's take the mean of x^2) or to the loss.
     """
     # Every variable is a function of an origin, at worst of itself; None: of nothing at all.
     origins: dict[Var, tuple[Var | None, bool]] = {}
@@ -125,13 +132,30 @@ def find_activations(
             bent = any(bend for _, bend in found) or not _is_affine(name, found, met)
             origins[out] = source, bent
             steps.setdefault(source, []).append(eqn)
-            if bent and levels[0] == GRADIENT:
+            itself = name in _MEASURES or (name == "mul" and eqn.invars[0] is eqn.invars[1])
+            measures = itself and _is_only_reduced(jaxpr, out, readers)
+            if bent and levels[0] == GRADIENT and not measures:
                 ends[source] = out
     return {
         before: _measure(Activation(before, after, _needed(steps[before], constant, after)), known)
         for before, after in ends.items()
         if before in wanted and best(before) == GRADIENT
     }
+
+
+def _is_only_reduced(jaxpr: Any, variable: Var, readers: Mapping[Var, Sequence[int]]) -> bool:
+    """Whether all that becomes of a variable is its sum or its largest entry, perhaps scaled."""
+    return all(
+        index >= 0
+        and (
+            jaxpr.eqns[index].primitive.name.startswith(_REDUCTION)
+            or (
+                jaxpr.eqns[index].primitive.name in _AFFINE | {"div"}
+                and _is_only_reduced(jaxpr, jaxpr.eqns[index].outvars[0], readers)
+            )
+        )
+        for index in readers.get(variable, (-1,))
+    )
 
 
 def _is_scalar(eqn: JaxprEqn) -> bool:

@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from jax.extend.core import JaxprEqn, Var
 
 from vanishjax._jaxpr.activation import Activation, find_activations
 from vanishjax._jaxpr.flow import Flow, Frame, among, flow_through, loop_body
+from vanishjax._jaxpr.output import LOOKUPS, PRODUCTS, Output, follow_output
+from vanishjax._jaxpr.paths import PathBuilder, Paths
 from vanishjax._jaxpr.program import Program
 from vanishjax._jaxpr.reach import GRADIENT, Reach
 from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.values import Use
 from vanishjax._jaxpr.versions import scan_split, shape_of
-
-_PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
-_LOOKUPS = frozenset({"gather"})
-_SAME_NAMES = "convert_element_type copy name reduce_precision sharding_constraint"
-_SAME = frozenset(_SAME_NAMES.split())
-_WITH_CONSTANT = frozenset({"add", "add_any", "sub", "mul", "div"})
-_NORMALISED = frozenset({"mul", "add", "div"})  # what a normalisation ends with
+from vanishjax._jaxpr.watched import Watched, find_softmaxes, intake_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +91,8 @@ class Anatomy:
       lengths: For each tap the lengths of the loops around it.
       events: What the data passes, in order.
       hidden: Indices of kernels that also meet the data where nothing can be measured.
+      paths: The graph along which gradients flow from tap to tap.
+      watched: Equations to look at, by their first result.
     """
 
     sites: dict[Var, Site]
@@ -104,6 +101,8 @@ class Anatomy:
     lengths: tuple[tuple[int, ...], ...]
     events: tuple[Event, ...]
     hidden: tuple[int, ...]
+    paths: Paths
+    watched: dict[Var, Watched]
 
 
 def dissect(program: Program, trace: Trace) -> Anatomy:
@@ -119,15 +118,16 @@ def dissect(program: Program, trace: Trace) -> Anatomy:
     kernels: dict[int, Use] = {}
     for use in trace.uses:
         name, other = use.equation.primitive.name, kernels.get(id(use.equation))
-        lookup = name in _LOOKUPS and program.ranks[use.leaf] - len(use.axes) == 2
+        lookup = name in LOOKUPS and program.ranks[use.leaf] - len(use.axes) == 2
         larger = other is None or program.ranks[other.leaf] < program.ranks[use.leaf]
-        if larger and (name in _PRODUCTS or lookup):
+        if larger and (name in PRODUCTS or lookup):
             kernels[id(use.equation)] = use
     surgeon = _Surgeon(kernels)
     inputs = (False,) * len(program.ranks) + (True,) * program.arrays
     nothing = (False,) * len(inputs)
     frame = Frame(program.closed.jaxpr, (GRADIENT,), inputs, nothing, not program.arrays)
     events = surgeon.explore(frame, (), beside=False)
+    paths = surgeon.paths.build(list(surgeon.taps), program.closed.jaxpr.outvars[0])
     return Anatomy(
         surgeon.sites,
         surgeon.taps,
@@ -135,6 +135,8 @@ def dissect(program: Program, trace: Trace) -> Anatomy:
         tuple(surgeon.lengths),
         tuple(events),
         tuple(sorted({use.leaf for key, use in kernels.items() if key not in surgeon.met})),
+        paths,
+        surgeon.watch(paths),
     )
 
 
@@ -147,15 +149,26 @@ class _Surgeon:
         self.loops: dict[int, tuple[int, ...]] = {}
         self.lengths: list[tuple[int, ...]] = []
         self.met: set[int] = set()
+        self.paths = PathBuilder()
+        self._softmaxes: dict[Var, tuple[int, ...]] = {}
+        self._intakes: list[tuple[Var, JaxprEqn, tuple[int, ...], int]] = []
         self._kernels = kernels
         self._reach = Reach()
         self._slopes: dict[Any, tuple[float, bool]] = {}
 
-    def explore(self, frame: Frame, loops: tuple[int, ...], *, beside: bool) -> list[Event]:
+    def explore(
+        self,
+        frame: Frame,
+        loops: tuple[int, ...],
+        *,
+        beside: bool,
+        inside: tuple[JaxprEqn, Flow] | None = None,
+    ) -> list[Event]:
         """Lists what the data passes in a frame.
 
         Args:
           frame: The frame.
+          inside: The loop whose body it is, and the flow around that.
           loops: Lengths of the loops around it.
           beside: Whether gradient also gets past it, so that it has no bottlenecks.
 
@@ -163,11 +176,16 @@ class _Surgeon:
           The events, in order.
         """
         flow = flow_through(frame, self._kernels, self._reach)
+        if inside is not None:
+            self.paths.enter(*inside, flow)
+        self._softmaxes.update(find_softmaxes(frame.jaxpr))
         readers = flow.readers()
         lifetimes = flow.lifetimes(readers)
-        activations = find_activations(frame.jaxpr, flow.outputs, flow.descends, self._slopes)
+        activations = find_activations(
+            frame.jaxpr, flow.outputs, readers, flow.descends, self._slopes
+        )
         live = {v for v in frame.jaxpr.invars if v in lifetimes}
-        outputs: dict[Var, tuple[Use, _Output]] = {}  # of the sites met, where they are tapped
+        outputs: dict[Var, tuple[Use, Output]] = {}  # of the sites met, where they are tapped
         events: list[Event] = []
         bottleneck: tuple[int, Var] | None = None  # the last one, and its place among the events
         branched = False  # whether a site since then was none
@@ -181,14 +199,17 @@ class _Surgeon:
             live = {v for v in live if lifetimes[v] > index}
             if eqn.primitive.name == "scan" and any(levels):
                 inner = self._loop(index, flow, loops, beside=beside or bool(live))
+                self.paths.leave(eqn, flow)
                 if inner is not None:
                     if not _first(inner).normalizes:
                         tap_bottleneck()
                     events.append(inner)
                     bottleneck, branched = None, not _last(inner).normalizes
+            elif any(levels):
+                self.paths.equation(index, flow)
             if id(eqn) in self._kernels and any(levels):
                 self.met.add(id(eqn))
-                output = _output(index, flow, readers, activations)
+                output = follow_output(index, flow, readers, activations, self._kernels, self.sites)
                 outputs[output.variable] = self._kernels[id(eqn)], output
             live |= {v for v in eqn.outvars if v in lifetimes}
             for variable in eqn.outvars:
@@ -199,6 +220,9 @@ class _Surgeon:
                         tap_bottleneck()
                     event = self._tap(variable, loops, normalizes=narrow)
                     events.append(event._replace(leaf=use.leaf, axes=use.axes))
+                    self._intakes.append(
+                        (output.bare, output.equation, output.bare_samples, event.tap)
+                    )
                     self.sites[output.measured] = Site(
                         use.leaf,
                         use.axes,
@@ -216,6 +240,28 @@ class _Surgeon:
                         tap_bottleneck()
                         branched = False
         return events
+
+    def watch(self, paths: Paths) -> dict[Var, Watched]:
+        """The softmaxes inside the network, and what its last kernel of several positions takes in.
+
+        Args:
+          paths: The finished graph.
+        """
+        watched: dict[Var, Watched] = {}
+        sites = [site.tap for site in self.sites.values()]
+        nodes = {v: self.paths.known(v) for v in self._softmaxes}
+        known = {v: node for v, node in nodes.items() if node is not None}
+        feeding = paths.feeding(list(known.values()), sites)
+        for variable, taps in zip(known, feeding, strict=True):
+            if taps:
+                axes = self._softmaxes[variable]
+                watched[variable] = Watched(len(watched), "softmax", axes, taps=taps)
+        for variable, eqn, samples, tap in reversed(self._intakes):
+            intake = intake_of(eqn, samples, len(watched), tap)
+            if intake is not None:
+                watched[variable] = intake
+                break
+        return watched
 
     def _loop(
         self, index: int, flow: Flow, loops: tuple[int, ...], *, beside: bool
@@ -236,7 +282,7 @@ class _Surgeon:
         )
         body = loop_body(eqn, levels, flow, self._kernels, self._reach)
         length, before = eqn.params["length"], len(self.lengths)
-        events = self.explore(body, (*loops, length), beside=beside)
+        events = self.explore(body, (*loops, length), beside=beside, inside=(eqn, flow))
         if not events:
             return None
         self.loops[id(eqn)] = tuple(range(before, len(self.lengths)))
@@ -255,80 +301,3 @@ def _first(event: Event) -> Passing:
 
 def _last(event: Event) -> Passing:
     return event if isinstance(event, Passing) else _last(event.events[-1])
-
-
-class _Output(NamedTuple):
-    """What a kernel makes of the data."""
-
-    variable: Var  # after its bias
-    measured: Var  # the argument of its activation
-    samples: tuple[int, ...]
-    units: tuple[int, ...]
-    bare: Var  # before its bias
-    bare_samples: tuple[int, ...]
-
-
-def _output(
-    index: int,
-    flow: Flow,
-    readers: dict[Var, list[int]],
-    activations: dict[Var, Activation],
-) -> _Output:
-    """Follows a kernel's output through its bias to its activation."""
-    eqns = flow.frame.jaxpr.eqns
-    bare = variable = eqns[index].outvars[0]
-    passed = {variable: _sample_axes(eqns[index], flow.data)}
-    while (step := _affine_step(variable, readers.get(variable, []), flow)) is not None:
-        samples = passed[variable]
-        if step.primitive.name == "transpose":
-            samples = tuple(sorted(step.params["permutation"].index(axis) for axis in samples))
-        variable = step.outvars[0]
-        passed[variable] = samples
-    measured = next((v for v in passed if v in activations), None)
-    if measured is None:
-        measured = _normalized(eqns, index, variable, activations) or variable
-    samples = passed.get(measured, passed[variable])
-    units = tuple(axis for axis in range(len(shape_of(measured.aval))) if axis not in samples)
-    return _Output(variable, measured, samples, units, bare, passed[bare])
-
-
-def _affine_step(variable: Var, readers: list[int], flow: Flow) -> JaxprEqn | None:
-    """The equation that adds a bias to the variable, scales, casts or transposes it."""
-    if len(readers) != 1 or readers[0] < 0:
-        return None
-    eqn = flow.frame.jaxpr.eqns[readers[0]]
-    name, data = eqn.primitive.name, among(eqn, flow.data)
-    shape, new = shape_of(variable.aval), shape_of(eqn.outvars[0].aval)
-    if name == "transpose" or (name in _SAME and new == shape):
-        return eqn
-    fits = name in _WITH_CONSTANT and sum(data) == 1 and new == shape
-    return eqn if fits and (name != "div" or data[0]) else None
-
-
-def _normalized(
-    eqns: Sequence[JaxprEqn], index: int, variable: Var, activations: dict[Var, Activation]
-) -> Var | None:
-    """The argument of the next activation, if only a normalisation lies between."""
-    for eqn in eqns[index + 1 :]:
-        if eqn.primitive.name in _PRODUCTS | _LOOKUPS or eqn.primitive.name == "scan":
-            return None
-        for out in eqn.outvars:
-            fits = out in activations and shape_of(out.aval) == shape_of(variable.aval)
-            if fits and eqn.primitive.name in _NORMALISED:
-                return out
-    return None
-
-
-def _sample_axes(eqn: JaxprEqn, data: set[Var]) -> tuple[int, ...]:
-    """Axes of a kernel's output that run along the data rather than along the kernel."""
-    rank = len(shape_of(eqn.outvars[0].aval))
-    if eqn.primitive.name == "conv_general_dilated":
-        batch, feature, *_ = eqn.params["dimension_numbers"].out_spec
-        return (batch, *(axis for axis in range(rank) if axis not in (batch, feature)))
-    if eqn.primitive.name in _LOOKUPS:
-        return tuple(range(rank - 1))
-    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
-    left = len(shape_of(eqn.invars[0].aval)) - len(contracted) - len(batch)
-    of_left = tuple(range(len(batch), len(batch) + left))
-    of_right = tuple(range(len(batch) + left, rank))
-    return of_left if among(eqn, data)[0] else of_right

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
 from vanishjax._jaxpr.versions import bind, called, constants, open_jaxpr, scan_split, shape_of
@@ -164,9 +165,9 @@ class Evaluator:
                 environment[variable] = self.value(variable, x, environment)
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else environment[atom]
+            return on_device(atom.val) if isinstance(atom, Literal) else environment[atom]
 
-        write(jaxpr.constvars, consts)
+        write(jaxpr.constvars, [on_device(x) for x in consts])
         write(jaxpr.invars, arguments)
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
@@ -179,3 +180,8 @@ class Evaluator:
                 results = self.apply(eqn, operands)
             write(eqn.outvars, results)
         return [read(atom) for atom in jaxpr.outvars]
+
+
+def on_device(constant: Any) -> Any:
+    """A constant of a program; one that is a NumPy array can't be indexed by a traced number."""
+    return jnp.asarray(constant) if isinstance(constant, np.ndarray) else constant

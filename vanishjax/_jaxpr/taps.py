@@ -16,8 +16,11 @@ from jax.extend.core import JaxprEqn, Var
 from vanishjax import numerics
 from vanishjax._jaxpr.anatomy import Anatomy, Site
 from vanishjax._jaxpr.program import Evaluator, Program
+from vanishjax._jaxpr.versions import bind
+from vanishjax._jaxpr.watched import Watched
 
 Measure = Callable[[Site, jax.Array], Any]
+Watch = Callable[[Watched, jax.Array], Any]
 
 
 def tapped_loss(
@@ -26,7 +29,8 @@ def tapped_loss(
     measure: Measure,
     arguments: Sequence[Any],
     dummies: Sequence[jax.Array],
-) -> tuple[jax.Array, dict[int, Any]]:
+    watch: Watch | None = None,
+) -> tuple[jax.Array, dict[int, Any], dict[int, Any]]:
     """The loss, with taps.
 
     Args:
@@ -37,13 +41,15 @@ def tapped_loss(
       dummies: For each tap float32 zeros of its loops' lengths: see `dummies_for`. The gradient
         with respect to them is log(rms) of the cotangent there, given that the bottlenecks further
         down have normalised theirs.
+      watch: If given, `watch(watched, x)` of a watched equation's result or operand; anything.
 
     Returns:
-      The loss, and by the sites' taps what `measure` returned, loops' lengths leading.
+      The loss; by the sites' taps what `measure` returned; by number what `watch` did. Loops'
+      lengths lead.
     """
-    tapped = _Tapped(anatomy, measure, dict(enumerate(dummies)))
+    tapped = _Tapped(anatomy, measure, watch, dict(enumerate(dummies)))
     (loss,) = tapped(program.closed.jaxpr, program.closed.consts, arguments)
-    return loss, tapped.measured
+    return loss, tapped.measured, tapped.seen
 
 
 def dummies_for(anatomy: Anatomy) -> list[jax.Array]:
@@ -52,9 +58,21 @@ def dummies_for(anatomy: Anatomy) -> list[jax.Array]:
 
 
 class _Tapped(Evaluator):
-    def __init__(self, anatomy: Anatomy, measure: Measure, dummies: Mapping[int, Any]) -> None:
+    def __init__(
+        self, anatomy: Anatomy, measure: Measure, watch: Watch | None, dummies: Mapping[int, Any]
+    ) -> None:
         self.measured: dict[int, Any] = {}
-        self._anatomy, self._measure, self._dummies = anatomy, measure, dummies
+        self.seen: dict[int, Any] = {}
+        self._anatomy, self._measure, self._watch = anatomy, measure, watch
+        self._dummies = dummies
+
+    def apply(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        results = super().apply(eqn, operands)
+        watched = self._anatomy.watched.get(eqn.outvars[0]) if eqn.outvars else None
+        if watched is not None and self._watch is not None:
+            x = results[0] if watched.kind == "softmax" else operands[watched.operand]
+            self.seen[watched.number] = self._watch(watched, jax.lax.stop_gradient(x))
+        return results
 
     def value(self, variable: Var, x: Any, environment: Mapping[Var, Any]) -> Any:
         del environment
@@ -69,15 +87,16 @@ class _Tapped(Evaluator):
     def scan(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         numbers = self._anatomy.loops.get(id(eqn))
         if numbers is None:
-            return super().scan(eqn, operands)
+            return bind(eqn, operands)
 
         def step(arguments: Sequence[Any], dummies: Any) -> tuple[list[Any], Any]:
-            inner = _Tapped(self._anatomy, self._measure, dummies)
-            return inner.body(eqn, arguments), inner.measured
+            inner = _Tapped(self._anatomy, self._measure, self._watch, dummies)
+            return inner.body(eqn, arguments), (inner.measured, inner.seen)
 
         dummies = {number: self._dummies[number] for number in numbers}
-        results, measured = self.loop(eqn, operands, dummies, step)
+        results, (measured, seen) = self.loop(eqn, operands, dummies, step)
         self.measured.update(measured)
+        self.seen.update(seen)
         return results
 
 

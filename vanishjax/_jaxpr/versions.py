@@ -72,6 +72,11 @@ def shape_of(x: Any) -> Any:
     return getattr(x, "shape", x)
 
 
+def dtype_of(variable: Any) -> Any:
+    """The number type of a variable."""
+    return variable.aval.dtype
+
+
 def is_key(aval: Any) -> bool:
     """Whether a variable holds random keys."""
     return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)

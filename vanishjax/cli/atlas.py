@@ -287,7 +287,7 @@ def _cells_left(dataset: Dataset, asked: Asked, journal: Journal) -> Iterator[Ce
 def _result(dataset: Dataset, asked: Asked, cells: list[Cell]) -> dict[str, Any]:
     from vanishjax.atlas import Grid, predicted_depth, trainable_depth
     from vanishjax.cli.output import environment
-    from vanishjax.health.rules import ADAPTIVE_REACH, LINEAR_REACH
+    from vanishjax.health.examination import ADAPTIVE_REACH, LINEAR_REACH
 
     reaches = {"momentum": LINEAR_REACH, "Adam": ADAPTIVE_REACH}
     trained: dict[str, Any] = {activation: {} for activation, _ in asked.kinds}

@@ -60,6 +60,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_COLORS = {"healthy": "bold green", "sick": "bold red", "unknown": "bold yellow"}
+
+
 def run(options: argparse.Namespace) -> int:
     """Looks at the network, and prints and writes what was found."""
     chosen = network_options(options)
@@ -117,7 +120,7 @@ def _show(verdict: Diagnosis, folder: Path | None, as_json: bool) -> None:
         return
     console = Terminal()
     text = console.render_str(str(verdict))
-    text.highlight_regex(r"\A.*", "bold green" if verdict.healthy else "bold red")
+    text.highlight_regex(r"\A.*", _COLORS[verdict.verdict])
     text.highlight_regex(r"(?m)^✗.*", "red")
     text.highlight_regex(r"(?m)^!.*", "yellow")
     console.print(text, soft_wrap=True)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optax
 
 from vanishjax import report
 from vanishjax.compilation import jit_once
+from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, json_value
 from vanishjax.health.probe import Probe, probe
-from vanishjax.health.response import effectiveness, step_response
-from vanishjax.health.rules import Examination, apply_rules
+from vanishjax.health.response import Response, effectiveness, step_response
+from vanishjax.health.rules import apply_rules
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,9 +41,17 @@ class Diagnosis:
     effectiveness: np.ndarray[Any, Any] | None = None
 
     @property
+    def verdict(self) -> Literal["healthy", "sick", "unknown"]:
+        """Whether it will train: "unknown" where something that matters couldn't be measured."""
+        if any(finding.severity == "critical" for finding in self.findings):
+            return "sick"
+        hidden = (one.rule == "unmeasured" and one.severity == "warning" for one in self.findings)
+        return "unknown" if any(hidden) else "healthy"
+
+    @property
     def healthy(self) -> bool:
-        """Whether nothing was found that keeps it from training."""
-        return not any(finding.severity == "critical" for finding in self.findings)
+        """Whether the verdict is "healthy"."""
+        return self.verdict == "healthy"
 
     def __str__(self) -> str:
         return report.diagnosis_text(self.to_dict())
@@ -50,6 +59,7 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """The verdict, the findings and the measurements as JSON types."""
         return {
+            "verdict": self.verdict,
             "healthy": self.healthy,
             "findings": [finding.to_dict() for finding in self.findings],
             "probe": self.probe.to_dict(),
@@ -110,5 +120,16 @@ def diagnose(
     parameters = measured.parameters
     response = _step_response(tx, params, parameters.layers)
     share = np.asarray(effectiveness(response, parameters.rms), np.float64)
-    seen = Examination(measured, share, np.asarray(response.degree))
+    step = _step_rms(response, parameters.rms)
+    seen = Examination(measured, share, np.asarray(response.degree), step)
     return Diagnosis(apply_rules(seen), measured, share)
+
+
+def _step_rms(response: Response, gradient_rms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """For each layer of parameters the size of one step at the size that its gradient has."""
+    sizes = np.log(np.asarray(response.gradient_rms, np.float64))
+    with np.errstate(divide="ignore"):
+        wanted = np.log(gradient_rms)
+    steps = np.asarray(response.update_rms, np.float64)
+    places = np.abs(sizes[:, None] - wanted).argmin(axis=0)
+    return np.asarray(steps[places, np.arange(len(gradient_rms))])

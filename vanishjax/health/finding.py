@@ -20,6 +20,11 @@ Rule = Literal[
     "blind_optimizer",
     "nonfinite",
     "stalled_layer",
+    "token_collapse",
+    "saturated_attention",
+    "bad_start",
+    "unmeasured",
+    "memory",
 ]
 Severity = Literal["critical", "warning", "note"]
 

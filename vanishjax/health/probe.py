@@ -15,8 +15,11 @@ import numpy as np
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
+from vanishjax.health.constant import constant_loss
 from vanishjax.health.finding import json_value
 from vanishjax.health.statistics import Statistics, statistics
+from vanishjax.health.supply import Instance, Supply, fading
+from vanishjax.health.watch import watch
 from vanishjax.layers import Layers
 from vanishjax.layers.order import layers_met, parameter_leaves
 from vanishjax.validation import check_floating
@@ -77,6 +80,20 @@ class Probe:
       batch_size: Length of the batch's first axis, 0 if unknown.
       parameters: The gradients of all parameters.
       unmeasured: Kernels inside functions that can't be looked into, such as a `custom_vjp`.
+      reach: Nats of the gradient's energy between where it is largest downstream of a layer, along
+        the paths on which it flows, and the layer; of a kernel that is used many times the least
+        loss of all its uses. 0 or less.
+      factors: Paths of parameters that multiply the data entry by entry: gains.
+      token_energy: Share of the energy that tells positions of a sequence apart, in what the last
+        kernel of several positions takes in; NaN without one.
+      token_layer: The index of that kernel's layer; -1 without one.
+      softmaxes: For each softmax inside the network the names of the layers that feed it, and the
+        share of its rows that are all but one-hot.
+      constant_loss: The least loss that one output of the last layer for all inputs reaches; NaN
+        where the last layer stands in a loop.
+      memory: For each kernel that a loop uses anew in every step the nats of energy that the
+        gradient loses in a step back, and the number of steps.
+      supply: By which paths the gradient gets to each layer.
 
     Example:
       >>> found = probe(lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2), jnp.ones((3, 2)), jnp.eye(3))
@@ -108,6 +125,14 @@ class Probe:
     batch_size: int
     parameters: ParameterGradients
     unmeasured: tuple[str, ...] = ()
+    reach: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
+    factors: tuple[str, ...] = ()
+    token_energy: float = math.nan
+    token_layer: int = -1
+    softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
+    constant_loss: float = math.nan
+    memory: tuple[tuple[str, float, int], ...] = ()
+    supply: Supply | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -117,7 +142,7 @@ class Probe:
         plain = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "parameters"
+            if field.name not in ("parameters", "supply")
         }
         own = {
             field.name: getattr(self.parameters, field.name)
@@ -147,8 +172,8 @@ def probe(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Probe:
       The measurements.
 
     Raises:
-      ValueError: The loss isn't one number, can't be differentiated, or the batch is empty or holds
-        NaN or infinity.
+      ValueError: There are no parameters, the loss isn't one number, can't be differentiated, or
+        the batch is empty or holds NaN or infinity.
 
     Example:
       >>> import vanishjax as vj
@@ -159,6 +184,8 @@ def probe(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Probe:
       hidden_stack/kernel[0] -2.9 0.0
     """
     check_floating(params)
+    if not jax.tree.leaves(params):
+        raise ValueError("params holds no arrays: pass the parameters that loss_fn is trained by")
     _check_batch(batch)
     leaves, structure = jax.tree_util.tree_flatten(params)
     inputs, batch_structure = jax.tree_util.tree_flatten(batch)
@@ -200,6 +227,9 @@ class _Plan(NamedTuple):
     widths: tuple[tuple[int, int], ...]  # by tap
     dtypes: tuple[str, ...]  # of the layers of parameters
     unmeasured: tuple[str, ...]
+    paths: _jaxpr.Paths
+    watched: tuple[_jaxpr.Watched, ...]
+    factors: tuple[str, ...]
 
 
 class _Values(NamedTuple):
@@ -214,6 +244,8 @@ class _Values(NamedTuple):
     zero_fraction: jax.Array
     nonfinite: jax.Array
     parameter_rms: jax.Array
+    watched: dict[int, jax.Array]
+    constant_loss: jax.Array
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["plan"])
@@ -247,8 +279,10 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
 
     def tapped(leaves: list[Any], dummies: list[Any]) -> Any:
         arguments = [*leaves, *arrays]
-        value, found = _jaxpr.tapped_loss(program, anatomy, observe, arguments, dummies)
-        return value * math.exp(log_scale), (value, found)
+        value, found, seen = _jaxpr.tapped_loss(
+            program, anatomy, observe, arguments, dummies, watch
+        )
+        return value * math.exp(log_scale), (value, found, seen)
 
     def plain(leaves: list[Any]) -> Any:
         value = loss.fn(*loss.arguments(leaves, arrays))
@@ -257,7 +291,7 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
     try:
         gradients = jax.grad(plain)(leaves)
         differentiate = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
-        (_, (value, found)), (tapped_gradients, log_rms) = differentiate(
+        (_, (value, found, seen)), (tapped_gradients, log_rms) = differentiate(
             leaves, _jaxpr.dummies_for(anatomy)
         )
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -286,6 +320,8 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
         layers.reduce(lambda g, axes: jnp.mean(g == 0, axes), gradient),
         layers.reduce(lambda g, axes: jnp.any(~jnp.isfinite(g), axes), gradient),
         layers.reduce(rms_of, params),
+        seen,
+        constant_loss(program, anatomy, [*leaves, *arrays]),
     )
     plan = _Plan(
         layers,
@@ -293,8 +329,15 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
         tuple(widths.items()),
         _dtypes(layers, leaves),
         tuple(layers.leaves[leaf].path for leaf in anatomy.hidden),
+        anatomy.paths,
+        tuple(anatomy.watched.values()),
+        tuple({layers.leaves[u.leaf].path: 0 for u in trace.uses if _multiplies(u)}),
     )
     return _Measured(values, plan)
+
+
+def _multiplies(use: _jaxpr.Use) -> bool:
+    return use.equation.primitive.name == "mul"
 
 
 def _dtypes(layers: Layers, leaves: Sequence[Any]) -> tuple[str, ...]:
@@ -309,17 +352,10 @@ def _dtypes(layers: Layers, leaves: Sequence[Any]) -> tuple[str, ...]:
 # From taps to layers.
 
 
-class _Instance(NamedTuple):
-    """A tap that the data passes, in one iteration of the loops around it."""
-
-    event: _jaxpr.Passing
-    turns: tuple[int, ...]
-
-
-def _instances(events: Sequence[_jaxpr.Event], index: tuple[int, ...] = ()) -> Iterator[_Instance]:
+def _instances(events: Sequence[_jaxpr.Event], index: tuple[int, ...] = ()) -> Iterator[Instance]:
     for event in events:
         if isinstance(event, _jaxpr.Passing):
-            yield _Instance(event, index)
+            yield Instance(event, index)
         else:
             turns = range(event.length)
             for turn in reversed(turns) if event.reverse else turns:
@@ -345,6 +381,8 @@ def _assemble(values: _Values, plan: _Plan, batch: Any) -> Probe:
     names, places = _names(plan.layers, [passed[i] for i in sites])
     widths = dict(plan.widths)
     parameters = _parameters(values, plan, places, taken[:-1][sites])
+    watched = _watched(values, plan, [passed[i] for i in sites], names)
+    supply = Supply.of(passed, log_norm, places, plan.paths)
 
     def of_sites(field: str) -> Vector:
         return np.array(
@@ -371,6 +409,14 @@ def _assemble(values: _Values, plan: _Plan, batch: Any) -> Probe:
         batch_size=_batch_size(batch),
         parameters=parameters,
         unmeasured=plan.unmeasured,
+        reach=supply.reach[sites],
+        factors=plan.factors,
+        token_energy=watched.token_energy,
+        token_layer=watched.token_layer,
+        softmaxes=watched.softmaxes,
+        constant_loss=float(values.constant_loss),
+        memory=_memory(passed, log_norm, plan.layers),
+        supply=supply,
     )
 
 
@@ -385,7 +431,7 @@ def _stream(log_norm: Vector, normalizes: np.ndarray[Any, Any]) -> Vector:
 
 
 def _names(
-    layers: Layers, sites: Sequence[_Instance]
+    layers: Layers, sites: Sequence[Instance]
 ) -> tuple[tuple[str, ...], np.ndarray[Any, Any]]:
     """A name for each site, and the place of its kernel among the layers of parameters."""
     ends = np.cumsum([0, *(int(np.prod(leaf.stack)) for leaf in layers.leaves)])
@@ -405,6 +451,46 @@ def _names(
             names[i] = f"{name}@{seen[name]}"
             seen[name] += 1
     return tuple(names), np.array(places, int)
+
+
+def _memory(
+    passed: Sequence[Instance], log_norm: Vector, layers: Layers
+) -> tuple[tuple[str, float, int], ...]:
+    leaves = {one.event.tap: one.event.leaf for one in passed}
+    return tuple(
+        (layers.leaves[leaves[tap]].path, nats, steps)
+        for tap, (nats, steps) in fading(passed, log_norm).items()
+    )
+
+
+class _Sequences(NamedTuple):
+    token_energy: float = math.nan
+    token_layer: int = -1
+    softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
+
+
+def _watched(
+    values: _Values, plan: _Plan, sites: Sequence[Instance], names: Sequence[str]
+) -> _Sequences:
+    """What was seen of softmaxes, and of the positions that the last such kernel takes in."""
+    found = _Sequences()
+    softmaxes: list[tuple[tuple[str, ...], float]] = []
+    for one in plan.watched:
+        seen = np.asarray(values.watched[one.number], np.float64)
+        if one.kind == "intake":
+            places = [i for i, site in enumerate(sites) if site.event.tap == one.taps[0]]
+            found = _Sequences(float(seen.flat[-1]), places[-1])
+            continue
+        feeding: dict[tuple[int, ...], list[str]] = {}
+        for name, site in zip(names, sites, strict=True):
+            if site.event.tap in one.taps:
+                feeding.setdefault(site.turns[: seen.ndim], []).append(name)
+        softmaxes += [
+            (tuple(own), float(seen[turns]))
+            for turns, own in feeding.items()
+            if len(turns) == seen.ndim
+        ]
+    return found._replace(softmaxes=tuple(softmaxes))
 
 
 # What the loss of a float16 network is multiplied by, lest its cotangent underflow before the first

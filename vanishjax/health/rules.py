@@ -7,19 +7,28 @@ those of number types and of an optimizer's eps, which do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from vanishjax.health.attention import saturated_attention, token_collapse
+from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
-from vanishjax.health.probe import Probe
-
-# What the cotangent's energy may lose or win between the output and a layer, in nats. Of 56
-# networks (8 initialisations, 7 depths) Adam trains those with less than 30, momentum those with
-# less than 8.4; `benchmarks.diagnosis` tries both on others.
-ADAPTIVE_REACH = 30.0
-LINEAR_REACH = 8.4
+from vanishjax.health.memory import memory
+from vanishjax.health.probe import ParameterGradients, Probe
+from vanishjax.health.start import bad_start
+from vanishjax.health.starvation import (
+    REINIT,
+    RESIDUAL,
+    chain_factors,
+    dead_units,
+    in_the_way,
+    pick,
+    vanishing_gradient,
+    zero_gradient,
+)
+from vanishjax.health.unmeasured import unmeasured
 
 # Share of the last features' energy that tells inputs apart. Adam trains sigmoid networks of depth
 # 16 with critical kernels, 1e-7, and none of depth 8 with LeCun's, 3e-11 (`benchmarks.networks`).
@@ -30,9 +39,7 @@ COLLAPSED_ENERGY = 1e-8
 COLLAPSED_RANK = 1.05
 LEAST_INPUT_RANK = 1.5
 
-# Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
-# units dead on a batch, and trains; with all dead nothing gets through.
-DEAD_UNITS = 0.9
+# Share of a bounded activation's slopes in a layer.
 SATURATED_UNITS = 0.8
 
 # An optimizer that takes less than this share of its step in most layers is as good as still.
@@ -41,40 +48,9 @@ BLIND_STEP = 0.1
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
 
-_REINIT = "re-initialise from data: initializers.lsuv; or at criticality: critical_orthogonal"
-_SLOPE = "check the loss: it must have a slope where the network starts"
-_RESIDUAL = "residual connections: mlp_problem(residual='rezero' or 'scaled')"
-
-
-class Examination(NamedTuple):
-    """What the rules see.
-
-    Attributes:
-      probe: The measurements.
-      effectiveness: For each layer of parameters the share of its step that the optimizer takes at
-        the size of its gradient; None without an optimizer.
-      degree: For each layer of parameters 1 if the optimizer's step is proportional to the
-        gradient, 0 if it doesn't depend on its size; None without an optimizer.
-    """
-
-    probe: Probe
-    effectiveness: np.ndarray[Any, Any] | None = None
-    degree: np.ndarray[Any, Any] | None = None
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether the optimizer's steps shrink with the gradients (SGD, momentum)."""
-        return self.degree is not None and bool(np.median(self.degree) > 0.5)
-
-    @property
-    def reach(self) -> float:
-        """How many nats may be lost or won on the way back."""
-        return LINEAR_REACH if self.is_linear else ADAPTIVE_REACH
-
-    @property
-    def features(self) -> slice:
-        """The layers whose outputs are features: all but the last."""
-        return slice(0, max(0, len(self.probe) - 1))
+# A gradient that is 0 but for rounding, as a share of that of the kernel in the same module. In a
+# small BERT the keys' biases are below it and nothing else is.
+_ROUNDED = 3e-6
 
 
 def nonfinite(seen: Examination) -> Finding | None:
@@ -88,16 +64,16 @@ def nonfinite(seen: Examination) -> Finding | None:
     forward = ~np.isfinite(probe.preactivation_rms)
     forward[seen.features] |= ~np.isfinite(probe.activation_rms[seen.features])
     if broken.any():
-        layers = _pick(parameters.layers.names, broken)
+        layers = pick(parameters.layers.names, broken)
         cause = f"The parameters themselves hold infinity or NaN, {layers[0]} first."
         remedies: tuple[str, ...] = (
             "restore the last checkpoint",
             "skip_nonfinite before the optimizer",
         )
     elif forward.any():
-        layers = _pick(probe.names, forward)
+        layers = pick(probe.names, forward)
         cause = f"The forward pass overflows: from {layers[0]} on activations aren't finite."
-        remedies = (_REINIT, "a normalised or residual architecture", "a bounded activation")
+        remedies = (REINIT, "a normalised or residual architecture", "a bounded activation")
     elif not np.isfinite(probe.loss):
         layers = probe.names[-1:]
         cause = (
@@ -106,100 +82,10 @@ def nonfinite(seen: Examination) -> Finding | None:
         )
         remedies = ("compute the loss from logits", "guard its argument with jnp.where")
     else:
-        layers = _pick(parameters.layers.names, wrong)
+        layers = pick(parameters.layers.names, wrong)
         cause = "The loss is finite, but its gradient isn't: something has an infinite slope."
         remedies = ("guard a root's or quotient's argument with jnp.where", "skip_nonfinite")
     return Finding("nonfinite", "critical", layers, evidence, cause, remedies)
-
-
-def dead_units(seen: Examination) -> Finding | None:
-    """Units whose activation is flat at every input: no gradient gets through them."""
-    probe = seen.probe
-    # Units that are off because nothing at all comes in aren't dead: `zero_gradient` says why.
-    dead = (probe.dead_fraction > DEAD_UNITS) & (probe.preactivation_rms > 0)
-    if not dead.any():
-        return None
-    worst = float(np.max(probe.dead_fraction[dead]))
-    return Finding(
-        "dead_units",
-        "critical" if worst == 1 else "warning",
-        _pick(probe.names, dead),
-        {"dead_fraction": worst, "preactivation_rms": float(np.max(probe.preactivation_rms[dead]))},
-        f"Up to {worst:.0%} of a layer's units are off for every input of the batch, so neither "
-        "they nor what lies before them gets a gradient.",
-        (
-            "draw the dead units' weights anew and set their biases to 0",
-            "leaky_relu, elu or gelu instead of relu",
-            "a smaller learning rate, if they died during training",
-        ),
-    )
-
-
-def zero_gradient(seen: Examination) -> Finding | None:
-    """Gradients that are exactly zero by construction, not for lack of precision."""
-    probe, parameters = seen.probe, seen.probe.parameters
-    names = parameters.layers.names
-    kernels = np.isin(names, probe.names)
-    unused = _of_paths(parameters.layers.unused, names)
-    stopped = _of_paths(parameters.layers.stopped, names)
-    # A bias alone may be zero by accident: at the start of training its examples' gradients cancel.
-    zero = (parameters.rms == 0) & ~np.isfinite(parameters.log_rms)
-    zero &= kernels | np.isin(names, unused + stopped) | (len(probe) == 0)
-    if not zero.any():
-        return None
-    layers = _pick(names, zero)
-    evidence = {
-        "layers": float(zero.sum()),
-        "of": float(len(names)),
-        "unused": float(len(unused)),
-        "stopped": float(len(stopped)),
-    }
-    # A bias alone trains nothing.
-    everything = bool(zero[kernels].all() if kernels.any() else zero.all())
-    severity: Severity = "critical" if everything else "warning"
-    # A gain or a kernel that is 0 but moves sets the rest free after the first step.
-    scalars = np.array([_is_scalar(seen, name) for name in names])
-    gates = (parameters.parameter_rms == 0) & (parameters.rms > 0) & (kernels | scalars)
-    if len(unused) == len(layers):
-        cause = "The loss never uses these parameters."
-        remedies: tuple[str, ...] = ("remove them, or find out why the model skips them",)
-    elif len(unused) + len(stopped) == len(layers):
-        cause = "A stop_gradient, or an integer or comparison, stands between them and the loss."
-        remedies = ("leave it if they are frozen on purpose", "remove the stop_gradient")
-        severity = "critical" if everything else "note"
-    elif gates.any():
-        gate = _pick(names, gates)[0]
-        cause = f"{gate} is 0 and blocks them for now; it has a gradient itself and will let go."
-        remedies = ("nothing to do: ReZero and zero-initialised outputs start like this",)
-        severity = "note"
-    elif (probe.preactivation_rms == 0).any() and parameters.parameter_rms[kernels].all():
-        first = _pick(probe.names, probe.preactivation_rms == 0)[0]
-        cause = f"The signal itself shrinks until it is exactly 0, from {first} on."
-        remedies = (_REINIT, _RESIDUAL)
-    elif everything and not len(probe):
-        cause = (
-            "The loss doesn't depend on the parameters: it never uses them, or nothing but their "
-            "rounded value, their sign or a comparison."
-        )
-        remedies = (_SLOPE,)
-    elif (len(probe) and np.isneginf(probe.log_backward_rms[-1])) or (
-        # Nothing on the way is 0, and still nothing comes back.
-        everything and parameters.parameter_rms[kernels].all()
-    ):
-        one = probe.widths[-1] == 1
-        cause = "The loss doesn't depend on the network's output: its slope there is exactly 0" + (
-            ", as after a softmax over a single unit, which is always 1."
-            if one
-            else ", as that of a rounding, a sign or a comparison."
-        )
-        remedies = (("one unit with a sigmoid, or two with a softmax",) if one else ()) + (_SLOPE,)
-    else:
-        cause = (
-            "What multiplies them is exactly 0: where both sides of a product start at 0, neither "
-            "ever moves."
-        )
-        remedies = ("random initial kernels", "zeros in the last kernel only")
-    return Finding("zero_gradient", severity, layers, evidence, cause, remedies)
 
 
 def saturated_units(seen: Examination) -> Finding | None:
@@ -212,14 +98,14 @@ def saturated_units(seen: Examination) -> Finding | None:
     return Finding(
         "saturated_units",
         "critical",
-        _pick(probe.names, saturated),
+        pick(probe.names, saturated),
         {
             "saturated_fraction": float(np.max(probe.saturated_fraction)),
             "preactivation_rms": rms,
         },
         f"Pre-activations of size {rms:.3g} drive the activation to where its slope is below a "
         "twentieth of its steepest.",
-        (_REINIT, "standardise the inputs", "normalise pre-activations (LayerNorm)"),
+        (REINIT, "standardise the inputs", "normalise pre-activations (LayerNorm)"),
     )
 
 
@@ -237,51 +123,20 @@ def mean_collapse(seen: Examination) -> Finding | None:
     # What rounding alone makes of identical features.
     floor = np.array([float(jnp.finfo(dtype).eps) ** 2 for dtype in types])
     collapsed = energy < np.maximum(COLLAPSED_ENERGY, floor)
-    if not collapsed[-1]:
+    if not collapsed[-1] or not in_the_way(seen, collapsed):
         return None
     return Finding(
         "mean_collapse",
         "critical",
-        _pick(probe.names[seen.features], collapsed),
+        pick(probe.names[seen.features], collapsed),
         {"centered_energy": float(energy[-1]), "first_layer": float(energy[0])},
         f"Only {energy[-1]:.1e} of the last features' energy tells inputs apart: the activation's "
         "mean, added up layer by layer, has drowned the rest.",
         (
             "re-initialise and centre: initializers.lsuv",
             "an activation of mean zero (tanh, centered_sigmoid)",
-            _RESIDUAL,
+            RESIDUAL,
             "deep_muon, if model and parameters must stay as they are",
-        ),
-    )
-
-
-def vanishing_gradient(seen: Examination) -> Finding | None:
-    """The cotangent shrinks from layer to layer on its way back."""
-    probe = seen.probe
-    reached = _reached(probe)
-    starved = reached < -seen.reach
-    if not starved.any():
-        return None
-    factors = _factors(probe)
-    chi, slope, gain = factors.values()
-    if slope < gain:
-        why = f"the activation's slope, {np.sqrt(slope):.2g} (rms), is the smaller factor"
-        cure = "an activation of slope 1 at its centre (tanh, relu)"
-    else:
-        why = f"the weights' gain, {gain:.2g} per layer, is the smaller factor"
-        cure = "larger weights: He's scale for relu, sigma_w^2 = 1 for tanh"
-    return Finding(
-        "vanishing_gradient",
-        "critical",
-        _pick(probe.names, starved),
-        {"sum_log_chi": float(np.min(reached)), **factors, "limit": -seen.reach},
-        f"Every layer keeps {chi:.2g} of the gradient's energy, so the first gets exp("
-        f"{np.min(reached):.0f}) of it; {why}.",
-        (
-            _REINIT,
-            _RESIDUAL,
-            cure,
-            "an optimizer that rescales each layer: muon, adam_atan2, normalize_by_layer",
         ),
     )
 
@@ -293,16 +148,16 @@ def exploding_gradient(seen: Examination) -> Finding | None:
     flooded = reached > seen.reach
     if not flooded.any():
         return None
-    factors = _factors(probe)
+    factors = chain_factors(probe)
     chi, gain = factors["chi"], factors["weight_gain"]
     return Finding(
         "exploding_gradient",
         "critical",
-        _pick(probe.names, flooded),
+        pick(probe.names, flooded),
         {"sum_log_chi": float(np.max(reached)), **factors, "limit": seen.reach},
         f"Every layer multiplies the gradient's energy by {chi:.2g}, so the first gets exp("
         f"{np.max(reached):.0f}) times it: the weights' gain, {gain:.2g}, is too large.",
-        (_REINIT, "clip_by_layer_norm or adaptive_clip", _RESIDUAL, "a smaller learning rate"),
+        (REINIT, "clip_by_layer_norm or adaptive_clip", RESIDUAL, "a smaller learning rate"),
     )
 
 
@@ -313,16 +168,18 @@ def rank_collapse(seen: Examination) -> Finding | None:
     collapsed = (rank < COLLAPSED_RANK) & (probe.widths[seen.features] > 2)
     if not len(rank) or not collapsed[-1] or not rank[0] > LEAST_INPUT_RANK:
         return None
+    if not in_the_way(seen, collapsed):
+        return None
     return Finding(
         "rank_collapse",
         "critical",
-        _pick(probe.names[seen.features], collapsed),
+        pick(probe.names[seen.features], collapsed),
         {"effective_rank": float(rank[-1]), "first_layer": float(rank[0])},
         f"The last features differ in {rank[-1]:.2f} dimensions, the first in {rank[0]:.1f}: "
         "products of random matrices keep one direction and lose the others.",
         (
             "orthogonal kernels: initializers.lsuv; of a rectifier: initializers.looks_linear",
-            _RESIDUAL,
+            RESIDUAL,
             "orthogonalised updates: muon",
         ),
     )
@@ -346,7 +203,7 @@ def underflow(seen: Examination) -> Finding | None:
     return Finding(
         "underflow",
         "critical" if lost.mean() > 0.5 else "warning",
-        _pick(probe.names, lost),
+        pick(probe.names, lost),
         {
             "log_gradient_rms": float(np.min(probe.log_gradient_rms[lost])),
             "log_smallest_number": float(np.max(tiny[lost])),
@@ -355,7 +212,7 @@ def underflow(seen: Examination) -> Finding | None:
         (
             ("scale the loss: dynamic_loss_scale", "bfloat16, which has float32's range")
             if not wide[lost].all()
-            else (_REINIT, _RESIDUAL, "nothing that acts on gradients: they are exactly 0")
+            else (REINIT, RESIDUAL, "nothing that acts on gradients: they are exactly 0")
         ),
     )
 
@@ -366,7 +223,7 @@ def blind_optimizer(seen: Examination) -> Finding | None:
         return None
     probe, parameters = seen.probe, seen.probe.parameters
     share = seen.effectiveness
-    blind = (share < BLIND_STEP) & (parameters.rms > 0)
+    blind = (share < BLIND_STEP) & (parameters.rms > 0) & ~rounding_noise(parameters)
     if not blind.any():
         return None
     worst = float(np.nanmin(np.where(blind, share, np.inf)))
@@ -375,7 +232,7 @@ def blind_optimizer(seen: Examination) -> Finding | None:
     return Finding(
         "blind_optimizer",
         "critical" if blind[kernels].mean() > 0.5 else "warning",
-        _pick(parameters.layers.names, named),
+        pick(parameters.layers.names, named),
         {"effectiveness": worst, "gradient_rms": float(np.min(parameters.rms[blind]))},
         f"The optimizer takes {worst:.1e} of its step where the gradient is "
         f"{np.min(parameters.rms[blind]):.1e}: its eps is larger than that.",
@@ -387,6 +244,27 @@ def blind_optimizer(seen: Examination) -> Finding | None:
     )
 
 
+def rounding_noise(parameters: ParameterGradients) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Parameters whose gradient is 0 but for rounding, though the kernel beside them gets one.
+
+    What a key's bias adds is the same for all that a softmax compares, and what a bias adds before
+    a normalization is taken off again.
+    """
+    names = parameters.layers.names
+    largest: dict[str, float] = {}
+    for name, rms in zip(names, parameters.rms, strict=True):
+        module = _module(name)
+        largest[module] = max(rms, largest.get(module, 0.0))
+    beside = np.array([largest[_module(name)] for name in names])
+    return np.asarray(parameters.rms < _ROUNDED * beside)
+
+
+def _module(name: str) -> str:
+    """A layer's path without the parameter's own name, its index in a stack kept."""
+    path, bracket, index = name.partition("[")
+    return path.rpartition("/")[0] + bracket + index
+
+
 RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
     "nonfinite": nonfinite,
     "dead_units": dead_units,
@@ -396,8 +274,13 @@ RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
     "exploding_gradient": exploding_gradient,
     "vanishing_gradient": vanishing_gradient,
     "rank_collapse": rank_collapse,
+    "token_collapse": token_collapse,
+    "saturated_attention": saturated_attention,
+    "bad_start": bad_start,
     "underflow": underflow,
     "blind_optimizer": blind_optimizer,
+    "unmeasured": unmeasured,
+    "memory": memory,
 }
 """The rules in the order in which they explain one another."""
 
@@ -407,8 +290,14 @@ _EXPLAINS: Mapping[Rule, frozenset[Rule]] = {
     "dead_units": frozenset(
         {"zero_gradient", "mean_collapse", "vanishing_gradient", "rank_collapse"}
     ),
-    "zero_gradient": frozenset({"mean_collapse", "rank_collapse", "vanishing_gradient"}),
+    "zero_gradient": frozenset(
+        {"mean_collapse", "rank_collapse", "vanishing_gradient", "unmeasured"}
+    ),
     "mean_collapse": frozenset({"rank_collapse"}),
+    "token_collapse": frozenset({"rank_collapse"}),
+    "saturated_units": frozenset({"bad_start"}),
+    # What a diverging way back does to a hidden solver it does to the kernels before it too.
+    "exploding_gradient": frozenset({"bad_start", "unmeasured"}),
 }
 _SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "note")
 
@@ -435,34 +324,7 @@ def _reached(probe: Probe) -> np.ndarray[Any, Any]:
     return np.asarray(np.cumsum(known[::-1])[::-1])
 
 
-def _factors(probe: Probe) -> dict[str, float]:
-    """A typical layer's chi, and its two factors: the slope's square and the weights' gain."""
-    known = np.isfinite(probe.log_chi[:-1])
-    chi = float(np.exp(np.mean(probe.log_chi[:-1][known])))
-    slopes = probe.slope_rms[:-1][known]
-    slope = float(np.exp(np.mean(2 * np.log(np.maximum(slopes, 1e-30)))))
-    return {"chi": chi, "slope_square": slope, "weight_gain": chi / slope}
-
-
 def _log_tiny(dtype: str) -> float:
     """The least number that isn't lost: float16 keeps its subnormal numbers, others flush them."""
     info = jnp.finfo(dtype)
     return float(np.log(float(info.smallest_subnormal if dtype == "float16" else info.tiny)))
-
-
-def _pick(names: tuple[str, ...], chosen: np.ndarray[Any, Any]) -> tuple[str, ...]:
-    return tuple(name for name, one in zip(names, chosen, strict=True) if one)
-
-
-def _of_paths(paths: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
-    """The layers that belong to some parameters."""
-    return tuple(name for name in names if name in paths or name.rpartition("[")[0] in paths)
-
-
-def _is_scalar(seen: Examination, name: str) -> bool:
-    layers = seen.probe.parameters.layers
-    return any(
-        int(np.prod([leaf.shape[axis] for axis in leaf.inner_axes])) == 1
-        for leaf in layers.leaves
-        if name == leaf.path or name.startswith(leaf.path + "[")
-    )

@@ -37,11 +37,8 @@ def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     """
     probe = verdict["probe"]
     findings = [one for one in verdict["findings"] if one["severity"] == "critical"]
-    title = (
-        "Healthy"
-        if verdict["healthy"]
-        else "Won't train: " + " and ".join(one["rule"].replace("_", " ") for one in findings[:2])
-    )
+    sick = "Won't train: " + " and ".join(one["rule"].replace("_", " ") for one in findings[:2])
+    title = sick if findings else verdict.get("verdict", "healthy").capitalize()
     layers, batch, loss = len(probe["names"]), probe["batch_size"], _number(probe["loss"])
     caption = f"{layers} layers, batch of {batch}, loss {loss}"
     with png_figure(path, 10, 4.6, title=title, caption=caption) as figure:

@@ -25,7 +25,7 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
     """Writes a diagnosis out.
 
     Args:
-      verdict: What `Diagnosis.to_dict` gives: `healthy`, `findings`, `probe`.
+      verdict: What `Diagnosis.to_dict` gives: `verdict`, `findings`, `probe`.
 
     Returns:
       The verdict in a line, every finding with its evidence and remedies, and a table of layers
@@ -36,7 +36,7 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
       ...            "evidence": {"dead_fraction": 1.0}, "cause": "All units are off.",
       ...            "remedies": ["leaky_relu"]}
       >>> probe = {"names": [], "loss": 2.3, "sum_log_chi": 0.0}
-      >>> print(diagnosis_text({"healthy": False, "findings": [finding], "probe": probe}))
+      >>> print(diagnosis_text({"verdict": "sick", "findings": [finding], "probe": probe}))
       Won't train: dead units.
       <BLANKLINE>
       ✗ dead units: w[0..1]
@@ -49,9 +49,6 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
     blocks = [_headline(verdict), *map(_finding, findings)]
     if probe["names"]:
         blocks.append(_layers(probe))
-    if probe.get("unmeasured"):
-        hidden = ", ".join(probe["unmeasured"])
-        blocks.append(f"Not measured, because inside a function with its own derivative: {hidden}.")
     share = verdict.get("effectiveness")
     if share and all(value is None for value in share):
         blocks.append(
@@ -97,6 +94,8 @@ def _headline(verdict: Mapping[str, Any]) -> str:
     if critical:
         rules = " and ".join(rule.replace("_", " ") for rule in critical[:2])
         return f"Won't train: {rules}."
+    if verdict.get("verdict") == "unknown":
+        return "Unknown: what matters couldn't be measured."
     rest = "" if not verdict["findings"] else ", with something to know"
     total = verdict["probe"].get("sum_log_chi") or 0.0
     return f"Healthy{rest}: the first layer's gradient has exp({total:.1f}) of the output's energy."

@@ -11,6 +11,7 @@ from vanishjax.foreign import printable_lines, printable_tree
 __all__ = ["treatment_text"]
 
 _WIDTH = 96
+_HEALTHY = "Healthy: nothing to cure."
 _MARKS = {"accepted": "✓", "better": "+", "no better": "·", "diverged": "✗", "failed": "✗"}
 
 
@@ -49,7 +50,9 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
     critical = [one for one in treatment["before"]["findings"] if one["severity"] == "critical"]
     notes = [textwrap.fill(f"Note: {note}.", _WIDTH) for note in treatment.get("notes", ())]
     if not critical:
-        return "\n\n".join(["Healthy: nothing to cure.", *notes])
+        unknown = treatment["before"].get("verdict") == "unknown"
+        headline = "Unknown whether it trains: nothing was tried." if unknown else _HEALTHY
+        return "\n\n".join([headline, *notes])
     blocks = [_headline(treatment), *map(_cause, critical), _table(treatment), *notes]
     if recipe:
         code = textwrap.indent(printable_lines(recipe), "  ")

@@ -175,7 +175,7 @@ def cure(
     trained_on, held_out, notes = _divide(batches, steps)
     look_at = trained_on[0]
     before = _examine(problem, look_at)
-    if before.healthy:
+    if before.verdict != "sick":
         return Treatment(problem, None, problem, (), (), before, before, steps, _PROBE_STEPS, notes)
 
     order_key, remedy_key = jax.random.split(key)
@@ -300,7 +300,7 @@ class _Ward:
                 self._best, self.verdict, self.start = course, after, course.problem
                 self._accepted = (*remedy.follows(self._accepted), remedy)
                 # A slower form that keeps up with what cured the network has cured it too.
-                self._cured = self._cured or (after.healthy and self._learns(course))
+                self._cured = self._cured or (after.verdict != "sick" and self._learns(course))
         self._record_failures()
 
     def _run(

@@ -1,0 +1,486 @@
+"""Verdicts on the kinds of network that people train, in small.
+
+The labels were read off training networks of the same kinds at full size, beside a healthy one
+each: a network is sick if it stays near what a constant output reaches.
+"""
+
+import functools
+import itertools
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental.ode import odeint
+
+import vanishjax as vj
+from vanishjax import _jaxpr
+from vanishjax.health.rules import rounding_noise
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (16, 8))
+LABELS = jnp.arange(16) % 4
+TOKENS = jax.random.randint(jax.random.key(2), (8, 9), 0, 8)
+
+
+def kernel(*name, shape, scale=1.0):
+    """LeCun's, drawn by name."""
+    key = functools.reduce(
+        jax.random.fold_in, [zlib.crc32(str(part).encode()) for part in name], KEY
+    )
+    return scale * jax.random.normal(key, shape) / np.sqrt(shape[-2])
+
+
+def cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+# Chains, one after the other and side by side.
+
+
+def stack(name, widths, scale=1.0):
+    shapes = itertools.pairwise(widths)
+    return [kernel(name, i, shape=shape, scale=scale) for i, shape in enumerate(shapes)]
+
+
+def forward(kernels, x):
+    for w in kernels[:-1]:
+        x = jnp.tanh(x @ w)
+    return x @ kernels[-1]
+
+
+def chain(scale=0.15, penalty=0.0, depth=14):
+    def loss(p, x):
+        h = jnp.tanh(x @ p[0])
+        return jnp.mean((forward(p[1:], h) - x[:, :1]) ** 2) + penalty * jnp.mean(h**2)
+
+    return loss, stack("chain", [8] + [16] * depth + [1], scale), X
+
+
+def two_networks():
+    def loss(p, x):
+        return sum(jnp.mean((forward(p[name], x) - x[:, :1]) ** 2) for name in p)
+
+    deep = stack("deep", [8] + [16] * 14 + [1], 0.15)
+    return loss, {"healthy": stack("flat", [8, 16, 1]), "sick": deep}, X
+
+
+def encoder_decoder(scale):
+    def loss(p, x):
+        code = jnp.tanh(forward(p["encoder"], x))
+        return jnp.mean((forward(p["decoder"], code) - x) ** 2)
+
+    encoder, decoder = [8] + [16] * 4, [16] * 4 + [8]
+    params = {"encoder": stack("e", encoder, scale), "decoder": stack("d", decoder, scale)}
+    return loss, params, X
+
+
+def policy_and_value(scale=1.0, depth=1):
+    def loss(p, batch):
+        x, actions, returns = batch
+        value = forward(p["value"], x)[:, 0]
+        advantage = jax.lax.stop_gradient(returns - value)
+        log_probability = jax.nn.log_softmax(forward(p["policy"], x))
+        taken = jnp.take_along_axis(log_probability, actions[:, None], 1)[:, 0]
+        return jnp.mean((value - returns) ** 2) - jnp.mean(taken * advantage)
+
+    value = stack("value", [8] + [16] * depth + [1], scale)
+    return loss, {"policy": stack("policy", [8, 16, 4]), "value": value}, (X, LABELS, X[:, 0])
+
+
+def vae():
+    def loss(p, x):
+        h = jax.nn.relu(x @ p["encoder"])
+        mean, log_variance = h @ p["mean"], h @ p["variance"]
+        z = mean + jnp.exp(log_variance / 2) * jax.random.normal(KEY, mean.shape)
+        kl = jnp.mean(mean**2 + jnp.exp(log_variance) - log_variance - 1)
+        return jnp.mean((jax.nn.relu(z @ p["up"]) @ p["out"] - x) ** 2) + 0.1 * kl
+
+    shapes = {"encoder": (8, 16), "mean": (16, 4), "variance": (16, 4), "up": (4, 16)}
+    shapes["out"] = (16, 8)
+    return loss, {name: kernel(name, shape=shape) for name, shape in shapes.items()}, X
+
+
+# Transformers.
+
+
+class Block(nn.Module):
+    norm: str = "pre"
+    skip: bool = True
+    gain: float | None = None
+    gated: bool = False
+    causal: bool = True
+    dead: bool = False
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        mask = nn.make_causal_mask(x[..., 0]) if self.causal else None
+        attention = nn.MultiHeadDotProductAttention(2)
+        bias = nn.initializers.constant(-50.0 if self.dead else 0.0)
+
+        def mlp(y):
+            h = nn.Dense(32, bias_init=bias)(y)
+            return nn.Dense(16)(nn.silu(h) * nn.Dense(32)(y) if self.gated else nn.relu(h))
+
+        for number, branch in enumerate((lambda y: attention(y, y, mask=mask), mlp)):
+            y = branch(nn.LayerNorm()(x) if self.norm == "pre" else x)
+            if self.gain is not None:
+                y *= self.param(f"gain_{number}", nn.initializers.constant(self.gain), (16,))
+            x = x + y if self.skip else y
+            x = nn.LayerNorm()(x) if self.norm == "post" else x
+        return x, None
+
+
+class Transformer(nn.Module):
+    depth: int = 2
+    scanned: bool = False
+    settings: tuple = ()
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(8, 16)(tokens)
+        x += self.param("position", nn.initializers.normal(0.02), x.shape[1:])
+        settings = dict(self.settings)
+        if self.scanned:
+            axes = {"params": 0}, {"params": True}
+            blocks = nn.scan(Block, variable_axes=axes[0], split_rngs=axes[1], length=self.depth)
+            x, _ = blocks(**settings)(x, None)
+        else:
+            for number in range(self.depth):
+                dead = settings.get("dead", False) and number == 0
+                x, _ = Block(**settings | {"dead": dead})(x)
+        return nn.Dense(8, name="head")(nn.LayerNorm()(x))
+
+
+def transformer(depth=2, *, scanned=False, change=None, **settings):
+    module = Transformer(depth, scanned, tuple(settings.items()))
+    params = module.init(KEY, TOKENS[:, :-1])["params"]
+    if change is not None:
+        factor, *parts = change
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, x: factor * x if any(p in str(path) for p in parts) else x, params
+        )
+
+    def loss(p, tokens):
+        return cross_entropy(module.apply({"params": p}, tokens[:, :-1]), tokens[:, 1:])
+
+    return loss, params, TOKENS
+
+
+def bert():
+    module = Transformer(2, settings=(("norm", "post"), ("causal", False)))
+    hidden = jax.random.bernoulli(KEY, 0.3, TOKENS.shape)
+
+    def loss(p, batch):
+        tokens, hidden = batch
+        logits = module.apply({"params": p}, jnp.where(hidden, 0, tokens))
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+        return jnp.sum(each * hidden) / jnp.sum(hidden)
+
+    return loss, module.init(KEY, TOKENS)["params"], (TOKENS, hidden)
+
+
+class ViT(nn.Module):
+    depth: int = 2
+    skip: bool = True
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(16, (2, 2), (2, 2))(images)
+        x = x.reshape(x.shape[0], -1, 16)
+        token = self.param("class", nn.initializers.normal(0.02), (1, 1, 16))
+        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, 16)), x], 1)
+        axes = {"params": 0}, {"params": True}
+        blocks = nn.scan(Block, variable_axes=axes[0], split_rngs=axes[1], length=self.depth)
+        x, _ = blocks(skip=self.skip, causal=False)(x, None)
+        return nn.Dense(4)(nn.LayerNorm()(x[:, 0]))
+
+
+# Convolutions.
+
+
+class ConvNet(nn.Module):
+    bias: float = 0.0
+    dropout: float = 0.0
+    last_gain: float = 1.0
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        def norm(**settings):
+            return nn.BatchNorm(use_running_average=False, **settings)
+
+        x = nn.relu(norm(bias_init=nn.initializers.constant(self.bias))(nn.Conv(8, (3, 3))(x)))
+        x = nn.Dropout(self.dropout, deterministic=False)(nn.Conv(8, (3, 3))(x))
+        x = nn.relu(x + self.bias)
+        if self.residual:
+            y = nn.relu(norm()(nn.Conv(8, (3, 3))(x)))
+            gain = nn.initializers.constant(self.last_gain)
+            x = nn.relu(x + norm(scale_init=gain)(nn.Conv(8, (3, 3))(y)))
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+def images(module):
+    batch = jax.random.normal(KEY, (16, 6, 6, 3)), LABELS
+    variables = module.init({"params": KEY, "dropout": KEY}, batch[0])
+
+    def loss(p, batch):
+        logits, _ = module.apply(
+            variables | {"params": p}, batch[0], mutable=["batch_stats"], rngs={"dropout": KEY}
+        )
+        return cross_entropy(logits, batch[1])
+
+    return loss, variables["params"], batch
+
+
+# Time.
+
+
+def recurrent(*, carry, steps=200):
+    class Recurrent(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            last, outputs = nn.RNN(nn.SimpleCell(8), return_carry=True)(x)
+            return nn.Dense(1)(jax.tree.leaves(last)[-1] if carry else outputs[:, -1])
+
+    module = Recurrent()
+    x = jax.random.normal(KEY, (8, steps, 2))
+
+    def loss(p, x):
+        return jnp.mean((module.apply(p, x)[:, 0] - x[:, :5].sum((1, 2))) ** 2)
+
+    return loss, module.init(KEY, x), x
+
+
+# Derivatives inside the loss, and what can't be looked into.
+
+
+def small(*names):
+    shapes = {"a": (8, 16), "b": (8, 16), "h": (16, 16), "c": (16, 1), "o": (16, 8)}
+    return {n: kernel(n, shape=shapes[n]) if n in shapes else jnp.zeros(16) for n in names}
+
+
+def bilinear():
+    def loss(p, x):
+        return jnp.mean(((jnp.tanh(x @ p["a"] + p["bias"]) * (x @ p["b"])) @ p["c"]) ** 2)
+
+    return loss, small("a", "b", "c", "bias"), X
+
+
+def pinn():
+    def loss(p, points):
+        def u(x, t):
+            h = jnp.tanh(jnp.stack([x, t]) @ p["a"] + p["bias"])
+            return (jnp.tanh(h @ p["h"] + p["bias"]) @ p["c"])[0]
+
+        def residual(point):
+            x, t = point
+            u_xx = jax.jvp(lambda y: jax.jvp(lambda v: u(v, t), (y,), (1.0,))[1], (x,), (1.0,))[1]
+            return jax.grad(u, 1)(x, t) - 0.1 * u_xx - jnp.sin(x)
+
+        return jnp.mean(jax.vmap(residual)(points) ** 2)
+
+    return loss, small("h", "c", "bias") | {"a": kernel("pinn", shape=(2, 16))}, X[:, :2]
+
+
+def score_matching():
+    def loss(p, x):
+        def score(z):
+            return jnp.tanh(z @ p["a"] + p["bias"]) @ p["o"]
+
+        def one(z, v):
+            s, change = jax.jvp(score, (z,), (v,))
+            return v @ change + 0.5 * jnp.sum(s**2)
+
+        return jnp.mean(jax.vmap(one)(x, x[::-1]))
+
+    return loss, small("a", "o", "bias"), X
+
+
+def ode(scale=1.0):
+    def loss(p, x):
+        def slope(y, t, p):
+            return jnp.tanh(y @ p["a"] + p["bias"]) @ p["o"]
+
+        end = odeint(slope, x @ p["in"], jnp.array([0.0, 1.0]), p)[-1]
+        return jnp.mean((end @ p["out"] - x) ** 2)
+
+    ends = {"in": kernel("in", shape=(8, 8)), "out": kernel("out", shape=(8, 8))}
+    return loss, small("a", "o", "bias") | ends, X
+
+
+@functools.partial(jax.custom_vjp)
+def fixed_point(w, x):
+    return jax.lax.fori_loop(0, 30, lambda _, z: jnp.tanh(z @ w + x), jnp.zeros_like(x))
+
+
+def _fixed_point_forward(w, x):
+    z = fixed_point(w, x)
+    return z, (w, x, z)
+
+
+def _fixed_point_backward(residual, cotangent):
+    w, x, z = residual
+    _, pull_back = jax.vjp(lambda w, x, z: jnp.tanh(z @ w + x), w, x, z)
+    u = jax.lax.fori_loop(0, 30, lambda _, u: cotangent + pull_back(u)[2], cotangent)
+    return pull_back(u)[:2]
+
+
+fixed_point.defvjp(_fixed_point_forward, _fixed_point_backward)
+
+
+def equilibrium(scale=0.5):
+    def loss(p, x):
+        return jnp.mean((fixed_point(p["h"], 0.1 * x @ p["a"]) @ p["o"] - x) ** 2)
+
+    params = small("a", "h", "o")
+    return loss, params | {"h": scale * params["h"]}, X
+
+
+def only_hidden():
+    return (lambda p, x: jnp.mean(fixed_point(p, x) ** 2)), 0.1 * jnp.eye(8), X
+
+
+HEALTHY = {
+    "encoder and decoder": lambda: encoder_decoder(1.0),
+    "vae": vae,
+    "pre-LN, 12 layers": lambda: transformer(12, scanned=True),
+    "ReZero": lambda: transformer(1, norm="none", gain=0.0),
+    "LayerScale": lambda: transformer(1, gain=1e-8),
+    "dead block beside a skip": lambda: transformer(2, dead=True),
+    "BERT": bert,
+    "ViT without skips": lambda: images(ViT(12, skip=False)),
+    "ResNet of zero gains": lambda: images(ConvNet(residual=True, last_gain=0.0)),
+    "RNN, last output": lambda: recurrent(carry=False),
+    "RNN, carry": lambda: recurrent(carry=True),
+    "bilinear": bilinear,
+    "PINN": pinn,
+    "score matching": score_matching,
+    "neural ODE": ode,
+    "equilibrium": equilibrium,
+}
+SICK = {
+    "penalized chain": (lambda: chain(penalty=1e-6), "vanishing_gradient"),
+    "two networks": (two_networks, "vanishing_gradient"),
+    "value network": (lambda: policy_and_value(0.15, 14), "vanishing_gradient"),
+    "no skips": (lambda: transformer(16, scanned=True, skip=False), "token_collapse"),
+    "queries and keys": (
+        lambda: transformer(1, change=(40, "query", "key'")),
+        "saturated_attention",
+    ),
+    "logits": (lambda: transformer(1, change=(100, "head")), "bad_start"),
+    "BatchNorm and dropout": (lambda: images(ConvNet(bias=-50.0, dropout=0.1)), "dead_units"),
+    "diverging equilibrium": (lambda: equilibrium(6.0), "exploding_gradient"),
+}
+
+
+@functools.cache
+def diagnosed(name):
+    return vj.diagnose(*(HEALTHY[name] if name in HEALTHY else SICK[name][0])())
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_alarm_on_what_trains(name):
+    found = diagnosed(name)
+    assert found.verdict == "healthy", str(found)
+    assert all(one.severity == "note" for one in found.findings), str(found)
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_what_stays_at_chance_is_sick_and_the_rule_says_why(name):
+    found = diagnosed(name)
+    assert found.verdict == "sick", str(found)
+    critical = {one.rule: one for one in found.findings if one.severity == "critical"}
+    assert SICK[name][1] in critical, str(found)
+
+
+def finding(name, rule):
+    (found,) = [one for one in diagnosed(name).findings if one.rule == rule]
+    return found
+
+
+def test_what_starves_is_named_and_what_is_fed_is_not():
+    sick = finding("two networks", "vanishing_gradient")
+    assert all(name.startswith("sick/") for name in sick.layers)
+    value = finding("value network", "vanishing_gradient")
+    assert all(name.startswith("value/") for name in value.layers)
+    penalized = finding("penalized chain", "vanishing_gradient")
+    assert "1" in penalized.layers
+    assert set(finding("logits", "bad_start").layers) == {"head/kernel"}
+    attention = finding("queries and keys", "saturated_attention")
+    assert all("query" in name or "key" in name for name in attention.layers)
+
+
+def test_what_a_path_leads_past_is_a_note_that_says_so():
+    dead = finding("dead block beside a skip", "dead_units")
+    assert dead.layers == ("Block_0/Dense_0/kernel",)
+    assert "trains past them" in dead.cause
+    scaled = finding("LayerScale", "vanishing_gradient")
+    assert "trains past them" in scaled.cause
+    for name in ("ReZero", "ResNet of zero gains"):
+        cause = finding(name, "zero_gradient").cause
+        assert "will let go" in cause
+        assert "never" not in cause
+
+
+def test_memory_is_no_illness():
+    for name in ("RNN, last output", "RNN, carry"):
+        assert diagnosed(name).probe.memory
+        note = finding(name, "memory")
+        assert "time step" in note.cause
+        assert 0 < note.evidence["memory"] < 200
+
+
+def test_a_gradient_of_rounding_noise_is_no_optimizers_fault():
+    parameters = diagnosed("BERT").probe.parameters
+    noise = np.array(parameters.layers.names)[rounding_noise(parameters)]
+    assert sorted(noise) == [f"Block_{i}/MultiHeadDotProductAttention_0/key/bias" for i in (0, 1)]
+
+
+def test_what_cannot_be_measured_is_unknown():
+    found = vj.diagnose(*only_hidden())
+    assert (found.verdict, found.healthy) == ("unknown", False)
+    assert [(one.rule, one.severity) for one in found.findings] == [("unmeasured", "warning")]
+    assert str(found).startswith("Unknown")
+    assert found.to_dict()["verdict"] == "unknown"
+    with pytest.raises(ValueError, match="params holds no arrays"):
+        vj.diagnose(lambda p, x: jnp.mean(x), {}, X)
+
+
+NORMALIZED = {
+    "LayerNorm": (lambda: [nn.Dense(8), nn.LayerNorm()], nn.gelu),
+    "RMSNorm": (lambda: [nn.Dense(8), nn.RMSNorm()], nn.silu),
+    "GroupNorm": (lambda: [nn.Conv(8, (3, 3)), nn.GroupNorm(4)], nn.relu),
+    "BatchNorm": (lambda: [nn.Conv(8, (3, 3)), nn.BatchNorm(use_running_average=False)], nn.relu),
+    "dropout": (lambda: [nn.Dense(8), nn.Dropout(0.5, deterministic=False)], nn.tanh),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_the_activation_is_the_one_behind_the_normalization(name):
+    parts, activation = NORMALIZED[name]
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for part in parts():
+                x = part(x)
+            return nn.Dense(2)(activation(x).mean((1, 2)))
+
+    module, x = Net(), jax.random.normal(KEY, (3, 4, 4, 2))
+    variables = module.init({"params": KEY, "dropout": KEY}, x)
+
+    def loss(p, x):
+        settings = {"mutable": ["batch_stats"], "rngs": {"dropout": KEY}}
+        return jnp.mean(module.apply(variables | {"params": p}, x, **settings)[0] ** 2)
+
+    program = _jaxpr.flatten(_jaxpr.trace_loss(loss, variables["params"], x))
+    anatomy = _jaxpr.dissect(program, _jaxpr.parameter_uses(program))
+    first, last = sorted(anatomy.sites.values(), key=lambda site: site.tap)
+    z = jnp.linspace(-3, 3, 3 * 4 * 4 * 8).reshape(3, 4, 4, 8)
+    np.testing.assert_allclose(first.activation(z), activation(z), rtol=1e-6, atol=1e-6)
+    assert (first.samples, first.units) == ((0, 1, 2), (3,))
+    assert last.activation is None

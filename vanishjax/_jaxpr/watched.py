@@ -1,0 +1,122 @@
+"""Equations that a probe watches beside kernels' outputs: softmaxes, and what a kernel takes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from jax.extend.core import JaxprEqn, Var
+from jax.extend.core import Literal as Constant
+
+from vanishjax._jaxpr.reach import GRADIENT, best
+from vanishjax._jaxpr.versions import called, open_jaxpr, shape_of
+
+_BETWEEN_NAMES = """
+    broadcast_in_dim convert_element_type max reshape select_n squeeze stop_gradient"""
+_BETWEEN = frozenset(_BETWEEN_NAMES.split())  # casts, masks and changes of shape
+
+
+class Watched(NamedTuple):
+    """An equation that a probe looks at.
+
+    Attributes:
+      number: Its own.
+      kind: "softmax": its result is one; "intake": one of its operands is what a kernel takes in.
+      axes: The axes along which the softmax adds up to 1; those of the features of the intake.
+      batch: The axis of the intake that counts the batch.
+      operand: Which operand the intake is.
+      taps: The taps on the outputs of the kernels that feed a softmax; of the kernel itself.
+    """
+
+    number: int
+    kind: Literal["softmax", "intake"]
+    axes: tuple[int, ...]
+    batch: int = 0
+    operand: int = 0
+    taps: tuple[int, ...] = ()
+
+
+def find_softmaxes(jaxpr: Any) -> Iterator[tuple[Var, tuple[int, ...]]]:
+    """The softmaxes of one jaxpr: exp(x) over its own sum, masked or not.
+
+    Args:
+      jaxpr: A flat jaxpr; loops inside aren't looked into.
+
+    Yields:
+      The results, each with the axes along which it adds up to 1.
+    """
+    makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    for eqn in jaxpr.eqns:
+        axes: tuple[int, ...] | None = None
+        if eqn.primitive.name == "div":
+            axes = _softmax_axes(eqn, makers)
+        elif (inner := open_jaxpr(called(eqn))) is not None and len(inner.outvars) == 1:
+            results = dict(find_softmaxes(inner))
+            axes = results.get(inner.outvars[0])
+        if axes is not None:
+            yield eqn.outvars[0], axes
+
+
+def _softmax_axes(eqn: JaxprEqn, makers: Mapping[Var, JaxprEqn]) -> tuple[int, ...] | None:
+    total = _maker(eqn.invars[1], makers)
+    if total is None or total.primitive.name != "reduce_sum":
+        return None
+    above, below = _maker(eqn.invars[0], makers), _maker(total.invars[0], makers)
+    if above is None or above is not below or not above.primitive.name.startswith("exp"):
+        return None
+    return tuple(total.params["axes"])
+
+
+def _maker(atom: Any, makers: Mapping[Var, JaxprEqn]) -> JaxprEqn | None:
+    """The equation that a value comes from, casts, masks and changes of shape left out."""
+    while not isinstance(atom, Constant) and (eqn := makers.get(atom)) is not None:
+        if eqn.primitive.name not in _BETWEEN:
+            return eqn
+        floating = [
+            v
+            for v in eqn.invars
+            if not isinstance(v, Constant) and shape_of(v.aval) != () and best(v) == GRADIENT
+        ]
+        made = [v for v in floating if v in makers and not _is_filled(makers[v])]
+        if len(made) != 1:
+            return None
+        atom = made[0]
+    return None
+
+
+def _is_filled(eqn: JaxprEqn) -> bool:
+    """Whether an equation fills an array with one number."""
+    return eqn.primitive.name == "broadcast_in_dim" and shape_of(eqn.invars[0].aval) == ()
+
+
+def intake_of(
+    eqn: JaxprEqn, output_samples: tuple[int, ...], number: int, tap: int
+) -> Watched | None:
+    """What a kernel takes in, if that has two positions or more beside the batch.
+
+    Args:
+      eqn: In which it meets the data.
+      output_samples: Axes of its output that tell inputs apart.
+      number: Of the watch.
+      tap: On the kernel's output.
+    """
+    if eqn.primitive.name == "conv_general_dilated":
+        batch, feature, *positions = eqn.params["dimension_numbers"].lhs_spec
+        side, axes = 0, (feature,)
+    elif eqn.primitive.name == "dot_general":
+        contracted, (batched, _) = eqn.params["dimension_numbers"]
+        left = len(shape_of(eqn.invars[0].aval)) - len(contracted[0])
+        # Where the data's axes come in the output tells on which side it stands.
+        side = 0 if output_samples == tuple(range(left)) else 1
+        axes = tuple(contracted[side])
+        free = [i for i in range(len(shape_of(eqn.invars[side].aval))) if i not in axes]
+        if batched or not free:
+            return None
+        batch, *positions = free
+    else:
+        return None
+    shape = shape_of(eqn.invars[side].aval)
+    count = 1
+    for axis in positions:
+        count *= shape[axis]
+    return Watched(number, "intake", axes, batch, side, (tap,)) if count > 1 else None

@@ -1,0 +1,233 @@
+"""Rules for what gets no gradient: whether it is in the only way, or a path leads past it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vanishjax.health.examination import ADAPTIVE_REACH, Examination
+from vanishjax.health.finding import Finding, Severity
+from vanishjax.health.probe import Probe
+
+# Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
+# units dead on a batch, and trains; with all dead nothing gets through.
+DEAD_UNITS = 0.9
+
+REINIT = "re-initialise from data: initializers.lsuv; or at criticality: critical_orthogonal"
+SLOPE = "check the loss: it must have a slope where the network starts"
+RESIDUAL = "residual connections: mlp_problem(residual='rezero' or 'scaled')"
+
+
+def dead_units(seen: Examination) -> Finding | None:
+    """Units whose activation is flat at every input: no gradient gets through them."""
+    probe = seen.probe
+    # Units that are off because nothing at all comes in aren't dead: `zero_gradient` says why.
+    dead = (probe.dead_fraction > DEAD_UNITS) & (probe.preactivation_rms > 0)
+    if not dead.any():
+        return None
+    worst = float(np.max(probe.dead_fraction[dead]))
+    severity: Severity = "warning"
+    past = ""
+    if worst == 1:
+        whole = dead & (probe.dead_fraction == 1)
+        if (seen.blocked & whole).any():
+            severity = "critical"
+            dead = dead & (seen.blocked | ~whole)
+        else:
+            severity = "note"
+            past = " The rest of the network trains past them, along a path that avoids them."
+    return Finding(
+        "dead_units",
+        severity,
+        pick(probe.names, dead),
+        {"dead_fraction": worst, "preactivation_rms": float(np.max(probe.preactivation_rms[dead]))},
+        f"Up to {worst:.0%} of a layer's units are off for every input of the batch, so neither "
+        f"they nor what lies before them gets a gradient.{past}",
+        (
+            "draw the dead units' weights anew and set their biases to 0",
+            "leaky_relu, elu or gelu instead of relu",
+            "a smaller learning rate, if they died during training",
+        ),
+    )
+
+
+def zero_gradient(seen: Examination) -> Finding | None:
+    """Gradients that are exactly zero by construction, not for lack of precision."""
+    probe, parameters = seen.probe, seen.probe.parameters
+    names = parameters.layers.names
+    kernels = np.isin(names, probe.names)
+    unused = _of_paths(parameters.layers.unused, names)
+    stopped = _of_paths(parameters.layers.stopped, names)
+    # A bias alone may be zero by accident: at the start of training its examples' gradients cancel.
+    zero = (parameters.rms == 0) & ~np.isfinite(parameters.log_rms)
+    zero &= kernels | np.isin(names, unused + stopped) | (len(probe) == 0)
+    zero &= ~np.isin(names, pick(probe.names, vanished_on_the_way(seen)))
+    if not zero.any():
+        return None
+    layers = pick(names, zero)
+    evidence = {
+        "layers": float(zero.sum()),
+        "of": float(len(names)),
+        "unused": float(len(unused)),
+        "stopped": float(len(stopped)),
+    }
+    is_kernel = np.isin(names, probe.names)
+    # A bias alone trains nothing.
+    everything = bool(zero[kernels].all() if kernels.any() else zero.all())
+    blocks = _blocked_by_zeros(seen)
+    severity: Severity = "critical" if everything or blocks else "warning"
+    # A gain or a kernel that is 0 but moves sets the rest free after the first step.
+    factors = np.array([name.rpartition("[")[0] or name for name in names])
+    gates = (parameters.parameter_rms == 0) & (parameters.rms > 0)
+    gates &= kernels | np.isin(factors, probe.factors) | np.isin(names, probe.factors)
+    if len(unused) == len(layers):
+        cause = "The loss never uses these parameters."
+        remedies: tuple[str, ...] = ("remove them, or find out why the model skips them",)
+    elif len(unused) + len(stopped) == len(layers):
+        cause = "A stop_gradient, or an integer or comparison, stands between them and the loss."
+        remedies = ("leave it if they are frozen on purpose", "remove the stop_gradient")
+        severity = "critical" if everything else "note"
+    elif gates.any():
+        gate = pick(names, gates)[0]
+        cause = f"{gate} is 0 and blocks them for now; it has a gradient itself and will let go."
+        remedies = ("nothing to do: ReZero and zero-initialised outputs start like this",)
+        severity = "note"
+    elif not everything and is_kernel[zero].all() and not blocks:
+        cause = (
+            "No gradient comes back to them, but the network trains past them, along a path that "
+            "avoids them."
+        )
+        remedies = ("nothing, where they are meant to start like this",)
+        severity = "note"
+    elif (probe.preactivation_rms == 0).any() and parameters.parameter_rms[kernels].all():
+        first = pick(probe.names, probe.preactivation_rms == 0)[0]
+        cause = f"The signal itself shrinks until it is exactly 0, from {first} on."
+        remedies = (REINIT, RESIDUAL)
+    elif everything and not len(probe):
+        cause = (
+            "The loss doesn't depend on the parameters: it never uses them, or nothing but their "
+            "rounded value, their sign or a comparison."
+        )
+        remedies = (SLOPE,)
+    elif (len(probe) and np.isneginf(probe.log_backward_rms[-1])) or (
+        # Nothing on the way is 0, and still nothing comes back.
+        everything and parameters.parameter_rms[kernels].all()
+    ):
+        one = probe.widths[-1] == 1
+        cause = "The loss doesn't depend on the network's output: its slope there is exactly 0" + (
+            ", as after a softmax over a single unit, which is always 1."
+            if one
+            else ", as that of a rounding, a sign or a comparison."
+        )
+        remedies = (("one unit with a sigmoid, or two with a softmax",) if one else ()) + (SLOPE,)
+    else:
+        cause = (
+            "What multiplies them is exactly 0: where both sides of a product start at 0, neither "
+            "ever moves."
+        )
+        remedies = ("random initial kernels", "zeros in the last kernel only")
+    return Finding("zero_gradient", severity, layers, evidence, cause, remedies)
+
+
+def _blocked_by_zeros(seen: Examination) -> bool:
+    """Whether kernels whose gradient is 0 stand in the only way."""
+    probe = seen.probe
+    if probe.supply is None:
+        return False
+    still = (probe.gradient_rms == 0) & np.isneginf(probe.log_gradient_rms)
+    return bool((probe.supply.blocked(seen.reach, still) & still).any())
+
+
+def vanishing_gradient(seen: Examination) -> Finding | None:
+    """The cotangent shrinks on its way back, and layers starve that no other path leads past."""
+    probe = seen.probe
+    starved = probe.reach < -seen.reach
+    finite = starved & np.isfinite(probe.reach)
+    blocked = starved & seen.blocked & (finite | vanished_on_the_way(seen))
+    if not (blocked & finite).any():
+        return _starved_beside_a_path(seen, finite & (probe.reach < -ADAPTIVE_REACH))
+    least = float(np.min(probe.reach[blocked & finite]))
+    factors = chain_factors(probe)
+    chi, slope, gain = factors.values()
+    step = int(np.argmin(np.where(np.isfinite(probe.log_chi), probe.log_chi, np.inf)))
+    first = pick(probe.names, blocked)[0]
+    if probe.log_chi[step] < least / 2:
+        how = f"most of it is lost between {probe.names[step]} and the layer after it"
+    elif chi < 1:
+        how = f"every layer keeps {chi:.2g} of it"
+    else:
+        how = f"it is lost over {int(blocked.sum())} layers"
+    if slope < gain:
+        why = f"the activation's slope, {np.sqrt(slope):.2g} (rms), is the smaller factor"
+        cure = "an activation of slope 1 at its center (tanh)"
+    else:
+        why = f"the weights' gain, {gain:.2g} per layer, is the smaller factor"
+        cure = "larger weights: He's scale for relu, sigma_w^2 = 1 for tanh"
+    return Finding(
+        "vanishing_gradient",
+        "critical",
+        pick(probe.names, blocked),
+        {"reach": least, "sum_log_chi": probe.sum_log_chi, **factors, "limit": -seen.reach},
+        f"{first} gets exp({np.min(probe.reach[blocked]):.0f}) of the gradient's energy further "
+        f"down, and no other path leads past it: {how}; {why}.",
+        (
+            REINIT,
+            RESIDUAL,
+            cure,
+            "an optimizer that rescales each layer: muon, adam_atan2, normalize_by_layer",
+        ),
+    )
+
+
+def _starved_beside_a_path(
+    seen: Examination, starved: np.ndarray[Any, np.dtype[np.bool_]]
+) -> Finding | None:
+    if not starved.any():
+        return None
+    least = float(np.min(seen.probe.reach[starved]))
+    return Finding(
+        "vanishing_gradient",
+        "note",
+        pick(seen.probe.names, starved),
+        {"reach": least, "limit": -ADAPTIVE_REACH},
+        f"These layers get as little as exp({least:.0f}) of the gradient's energy further down, "
+        "but the network trains past them, along a path that avoids them.",
+        ("nothing, where a small gain holds them back on purpose (LayerScale)",),
+    )
+
+
+def vanished_on_the_way(seen: Examination) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Layers whose gradient is 0 because what came before in the backward pass was too small."""
+    probe = seen.probe
+    finite = np.isfinite(probe.reach) & seen.blocked
+    least = np.min(probe.reach[finite], initial=0.0)
+    return np.isneginf(probe.reach) & seen.blocked & bool(least < -2 * ADAPTIVE_REACH)
+
+
+def in_the_way(seen: Examination, features: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
+    """Whether the last of some features stands in the only way, or a path leads past it."""
+    supply = seen.probe.supply
+    if supply is None:
+        return True
+    still = np.append(features, False)
+    return bool(supply.blocked(seen.reach, still)[: len(features)][-1])
+
+
+def chain_factors(probe: Probe) -> dict[str, float]:
+    """A typical layer's chi, and its two factors: the slope's square and the weights' gain."""
+    known = np.isfinite(probe.log_chi[:-1])
+    chi = float(np.exp(np.mean(probe.log_chi[:-1][known])))
+    slopes = probe.slope_rms[:-1][known]
+    slope = float(np.exp(np.mean(2 * np.log(np.maximum(slopes, 1e-30)))))
+    return {"chi": chi, "slope_square": slope, "weight_gain": chi / slope}
+
+
+def _of_paths(paths: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers that belong to some parameters."""
+    return tuple(name for name in names if name in paths or name.rpartition("[")[0] in paths)
+
+
+def pick(names: tuple[str, ...], chosen: np.ndarray[Any, Any]) -> tuple[str, ...]:
+    """The chosen names."""
+    return tuple(name for name, one in zip(names, chosen, strict=True) if one)

@@ -1,0 +1,148 @@
+"""How much of the gradient gets to every kernel, along the paths on which it flows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vanishjax import _jaxpr
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Instance(NamedTuple):
+    """A tap that the data passes, in one iteration of the loops around it."""
+
+    event: _jaxpr.Passing
+    turns: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Supply:
+    """The gradient's energy at every tap.
+
+    Attributes:
+      reach: For each tap, in each iteration of the loops around it, the nats between its own
+        gradient's energy and the largest downstream of it. A kernel that is used many times has
+        that of its best supplied use everywhere: it learns from that one.
+      taps: The taps' numbers.
+      is_site: Whether a tap stands on a kernel's output.
+      paths: The graph.
+    """
+
+    reach: Vector
+    taps: np.ndarray[Any, np.dtype[np.int64]]
+    is_site: np.ndarray[Any, np.dtype[np.bool_]]
+    paths: _jaxpr.Paths
+
+    @classmethod
+    def of(
+        cls, passed: Sequence[Instance], log_norm: Vector, places: Iterable[int], paths: Any
+    ) -> Supply:
+        """Compares each tap's gradient with what lies downstream of it.
+
+        Args:
+          passed: The taps in the order in which the data passes them.
+          log_norm: The logarithms of their gradients' norms.
+          places: Of the taps on kernels' outputs the kernels, as numbers.
+          paths: The graph.
+        """
+        taps = np.array([one.event.tap for one in passed], int)
+        is_site = np.array([one.event.leaf >= 0 for one in passed], bool)
+        largest = np.maximum(log_norm, _largest_downstream(passed, log_norm, paths))
+        with np.errstate(invalid="ignore"):
+            reach = np.where(np.isneginf(log_norm), -np.inf, 2 * (log_norm - largest))
+        reach = np.where(np.isnan(reach), 0.0, reach)
+        kernels = iter(places)
+        # A loop that runs along the kernels' own axes is a stack of layers; any other one is time.
+        stacked = {one.turns[: len(one.event.axes)] for one in passed if one.event.axes}
+        depths = {len(turns) for turns in stacked}
+        groups: dict[Hashable, list[int]] = {}
+        for i, one in enumerate(passed):
+            layer = one.turns if any(one.turns[:depth] in stacked for depth in depths) else ()
+            key = (next(kernels),) if is_site[i] else ("between", int(taps[i]), layer)
+            groups.setdefault(key, []).append(i)
+        for members in groups.values():
+            reach[members] = np.max(reach[members])
+        return cls(reach, taps, is_site, paths)
+
+    def blocked(
+        self, limit: float, still: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether a layer gets less than exp(-limit), and nothing leads past what holds it back.
+
+        Args:
+          limit: Nats of energy that may be lost.
+          still: For each tap on a kernel's output whether the kernel gets no gradient for another
+            reason, such as an input of zeros.
+
+        Returns:
+          For each tap on a kernel's output, in the order in which the data passes them.
+        """
+        # What the loss has no slope in gets nothing from anywhere: it holds nothing back either.
+        fed = self.reach >= -limit
+        if still is not None:
+            fed[self.is_site] &= ~still
+        to_loss = self.paths.to_loss()
+        starved = {int(tap) for tap in self.taps[~fed] if to_loss[tap]}
+        sites = {int(tap) for tap in self.taps[self.is_site]}
+        past = self.paths.bypassed(starved, sites)
+        held = np.isin(self.taps, list(starved - past)) & ~fed
+        return np.asarray(held[self.is_site])
+
+
+def fading(passed: Sequence[Instance], log_norm: Vector) -> dict[int, tuple[float, int]]:
+    """How fast the gradient fades from step to step of loops in which one kernel is used anew.
+
+    Args:
+      passed: The taps in the order in which the data passes them.
+      log_norm: The logarithms of their gradients' norms.
+
+    Returns:
+      By the tap on a kernel's output the nats of energy lost in a step back, and the steps; loops
+      inside loops left out.
+    """
+    steps: dict[int, list[float]] = {}
+    for one, log in zip(passed, log_norm, strict=True):
+        if one.event.leaf >= 0 and len(one.turns) == 1 and not one.event.axes:
+            steps.setdefault(one.event.tap, []).append(float(log))
+    return {
+        tap: (2 * (logs[-1] - logs[0]) / (len(logs) - 1), len(logs))
+        for tap, logs in steps.items()
+        if len(logs) > 1 and np.isfinite([logs[0], logs[-1]]).all()
+    }
+
+
+def _largest_downstream(passed: Sequence[Instance], log_norm: Vector, paths: Any) -> Vector:
+    """For each tap the largest norm of a gradient downstream of it."""
+    own, later = paths.downstream(looping=False), paths.downstream(looping=True)
+    count = len(own)
+
+    def members(bits: int) -> np.ndarray[Any, Any]:
+        read = np.frombuffer(bits.to_bytes(count // 8 + 1, "little"), np.uint8)
+        return np.flatnonzero(np.unpackbits(read, bitorder="little"))
+
+    same, following = [members(bits) for bits in own], [members(bits) for bits in later]
+    largest = np.full(len(passed), -np.inf)
+    best = np.full(count, -np.inf)  # by tap, over all that was passed after this iteration
+    finite = np.where(np.isnan(log_norm), -np.inf, log_norm)
+    end = len(passed)
+    # An iteration of the innermost loop at a time, from the loss back.
+    while end:
+        begin = end - 1
+        while begin and passed[begin - 1].turns == passed[end - 1].turns:
+            begin -= 1
+        current = np.full(count, -np.inf)
+        for i in range(end - 1, begin - 1, -1):
+            tap = passed[i].event.tap
+            largest[i] = max(
+                np.max(current[same[tap]], initial=-np.inf),
+                np.max(best[following[tap]], initial=-np.inf),
+            )
+            current[tap] = finite[i]
+        best = np.maximum(best, current)
+        end = begin
+    return largest

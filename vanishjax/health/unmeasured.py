@@ -1,0 +1,72 @@
+"""Kernels that can't be looked into: judged by their gradients, or said to be unknown."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vanishjax.health.examination import Examination
+from vanishjax.health.finding import Finding, Severity
+
+# Nats between the energies of the largest |gradient| |kernel| among hidden kernels and among those
+# that were measured. Healthy fixed points and differential equations -4 to -2, sick ones 19 to 72.
+HIDDEN_EXPLODES = 10.0
+HIDDEN_VANISHES = -30.0
+
+
+def unmeasured(seen: Examination) -> Finding | None:
+    """Kernels inside functions with derivatives of their own, solvers and callbacks."""
+    probe, parameters = seen.probe, seen.probe.parameters
+    names = np.array(parameters.layers.names)
+    hidden = np.isin(names, probe.unmeasured)
+    hidden |= np.isin([name.rpartition("[")[0] for name in names], probe.unmeasured)
+    used = [leaf.path for leaf in parameters.layers.leaves if leaf.status in ("used", "unknown")]
+    if not hidden.any() and (len(probe) or not used):
+        return None
+    if not len(probe):
+        return Finding(
+            "unmeasured",
+            "warning",
+            tuple(map(str, names[hidden] if hidden.any() else names)),
+            {"hidden": float(hidden.sum()), "measured": 0.0},
+            "No kernel's output could be measured: the parameters meet the data inside functions "
+            "that can't be looked into, or in none of the ways known (a matrix product, a "
+            "convolution, a lookup). Whether it trains is unknown.",
+            ("train it for some steps on one batch, and look at the loss",),
+        )
+    with np.errstate(divide="ignore"):
+        energy = 2 * np.log(parameters.rms * parameters.parameter_rms)
+    measured = np.isin(names, [name.partition("@")[0] for name in probe.names]) & ~hidden
+    largest = np.max(energy[measured], initial=-np.inf)
+    nats = float(np.max(energy[hidden]) - largest) if np.isfinite(largest) else np.nan
+    evidence = {"hidden": float(hidden.sum()), "hidden_over_measured": nats}
+    layers = tuple(map(str, names[hidden]))
+    if not np.isfinite(nats) and not np.isneginf(nats):
+        severity: Severity = "warning"
+        cause = "Their outputs can't be looked into, and there is nothing to compare them with."
+        remedies: tuple[str, ...] = ("train it for some steps, and look at the loss",)
+    elif nats > HIDDEN_EXPLODES:
+        severity = "critical"
+        cause = (
+            f"Their outputs can't be looked into, but their gradients have exp({nats:.0f}) times "
+            "the energy of the others': the solver, or its way back, diverges."
+        )
+        remedies = (
+            "smaller kernels inside the solver (a spectral norm below 1)",
+            "more iterations, or a smaller tolerance, on the way back",
+            "clip_by_layer_norm or adaptive_clip",
+        )
+    elif nats < HIDDEN_VANISHES:
+        severity = "critical"
+        cause = (
+            f"Their outputs can't be looked into, but their gradients have exp({nats:.0f}) of the "
+            "energy of the others'."
+        )
+        remedies = ("check the function's own derivative", "larger kernels inside it")
+    else:
+        severity = "note"
+        cause = (
+            "Their outputs can't be looked into. Judged by the size of their gradients they are "
+            "healthy."
+        )
+        remedies = ()
+    return Finding("unmeasured", severity, layers, evidence, cause, remedies)

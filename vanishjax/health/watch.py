@@ -1,0 +1,37 @@
+"""What a probe measures of softmaxes, and of the positions of a sequence."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vanishjax import _jaxpr, numerics
+
+_ONE_HOT = 0.05  # a row whose 1 - sum p^2 is below that looks at one position alone
+
+
+def watch(watched: _jaxpr.Watched, x: jax.Array) -> jax.Array:
+    """Measures a softmax's rows, or how much tells apart the positions that a kernel takes in.
+
+    Args:
+      watched: What it is.
+      x: The softmax's result, or the kernel's intake.
+
+    Returns:
+      The share of rows that are one-hot; the share of the intake's energy that is left once each
+      example's mean over positions is taken off, NaN where nothing comes in.
+    """
+    x = numerics.upcast(x)
+    if watched.kind == "softmax":
+        rest = 1 - jnp.sum(x * x, axis=watched.axes)
+        size = math.prod(x.shape[axis] for axis in watched.axes)
+        return jnp.mean(rest < _ONE_HOT) if size > 1 else jnp.zeros(())
+    positions = tuple(
+        axis for axis in range(x.ndim) if axis not in watched.axes and axis != watched.batch
+    )
+    x = x * numerics.power_of_two(jnp.max(jnp.abs(x), initial=0.0))[1]
+    centered = x - jnp.mean(x, axis=positions, keepdims=True)
+    whole = jnp.sum(x * x)
+    return jnp.where(whole > 0, jnp.sum(centered * centered) / whole, jnp.nan)
