@@ -10,6 +10,7 @@ more than one step, a chosen collection of tensors or a loss curve.
 """
 
 import collections
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 import vanishjax as vj
 from benchmarks import record
@@ -165,8 +167,14 @@ class Observer:
             else activation
             for name, activation in activations.ACTIVATIONS.items()
         }
+        # Flax's scan traces its body once more to see that nothing broadcast varies, and takes a
+        # callback in it for such a thing.
+        scan = functools.partial(nn.scan, check_constancy_invariants=False)
         # Networks look their activations up while they are traced.
-        with mock.patch.object(activations, "ACTIVATIONS", known):
+        with (
+            mock.patch.object(activations, "ACTIVATIONS", known),
+            mock.patch.object(nn, "scan", scan),
+        ):
             self.predict = jax.jit(network.predict).lower(params, batch[0]).compile()
 
     def recorded(self, name: str, activation: Callable[[Any], Any]) -> Callable[[Any], Any]:

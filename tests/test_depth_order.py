@@ -259,7 +259,8 @@ def test_slices_used_at_one_depth_are_no_reason_to_warn():
         return jnp.mean(jnp.tanh(x @ params["w"][0]) * (x @ params["w"][1]) @ params["a"])
 
     params = {"a": jnp.ones((4, 1)), "w": jnp.ones((2, 4, 4))}
-    assert find_layers(params, loss_fn, X).names == ("w", "a")
+    # Two matrices in one array, each a layer.
+    assert find_layers(params, loss_fn, X).names == ("w[0]", "w[1]", "a")
 
 
 def test_what_is_not_an_array_in_the_batch_stays_as_it_is():

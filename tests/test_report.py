@@ -338,7 +338,7 @@ def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
     path.write_bytes(b"old")
 
     def half(self, file, **options):
-        file.write(b"half a pict")
+        file.write_bytes(b"half a pict")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", half)

@@ -80,7 +80,7 @@ def test_the_state_that_comes_back_is_that_of_the_trial(cured):
     """The same steps by hand, from the treated start, end where the treatment does."""
     _, treatment = cured
     problem = treatment.start
-    trained_on, _ = _divide(data(), STEPS)
+    trained_on, *_ = _divide(data(), STEPS)
     batches = _sequence(trained_on, STEPS, jax.random.split(KEY)[0])
     state = vj.TrainState.create(problem.params, problem.tx)
     step, losses = vj.make_train_step(problem.loss_fn, problem.tx), []

@@ -5,7 +5,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 LOCK_FILE = ".lock"
 
@@ -28,30 +27,56 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
       ...     print(path.read_text(), os.listdir(folder))
       whole ['a.txt']
     """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new file beside a place, which is moved there at the end, unless something is raised.
+
+    Args:
+      path: The place; its folder must exist.
+
+    Yields:
+      The new file, empty and of a name that no other process has: a process number may come twice.
+
+    Raises:
+      OSError: As `write_atomically`.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     with replacing(Path(folder, "a.txt")) as temporary:
+      ...         _ = temporary.write_text("whole")
+      ...     print(os.listdir(folder))
+      ['a.txt']
+    """
     path = Path(path)
     try:
-        temporary, file = _open_beside(path)
+        temporary = _made_beside(path)
         try:
-            with file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
+        if error.errno is None:
+            raise
         # The user knows the file by its own name, and a full disk names none.
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _open_beside(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file of a name that no other process has: a process number may come twice."""
+def _made_beside(path: Path) -> Path:
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         # Not mkstemp: its files are for one user's eyes, whatever the umask says.
         with contextlib.suppress(FileExistsError):
-            return temporary, open(temporary, "xb")
+            temporary.touch(exist_ok=False)
+            return temporary
 
 
 @contextlib.contextmanager

@@ -142,9 +142,6 @@ class MLP(nn.Module):  # type: ignore[misc]
                 split_rngs={"params": True},
                 length=len(self.hidden) - 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-                # Nothing is broadcast. The check traces the body once more, and takes a callback
-                # in it (`jax.debug.print` in an activation) for a dependency.
-                check_constancy_invariants=False,
             )
             h, _ = run_stack(layer(1, "hidden_stack"), h)
         else:

@@ -23,17 +23,19 @@ def check_floating(params: Any, *, complex_allowed: bool = False) -> None:
       >>> check_floating({"w": jnp.arange(3)})
       Traceback (most recent call last):
       ...
-      ValueError: w: expected a real floating-point leaf of 16 bits or more, got int32[3]; mask ...
+      ValueError: w: expected a real floating-point leaf, got int32[3]; mask it out with optax.masked
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         kind = jnp.inexact if complex_allowed else jnp.floating
-        if not jnp.issubdtype(dtype, kind) or jnp.finfo(dtype).bits < 16:
+        right = jnp.issubdtype(dtype, kind)
+        if not right or jnp.finfo(dtype).bits < 16:
+            wanted = "a real floating-point leaf" + " of 16 bits or more" * right
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             shape = ",".join(str(n) for n in np.shape(leaf))
             raise ValueError(
-                f"{name or 'params'}: expected a real floating-point leaf of 16 bits or more, got "
-                f"{dtype}[{shape}]; mask it out with optax.masked"
+                f"{name or 'params'}: expected {wanted}, got {dtype}[{shape}]; mask it out with "
+                "optax.masked"
             )
 
 

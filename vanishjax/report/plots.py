@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vanishjax.files import write_atomically
+from vanishjax.files import replacing
 from vanishjax.foreign import plot_text
 
 __all__ = ["MUTED", "OKABE_ITO", "learning_curves", "png_figure"]
@@ -96,9 +95,8 @@ def png_figure(
             figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=8, color=MUTED)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png")
-        write_atomically(path, drawn.getvalue())
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
 
 
 def learning_curves(

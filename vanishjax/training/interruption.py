@@ -97,9 +97,9 @@ def deferred() -> Iterator[Stop]:
 
     Example:
       >>> with deferred() as stop:
-      ...     signal.raise_signal(signal.SIGINT)
+      ...     signal.raise_signal(signal.SIGTERM)
       ...     print("still here", stop.signal)
-      still here 2
+      still here 15
     """
     handlers = {number: signal.getsignal(number) for number in _NUMBERS}
     ours = [handler for handler in handlers.values() if isinstance(handler, _Raise | _Note)]
