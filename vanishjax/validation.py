@@ -23,7 +23,7 @@ def check_floating(params: Any, *, complex_allowed: bool = False) -> None:
       >>> check_floating({"w": jnp.arange(3)})
       Traceback (most recent call last):
       ...
-      ValueError: w: expected a real floating-point leaf, got int32[3]; mask it out with optax.masked
+      ValueError: w: expected a real floating-point leaf, got int32[3]; mask it out ...
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
