@@ -36,8 +36,8 @@ def jit_recent(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), options: 
 
     Example:
       >>> import jax.numpy as jnp
-      >>> jit_recent(jnp.power, static_argnums=1)(jnp.array(3.0), 2)
-      Array(9., dtype=float32)
+      >>> print(jit_recent(jnp.power, static_argnums=1)(jnp.array(3.0), 2))
+      9.0
     """
     static = {static_argnums} if isinstance(static_argnums, int) else set(static_argnums)
 

@@ -55,9 +55,11 @@ def _status(arguments: Sequence[str] | None, stop: Stop) -> int:
 
 def _comes_of_interrupt(error: BaseException | None) -> bool:
     """Whether something made an error of its own of the interrupt, as compiled modules do."""
-    while error is not None:
+    met: set[int] = set()  # JAX makes circles of causes
+    while error is not None and id(error) not in met:
         if isinstance(error, KeyboardInterrupt):
             return True
+        met.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 
