@@ -288,7 +288,7 @@ ODD = {
     "bare norm": "layer_1/kernel: more than a bias lies between",
     "scale": "layer_1/kernel: (more than a bias|the activation behind it isn't a known one)",
     "gate": "layer_0/kernel: (the activation behind it|no elementwise activation)",
-    "norm behind": "layer_1/kernel: the activation behind it isn't a known one",
+    "norm behind": "layer_2/kernel: what it takes in isn't what the activation behind layer_1",
     "residual": "layer_2/kernel: what it takes in isn't what .* layer_1/kernel puts out",
     "tied": "layer_1/kernel: the data meets it more than once",
     "pooling": "layer_2/kernel: what it takes in isn't",
