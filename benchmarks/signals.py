@@ -12,6 +12,7 @@ is Python's own affair.
 import collections
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def signalled(run: subprocess.Popen[str], number: signal.Signals, seconds: float
     except subprocess.TimeoutExpired:
         run.kill()
         said, _ = run.communicate()
-        return {"signal": number.name, "after_cpu_seconds": seconds, "ended": "hangs", "said": said}
+        hung = {"signal": number.name, "after_cpu_seconds": seconds, "ended": "hangs"}
+        return {**hung, "errors": errors_in(said)}
     # A run that was through with its command when the signal came dies of it, or ends as it would.
     expected = {0, -number} if number == signal.SIGKILL else {0, 128 + number, -number}
     ended = "as it should"
@@ -71,7 +73,12 @@ def signalled(run: subprocess.Popen[str], number: signal.Signals, seconds: float
         "ended": ended,
         "seconds_to_end": time.monotonic() - sent,
     }
-    return result if ended == "as it should" else {**result, "said": said}
+    return result if ended == "as it should" else {**result, "errors": errors_in(said)}
+
+
+def errors_in(said: str) -> list[str]:
+    """The names of the exceptions whose tracebacks were printed: no text that holds paths."""
+    return re.findall(r"^([\w.]*(?:Error|Exception|Interrupt))\b", said, re.MULTILINE)
 
 
 def main() -> None:
