@@ -289,14 +289,7 @@ class Layers:
           >>> print(find_layers(params).map(normalize, params)["w"])
           [[0.6 0.8]]
         """
-        aligned, structure = self._aligned(tree, rest)
-        return jax.tree_util.tree_unflatten(
-            structure,
-            [
-                x if number is None else fn(x, *others, axes=self.leaves[number].inner_axes)
-                for number, x, others in aligned
-            ],
-        )
+        return self.map_leaves(lambda leaf, *arrays: fn(*arrays, axes=leaf.inner_axes), tree, *rest)
 
     def map_leaves(self, fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
         """Applies `fn(leaf, array, *rest_arrays)` to every array: `map`, with all that is known.
