@@ -75,7 +75,7 @@ def problem_of(network, seed):
     """The network at its start."""
     inputs, _ = networks.DATA[network.data]()
     params = jax.jit(network.init)(jax.random.key(seed), jnp.asarray(inputs))
-    return vj.Problem(network.loss_fn, params, optimizer_of(network), network.predict)
+    return vj.Problem(network.loss_fn, params, optimizer_of(network), predict_fn=network.predict)
 
 
 def trained(problem, opt_state, data, steps, seed):
@@ -333,7 +333,9 @@ def treat_deep(case, folder):
     started, key = time.perf_counter(), jax.random.key(seed)
     problem = vj.mlp_problem(784, (64,) * depth, 10, activation=activation, key=key)
     if not may_rebuild:
-        problem = vj.Problem(problem.loss_fn, problem.params, problem.tx, problem.predict_fn)
+        problem = vj.Problem(
+            problem.loss_fn, problem.params, problem.tx, predict_fn=problem.predict_fn
+        )
     batches = batches_of(examples, seed)
     treatment = vj.cure(problem, batches, steps=TRIAL_STEPS, key=key, total_steps=FULL_STEPS)
     rest = FULL_STEPS - TRIAL_STEPS

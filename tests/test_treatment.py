@@ -208,7 +208,7 @@ def test_depth_asks_for_small_variance_and_small_steps():
     problem = vj.mlp_problem(8, (32,) * 96, 4, activation="tanh", tx=vj.adam(3e-3), key=key)
     params = {**problem.params}
     params["hidden_stack"] = jax.tree.map(lambda x: 0.6 * x, params["hidden_stack"])
-    sick = vj.Problem(problem.loss_fn, params, problem.tx, problem.predict_fn)
+    sick = vj.Problem(problem.loss_fn, params, problem.tx, predict_fn=problem.predict_fn)
     treatment = vj.cure(sick, data(), steps=STEPS, key=KEY)
     assert [one.name for one in treatment.accepted] == ["small_lsuv, slower"], str(treatment)
     assert treatment.recipe.splitlines() == [
@@ -357,7 +357,7 @@ def test_a_slower_form_that_keeps_up_is_taken():
 
 def test_activations_that_run_away_get_tiny_kernels():
     whole = network(jnp.exp, 6)
-    problem = vj.Problem(whole.loss_fn, whole.params, whole.tx, whole.predict_fn)
+    problem = vj.Problem(whole.loss_fn, whole.params, whole.tx, predict_fn=whole.predict_fn)
     treatment = vj.cure(problem, data(), steps=STEPS, key=KEY)
     assert [one.name for one in treatment.accepted] == ["tiny_lsuv"], str(treatment)
     assert names(treatment)["lsuv"] == names(treatment)["lsuv, slower"] == "diverged"

@@ -467,7 +467,7 @@ def mlp_problem(
         return loss_of_outputs(predict_fn(params, inputs), labels)
 
     config = {"in_features": in_features, **architecture, "scan": scan, "loss": loss, "key": key}
-    return Problem(loss_fn, params, tx, predict_fn, mlp_problem, config)
+    return Problem(loss_fn, params, tx, predict_fn=predict_fn, factory=mlp_problem, config=config)
 
 
 def _add_branch(inputs: jax.Array, branch: jax.Array, gain: Any) -> jax.Array:

@@ -82,6 +82,10 @@ def cast_like(tree: Any, target: Any) -> Any:
     return jax.tree.map(lambda x, like: saturating_cast(x, jnp.result_type(like)), tree, target)
 
 
+# The unsigned integers that have a float's size.
+_BITS = {4: jnp.uint32, 8: jnp.uint64}
+
+
 def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The power of two at the exponent of `x >= 0`, and its exact inverse.
 
@@ -100,7 +104,7 @@ def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       >>> print(k * inverse, 1 <= 3.0 / k[0] < 2)
       [1. 1.] True
     """
-    bits = {4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
+    bits = _BITS[x.dtype.itemsize]
     mantissa = jnp.finfo(x.dtype).nmant
     bias = jnp.finfo(x.dtype).maxexp - 1
     # The bits of the exponent are used where they stand, which saves three shifts an entry.
@@ -142,8 +146,22 @@ def _scaled_square(x: jax.Array, inverse: jax.Array) -> jax.Array:
     return scaled * scaled
 
 
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger of two magnitudes, NaN above all.
+
+    Floats without a sign are in the order of their bits, and of integers the maximum is one
+    instruction, which can't lose a NaN either.
+    """
+    bits = _BITS[a.dtype.itemsize]
+    unsigned = bits(jnp.iinfo(bits).max >> 1)
+    x, y = (jax.lax.bitcast_convert_type(x, bits) & unsigned for x in (a, b))
+    return jax.lax.bitcast_convert_type(jnp.maximum(x, y), a.dtype)
+
+
 def _weighted_hypot(a: jax.Array, b: jax.Array, wa: Any, wb: Any) -> jax.Array:
-    scale, inverse = power_of_two(jnp.maximum(jnp.abs(a), jnp.abs(b)))
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    a, b = a.astype(dtype), b.astype(dtype)
+    scale, inverse = power_of_two(_larger(a, b))
     return scale * sqrt(wa * _scaled_square(a, inverse) + wb * _scaled_square(b, inverse))
 
 

@@ -247,7 +247,7 @@ class _Ward:
             try:
                 treated = remedy.apply(self._before(remedy))
                 # What it refuses, it refuses now.
-                check_guards(jax.eval_shape(treated.tx.init, treated.params))
+                check_guards(jax.eval_shape(treated.transform.init, treated.params))
             except Exception as error:
                 self._fail(remedy, error)
                 continue
