@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import vanishjax as vj
-from vanishjax import activations, atlas, initializers, optimizers, transforms
+from tests.factories import factories
+from vanishjax import activations, catalog, initializers, optimizers, transforms
 from vanishjax.cli import options
 
 PACKAGE = Path(vj.__file__).parent
@@ -22,6 +23,7 @@ PACKAGE = Path(vj.__file__).parent
 FLOORS = (
     {
         "activations",
+        "catalog",
         "compilation",
         "files",
         "foreign",
@@ -151,10 +153,13 @@ def test_every_factory_is_exported_at_the_top(module):
 
 def test_the_names_that_the_options_copy():
     assert tuple(sorted(activations.ACTIVATIONS)) == options.ACTIVATIONS
-    assert tuple(atlas.CONTENDERS) == options.CONTENDERS
     assert tuple(initializers.INITIALIZERS) == options.INITIALIZERS
-    assert set(options.OPTIMIZERS) <= set(vj.__all__)
-    assert set(options.OPTIMIZERS) <= set(vars(optimizers))
+
+
+def test_the_catalog_holds_every_optimizer():
+    made = set(vars(optimizers)) & set(factories())
+    assert set(catalog.OPTIMIZERS) == made
+    assert {entry.factory for entry in catalog.VARIANTS.values()} <= made
 
 
 def test_files_are_nouns_for_one_concept():

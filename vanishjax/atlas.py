@@ -18,58 +18,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from vanishjax import losses, numerics, optimizers
+from vanishjax import losses, numerics
+from vanishjax.catalog import OPTIMIZERS, VARIANTS, Entry
 from vanishjax.compilation import RUNS_ONCE
 from vanishjax.health import probe
 from vanishjax.initializers import center_biases, initialization
 from vanishjax.layers import Layers, find_layers
 from vanishjax.models import MLP, Activation, Residual
+from vanishjax.optimizers.named import named_optimizer
 from vanishjax.training import TrainState, local_step
 
 Arrays = tuple[Any, Any]
-Factory = Callable[..., optax.GradientTransformation]
 
 
-class Contender(NamedTuple):
-    """An optimizer to compare: made from a learning rate, with the rates to choose from.
-
-    One that `sees_layers` is made with `layers=` as well, since a scanned network is a stack; one
-    that `sees_horizon` with `total_steps=`, an int.
-    """
-
-    make: Factory
-    learning_rates: tuple[float, ...]
-    sees_layers: bool = False
-    sees_horizon: bool = False
-
-
-_SGD_RATES = (0.03, 0.1, 0.3, 1.0)
-_MOMENTUM_RATES = (0.003, 0.01, 0.03, 0.1)
-_ADAM_RATES = (0.001, 0.003, 0.01, 0.03)
-_SIGN_RATES = (0.0003, 0.001, 0.003, 0.01)
-_LARS_RATES = (1.0, 3.0, 10.0, 30.0)
-_DEEP_RATES = (0.005, 0.01, 0.02, 0.03)
-
-CONTENDERS: Mapping[str, Contender] = MappingProxyType(
-    {
-        "sgd": Contender(optimizers.sgd, _SGD_RATES),
-        "momentum": Contender(lambda rate: optimizers.sgd(rate, 0.9), _MOMENTUM_RATES),
-        "nesterov": Contender(lambda rate: optimizers.sgd(rate, 0.9, True), _MOMENTUM_RATES),
-        "adam": Contender(optimizers.adam, _ADAM_RATES),
-        "adamw": Contender(optimizers.adamw, _ADAM_RATES),
-        "nadam": Contender(optimizers.nadam, _ADAM_RATES),
-        "nadamw": Contender(optimizers.nadamw, _ADAM_RATES),
-        "rmsprop": Contender(optimizers.rmsprop, _ADAM_RATES),
-        "lion": Contender(optimizers.lion, _SIGN_RATES),
-        "adam_atan2": Contender(optimizers.adam_atan2, _ADAM_RATES),
-        "lars": Contender(optimizers.lars, _LARS_RATES, sees_layers=True),
-        "lamb": Contender(optimizers.lamb, _ADAM_RATES, sees_layers=True),
-        "muon": Contender(optimizers.muon, _ADAM_RATES, sees_layers=True),
-        "deep_muon": Contender(
-            optimizers.deep_muon, _DEEP_RATES, sees_layers=True, sees_horizon=True
-        ),
-    }
-)
+CONTENDERS: Mapping[str, Entry] = MappingProxyType({**OPTIMIZERS, **VARIANTS})
 """What can be compared, by name."""
 
 # What is left of the learning rate at the end of a run, with `Grid.decay`.
@@ -236,17 +198,20 @@ def train_cell(
       >>> sorted(train_cell("adam", start, grid, data, data, data))
       ['learning_rate', 'rates', 'test_accuracy', 'validation_accuracy']
     """
-    contender = CONTENDERS[optimizer]
-    rates = grid.learning_rates or contender.learning_rates
+    rates = grid.learning_rates or CONTENDERS[optimizer].rates
     train = jax.tree.map(jnp.asarray, train)
     orders = np.stack([_example_order(seed, grid, len(train[0])) for seed in grid.seeds])
     steps = orders.shape[1]
-    seen: dict[str, Any] = {"layers": start.layers} if contender.sees_layers else {}
-    seen |= {"total_steps": steps} if contender.sees_horizon else {}
 
     def run(rate: jax.Array, params: Any, order: jax.Array) -> Any:
         falling = optax.linear_schedule(rate, _LAST_RATE * rate, steps)
-        tx = contender.make(falling if grid.decay else rate, **seen)
+        tx = named_optimizer(
+            optimizer,
+            falling if grid.decay else rate,
+            layers=start.layers,
+            total_steps=steps,
+            activation=grid.activation,
+        )
         step = local_step(_loss(start.predict_fn), tx)
         # Nothing in these steps is random: the key is never used.
         state = TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), jnp.zeros([]))
@@ -390,6 +355,8 @@ def check_grid(grid: Grid, examples: int, classes: int) -> None:
     for name in grid.optimizers:
         if name not in CONTENDERS:
             raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(CONTENDERS)}")
+        if CONTENDERS[name].plain and grid.residual is not None:
+            raise ValueError(f"{name} is for chains without skip connections, not {grid.residual}")
     if classes < 2:
         raise ValueError(f"classes must be at least 2, got {classes}")
     if grid.batch_size > examples:

@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vanishjax.cli.grid import Cell, add_grid_options, gather, grid_settings
+from vanishjax.cli.grid import CONTENDERS, Cell, add_grid_options, gather, grid_settings
 from vanishjax.cli.options import (
     ACTIVATIONS,
-    CONTENDERS,
     INITIALIZERS,
     MOST_LAYERS,
     add_data_options,

@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vanishjax.cli.options import CONTENDERS, MOST_LAYERS, list_of, number, one_of, whole
+from vanishjax.catalog import OPTIMIZERS, VARIANTS
+from vanishjax.cli.options import MOST_LAYERS, list_of, number, one_of, whole
 from vanishjax.training.interruption import signal_of
 
 Cell = dict[str, Any]
+
+CONTENDERS = (*OPTIMIZERS, *VARIANTS)
 
 
 def add_grid_options(

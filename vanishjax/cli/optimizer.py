@@ -5,39 +5,30 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from vanishjax.cli.options import OPTIMIZERS, number, one_of
+from vanishjax.catalog import OPTIMIZERS
+from vanishjax.cli.options import joined, number, one_of
 
 if TYPE_CHECKING:
     import optax
 
     from vanishjax.layers import Layers
 
-# Those of Keras, which most readers of the literature start from; Lion wants a tenth of Adam's.
-LEARNING_RATES = {
-    "sgd": 0.01,
-    "adam": 0.001,
-    "adamw": 0.001,
-    "nadam": 0.001,
-    "nadamw": 0.001,
-    "rmsprop": 0.001,
-    "lion": 0.0001,
-    "adam_atan2": 0.001,
-    "lars": 1.0,
-    "lamb": 0.001,
-    "muon": 0.02,
-    "deep_muon": 0.02,
-}
-# What these do to a layer depends on where it ends: they are told.
-_SEE_LAYERS = ("lars", "lamb", "muon", "deep_muon")
-# Their rate falls over the run.
-_SEE_HORIZON = ("deep_muon",)
+# The options that some optimizers take besides a rate.
+_OPTIONS = ("momentum", "weight_decay")
 
 
-# What some take besides a rate.
-_ARGUMENTS = {
-    "momentum": ("sgd", "rmsprop", "lars"),
-    "weight_decay": ("adamw", "nadamw", "lion", "adam_atan2", "lars", "lamb", "muon"),
-}
+def _takers(option: str) -> list[str]:
+    return [name for name, entry in OPTIMIZERS.items() if option in entry.options]
+
+
+def _rates() -> str:
+    """The default rates, the most common one first."""
+    names: dict[float, list[str]] = {}
+    for name, entry in OPTIMIZERS.items():
+        names.setdefault(entry.learning_rate, []).append(name)
+    common = max(names, key=lambda rate: len(names[rate]))
+    others = [f"{joined(who)} {rate:g}" for rate, who in names.items() if rate != common]
+    return f"{common:g}; {', '.join(others)}"
 
 
 def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +36,7 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimizer")
     group.add_argument(
         "--optimizer",
-        type=one_of("optimizer", OPTIMIZERS),
+        type=one_of("optimizer", tuple(OPTIMIZERS)),
         metavar="NAME",
         help=f"{', '.join(OPTIMIZERS)} (default: adam)",
     )
@@ -53,17 +44,20 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=number(above=0.0),
         metavar="RATE",
-        help="(default: 0.001; sgd 0.01, lion 0.0001, lars 1, muon and deep_muon 0.02)",
+        help=f"(default: {_rates()})",
     )
     group.add_argument(
-        "--momentum", type=number(0.0, 1.0), metavar="DECAY", help="for sgd, rmsprop and lars"
+        "--momentum",
+        type=number(0.0, 1.0),
+        metavar="DECAY",
+        help=f"for {joined(_takers('momentum'))}",
     )
     group.add_argument("--nesterov", action="store_true", help="momentum that looks one step ahead")
     group.add_argument(
         "--weight-decay",
         type=number(0.0),
         metavar="RATE",
-        help="for adamw, nadamw, lion, adam_atan2, lars, lamb and muon",
+        help=f"for {joined(_takers('weight_decay'))}",
     )
     group.add_argument(
         "--clip-norm", type=number(above=0.0), metavar="NORM", help="largest global gradient norm"
@@ -72,12 +66,19 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
 
 def check_optimizer_options(options: argparse.Namespace) -> None:
     """Raises ValueError for options that don't go together."""
-    for option, names in _ARGUMENTS.items():
-        if getattr(options, option) is not None and options.optimizer not in names:
+    entry = OPTIMIZERS[options.optimizer]
+    for option in _OPTIONS:
+        if getattr(options, option) is not None and option not in entry.options:
+            names = _takers(option)
             raise ValueError(
                 f"--{option.replace('_', '-')} goes with --optimizer {' or '.join(names)}, "
                 f"not {options.optimizer}"
             )
+    if entry.plain and options.residual is not None:
+        raise ValueError(
+            f"--optimizer {options.optimizer} is for chains without skip connections; leave out "
+            f"--residual {options.residual}"
+        )
     if options.nesterov and options.optimizer == "adam":
         raise ValueError("--nesterov with adam is --optimizer nadam")
     if options.nesterov and options.momentum is None:
@@ -90,7 +91,7 @@ def described_optimizer(
     """The optimizer of the options, behind the clip if there is one.
 
     Args:
-      options: Of `add_optimizer_options`; without a rate it's that of `LEARNING_RATES`.
+      options: Of `add_optimizer_options`, with the activation; without a rate the catalog's.
       layers: Of the network.
       total_steps: Length of the run.
 
@@ -99,20 +100,21 @@ def described_optimizer(
     """
     import optax
 
-    from vanishjax import optimizers, transforms
+    from vanishjax import transforms
+    from vanishjax.optimizers.named import named_optimizer
 
     arguments: dict[str, Any] = {}
     if options.momentum is not None:
         arguments |= {"momentum": options.momentum, "nesterov": options.nesterov}
     if options.weight_decay is not None:
         arguments["weight_decay"] = options.weight_decay
-    if options.optimizer in _SEE_LAYERS:
-        arguments["layers"] = layers
-    if options.optimizer in _SEE_HORIZON:
-        arguments["total_steps"] = total_steps
-    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
-    optimizer: optax.GradientTransformation = getattr(optimizers, options.optimizer)(
-        rate, **arguments
+    optimizer = named_optimizer(
+        options.optimizer,
+        options.learning_rate,
+        layers=layers,
+        total_steps=total_steps,
+        activation=options.activation,
+        **arguments,
     )
     if options.clip_norm is None:
         return optimizer

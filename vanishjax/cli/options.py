@@ -26,37 +26,6 @@ ACTIVATIONS = (
     "softsign",
     "tanh",
 )
-OPTIMIZERS = (
-    "sgd",
-    "adam",
-    "adamw",
-    "nadam",
-    "nadamw",
-    "rmsprop",
-    "lion",
-    "adam_atan2",
-    "lars",
-    "lamb",
-    "muon",
-    "deep_muon",
-)
-CONTENDERS = (
-    "sgd",
-    "momentum",
-    "nesterov",
-    "adam",
-    "adamw",
-    "nadam",
-    "nadamw",
-    "rmsprop",
-    "lion",
-    "adam_atan2",
-    "lars",
-    "lamb",
-    "muon",
-    "deep_muon",
-)
-
 INITIALIZERS = ("lecun", "he", "critical_orthogonal", "critical_normal")
 
 # A slip of the finger beyond it would fill the memory before any check of ours could speak.
@@ -85,6 +54,12 @@ def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
         )
 
     return parse
+
+
+def joined(names: Sequence[str]) -> str:
+    """Names as prose: "a, b and c"."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def file_path(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vanishjax.catalog import OPTIMIZERS
 from vanishjax.cli.options import whole
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from vanishjax.training import Checkpoints
 
 FOLDER = "checkpoints"
-# Their rate depends on how long the run is: with other epochs it's another run.
-_SEE_EPOCHS = ("deep_muon",)
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +140,8 @@ def make_checkpoints(
     kept = {
         name: value
         for name, value in settings.items()
-        if name != "epochs" or settings["optimizer"] in _SEE_EPOCHS
+        # A rate that depends on how long the run is makes it another run with other epochs.
+        if name != "epochs" or "total_steps" in OPTIMIZERS[settings["optimizer"]].told
     }
     return Checkpoints(
         place,

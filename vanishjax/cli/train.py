@@ -23,6 +23,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vanishjax.catalog import OPTIMIZERS
 from vanishjax.cli.devices import (
     add_device_options,
     check_device_options,
@@ -30,7 +31,6 @@ from vanishjax.cli.devices import (
     layout_arguments,
 )
 from vanishjax.cli.optimizer import (
-    LEARNING_RATES,
     add_optimizer_options,
     check_optimizer_options,
     described_optimizer,
@@ -341,7 +341,7 @@ def _settings(options: argparse.Namespace, epochs: int) -> dict[str, Any]:
         "data": options.data,
         "loss": options.loss,
         "optimizer": options.optimizer,
-        "learning_rate": options.learning_rate or LEARNING_RATES[options.optimizer],
+        "learning_rate": options.learning_rate or OPTIMIZERS[options.optimizer].learning_rate,
         "momentum": options.momentum,
         "nesterov": options.nesterov,
         "weight_decay": options.weight_decay,
