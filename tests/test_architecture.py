@@ -5,6 +5,8 @@ import doctest
 import graphlib
 import importlib
 import inspect
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -127,6 +129,34 @@ def modules_after(statement):
 )
 def test_an_import_loads_only_what_it_needs(statement, unwanted):
     assert not modules_after(statement) & unwanted
+
+
+# What the library itself needs; the rest comes with pictures, checkpoints, Flax models, commands.
+CORE = {"jax", "jaxlib", "lazy-loader", "numpy", "optax"}
+AT_WORK = """
+import jax.numpy as jnp
+import vanishjax as vj
+
+params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 2))}
+loss_fn = lambda p, x: jnp.mean((jnp.tanh(x @ p["a"]) @ p["b"]) ** 2)
+tx = vj.monitor(vj.adam(1e-3), layers=vj.find_layers(params, loss_fn, jnp.eye(4)))
+vj.read_health(tx.init(params))
+vj.initializers.lsuv(loss_fn, params, jnp.eye(4))
+verdict = vj.diagnose(loss_fn, params, jnp.eye(4), vj.adam(1e-3))
+str(verdict), verdict.to_dict()
+"""
+
+
+def test_the_library_needs_its_core_alone():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    needed = {re.split("[<>=]", text)[0] for text in project["dependencies"]}
+    assert needed > CORE
+    modules = {"pillow": "PIL", "orbax-checkpoint": "orbax"}
+    others = {modules.get(name, name.replace("-", "_")) for name in needed - CORE}
+    forbid = f"import sys; sys.modules.update(dict.fromkeys({sorted(others | {'chex'})}))"
+    code = f"{forbid}\n{AT_WORK}"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, cwd=root)
 
 
 def test_all_is_sorted_and_resolves():

@@ -12,8 +12,8 @@ import numpy as np
 from rich.text import Text
 
 from vanishjax.foreign import printable, printable_tree
-from vanishjax.report.diagnosis_text import layer_ranges
 from vanishjax.report.plots import OKABE_ITO
+from vanishjax.report.verdict_text import layer_ranges
 
 __all__ = ["heat_row", "monitor_headline", "monitor_summary", "weakest_layer"]
 
