@@ -21,7 +21,7 @@ from vanishjax.activations import ACTIVATIONS
 from vanishjax.files import write_atomically
 from vanishjax.foreign import one_line, shown
 from vanishjax.models import MLP, parameter_shapes
-from vanishjax.training.data import Normalization
+from vanishjax.training.data import Framing, Normalization
 
 _FORMAT = "vanishjax-mlp-1"
 _NO_MODEL = "not a model that `vanishjax train` saved"
@@ -71,6 +71,10 @@ _DESCRIPTION: _Fields = {
     "classes": (lambda value: value is None or _is_size(value), "null or a number of classes"),
     "pixel_max": (_is_pixel, f"null or a number above 0 and up to {_MOST_PIXEL:.0f}"),
     "normalization": (lambda value: isinstance(value, dict), "offset and scale"),
+    "framing": (
+        lambda value: value is None or isinstance(value, dict),
+        "null or size, row and column",
+    ),
 }
 
 
@@ -193,6 +197,8 @@ def _check_description(description: Mapping[str, Any], architecture: Mapping[str
     classes = description.get("classes")
     if classes not in (None, outputs):
         raise ValueError(f"its classes are {classes}, but its network has {outputs} outputs")
+    if description.get("framing") is not None:
+        Framing.from_dict(description["framing"])
     if "normalization" in description:
         normalization = Normalization.from_dict(description["normalization"])
         for name in ("offset", "scale"):

@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+import warnings
 from typing import Literal
 
+from vanishjax.cli.options import warn
 from vanishjax.foreign import printable
-from vanishjax.training.data import DataError, Dataset, load_dataset
+from vanishjax.training.data import DataError, Dataset, DataWarning, load_dataset
 
 
 def load_data(
@@ -31,15 +33,19 @@ def load_data(
             "--data-dir: the digits come with the package; say which set the folder holds, such as "
             "--data mnist"
         )
-    dataset = load_dataset(
-        options.data,
-        data_dir=options.data_dir,
-        validation_split=options.validation_split,
-        seed=options.seed,
-        dtype=dtype,
-        targets=targets,
-        progress=_show_download,
-    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", DataWarning)
+        dataset = load_dataset(
+            options.data,
+            data_dir=options.data_dir,
+            validation_split=options.validation_split,
+            seed=options.seed,
+            dtype=dtype,
+            targets=targets,
+            progress=_show_download,
+        )
+    for one in told:
+        warn(f"warning: {one.message}")
     if dataset.classes == 1:
         raise DataError(f"{dataset.name}: all labels are 0; it takes two classes to tell apart")
     if options.batch_size > len(dataset.train):

@@ -1,14 +1,14 @@
 """Classify an image with a trained network.
 
-The image may have any size or mode: it is converted to grey at the network's own size, and
-inverted when it is dark ink on white paper.
+The image may have any size, mode and light, as a photograph of a digit on paper has: the ink is
+found, and framed as that of the training images is. What was done is said.
 """
 
 import argparse
 import math
 from pathlib import Path
 
-from vanishjax.cli.options import file_path
+from vanishjax.cli.options import file_path, warn
 from vanishjax.cli.train import MODEL_FILE
 from vanishjax.cli.train import NAME as TRAIN
 
@@ -27,6 +27,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|FILE",
         help=f"the folder of a training run, or its {MODEL_FILE} (default: the newest under runs/)",
     )
+    parser.add_argument(
+        "--as-is",
+        action="store_true",
+        help="fit the whole image into the network's frame, and look for no ink",
+    )
     parser.add_argument("--json", action="store_true", help="print the probabilities as JSON")
 
 
@@ -41,10 +46,10 @@ def run(options: argparse.Namespace) -> int:
         )
     path = given / MODEL_FILE if given.is_dir() else given
 
-    from vanishjax.training.data import Normalization, read_image
+    from vanishjax.training.data import Framing, Normalization, frame_ink, read_grey, read_image
 
     # The image is looked at before the heavy imports: a wrong path should cost no wait.
-    read_image(options.image)
+    grey = read_grey(options.image)
 
     import jax
     import jax.numpy as jnp
@@ -64,7 +69,15 @@ def run(options: argparse.Namespace) -> int:
         )
     if description.get("classes") is None:
         raise ValueError(f"{path}: predicts a number, not classes; train with --loss cross_entropy")
-    image = read_image(options.image, tuple(description["image_shape"]))
+    shape, framing = tuple(description["image_shape"]), description.get("framing")
+    done: list[str] = []
+    if options.as_is or framing is None:
+        image = read_image(options.image, shape)
+    else:
+        image, done = frame_ink(grey, shape, Framing.from_dict(framing))
+    if not options.json:
+        for line in done:
+            warn(line)
     pixels = image.reshape(1, -1) * (description.get("pixel_max") or 1)
     if "normalization" not in description:
         raise ValueError(f"{path}: has no normalization: offset and scale are missing")
@@ -80,7 +93,8 @@ def run(options: argparse.Namespace) -> int:
         )
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
     if options.json:
-        print(to_json({"image": options.image, "class": best, "probabilities": probabilities}))
+        result = {"image": options.image, "class": best, "probabilities": probabilities}
+        print(to_json({**result, "prepared": done}))
     else:
         Terminal().print(text.probability_table(probabilities))
     return 0

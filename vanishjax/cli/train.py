@@ -258,6 +258,7 @@ def _train(
             "pixel_max": dataset.pixel_max,
             "classes": dataset.classes,
             "normalization": dataset.normalization.to_dict(),
+            "framing": dataset.framing and dataset.framing.to_dict(),
         }
         result: dict[str, Any] = {
             "command": NAME,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,8 +11,9 @@ import numpy as np
 
 from vanishjax.training.data.digits import read_digits
 from vanishjax.training.data.download import REMOTES, Progress, fetch
-from vanishjax.training.data.errors import DataError
+from vanishjax.training.data.errors import DataError, DataWarning
 from vanishjax.training.data.idx import FILES, find_idx, read_idx_folder
+from vanishjax.training.data.ink import Framing, measure_framing
 from vanishjax.training.data.labels import class_labels, real_targets
 from vanishjax.training.data.normalization import (
     Normalization,
@@ -21,6 +23,9 @@ from vanishjax.training.data.normalization import (
 from vanishjax.training.data.npz import read_npz
 from vanishjax.training.data.raw import Array, RawData, RawExamples
 from vanishjax.training.data.split import check_fraction, hold_out
+
+# The folders of torchvision's data sets, in which the files lie under "raw".
+_TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 
 DType = Literal["float32", "bfloat16"]
 Targets = Literal["auto", "classes", "real"]
@@ -62,6 +67,7 @@ class Dataset:
       classes: Number of classes, None if the labels are real-valued.
       normalization: How raw inputs became the inputs here; apply it to new ones.
       pixel_max: The raw value of a white pixel, None if the raw inputs have no such scale.
+      framing: Where the ink lies in the training images; None if they show no ink on a dark ground.
 
     Example:
       >>> data = load_dataset("digits")
@@ -77,6 +83,7 @@ class Dataset:
     classes: int | None
     normalization: Normalization
     pixel_max: float | None = None
+    framing: Framing | None = None
 
 
 def load_dataset(
@@ -99,8 +106,8 @@ def load_dataset(
     Args:
       source: `"digits"` (comes with the package), `"mnist"` or `"fashion_mnist"` (from `data_dir`,
         else downloaded once), or the path of an .npz file or of a folder with four IDX files.
-      data_dir: Folder with the IDX files of mnist or fashion_mnist, or with a folder named so;
-        relative paths in `source` start from it.
+      data_dir: Folder with the IDX files of mnist or fashion_mnist, or with a folder named so, such
+        as the root of torchvision's data sets; relative paths in `source` start from it.
       validation_split: Fraction to validate on, between 0 and 1.
       test_split: Fraction to test on, between 0 and 1.
       seed: Decides the splits; the test part does not depend on `validation_split`.
@@ -115,6 +122,9 @@ def load_dataset(
 
     Raises:
       DataError: If an argument or the data cannot be used.
+
+    Warns:
+      DataWarning: Some classes have no training example, or class labels are stored as floats.
 
     Example:
       >>> data = load_dataset("digits", validation_split=0.25)
@@ -143,6 +153,8 @@ def load_dataset(
             raise DataError(f"{raw.train.labels_origin}: {error}") from error
         parts["train"], parts[part] = train[stay], train[held]
 
+    shape = raw.train.image_shape
+    framing = None if shape is None else measure_framing(parts["train"].inputs.reshape(-1, *shape))
     fitted = fit_normalization(normalization, parts["train"].inputs, raw.pixel_max)
     parts = {
         part: replace(examples, inputs=_finish(fitted.apply(examples.inputs), dtype, raw, part))
@@ -153,10 +165,11 @@ def load_dataset(
         parts["train"],
         parts["validation"],
         parts["test"],
-        raw.train.image_shape,
+        shape,
         classes,
         fitted,
         raw.pixel_max,
+        framing,
     )
 
 
@@ -186,7 +199,8 @@ def _read(source: str | Path, data_dir: str | Path | None, progress: Progress | 
 
 def _within(data_dir: str | Path, name: str) -> Path:
     top = Path(data_dir)
-    folders = (top, top / name, top / name.replace("_", "-"))
+    own = (top / folder for folder in (name, name.replace("_", "-"), f"{_TORCHVISION[name]}/raw"))
+    folders = (top, *own, top / "raw")
     return next((f for f in folders if any(find_idx(f, file) for file in FILES)), top)
 
 
@@ -213,7 +227,21 @@ def _checked(raw: RawData, targets: Targets) -> tuple[dict[str, Examples], int |
         for part, e in parts.items()
     }
     classes = raw.classes or 1 + max(int(array.max()) for array in labels.values())
+    _tell_of_labels(raw, labels["train"], classes)
     return {part: Examples(inputs[part], labels[part]) for part in parts}, classes
+
+
+def _tell_of_labels(raw: RawData, labels: Array, classes: int) -> None:
+    origin = raw.train.labels_origin
+    if raw.train.labels.dtype.kind == "f":
+        text = f"{origin}: whole numbers stored as {raw.train.labels.dtype} are taken for classes"
+        warnings.warn(f"{text} 0 to {classes - 1}", DataWarning, stacklevel=4)
+    empty = np.setdiff1d(np.arange(classes), labels)
+    if len(empty):
+        named = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        start = "; are they numbered from 1?" if empty[0] == 0 and len(empty) == 1 else ""
+        text = f"{origin}: {len(empty)} of {classes} classes have no training example ({named})"
+        warnings.warn(text + start, DataWarning, stacklevel=4)
 
 
 def _check_same_shape(train: RawExamples, other: RawExamples) -> None:

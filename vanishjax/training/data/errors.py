@@ -28,6 +28,10 @@ class DataError(ValueError):
         super().__init__(one_line(message))
 
 
+class DataWarning(UserWarning):
+    """Data that can be used, but may not be what was meant."""
+
+
 def most_inflated(compressed: int) -> int:
     """The most bytes that deflated ones can hold: a file that promises more lies.
 

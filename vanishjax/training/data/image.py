@@ -57,8 +57,7 @@ def read_image(path: str | Path, shape: tuple[int, int] = (28, 28)) -> Array:
     """
     if len(shape) != 2 or min(shape) < 1:
         raise DataError(f"image shape {shape} is not a height and a width of at least 1")
-    path = regular_file(path, "an image")
-    grey = _decode(path)
+    grey = read_grey(path)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     paper = float(np.median(border))
     if paper > 0.5:
@@ -66,7 +65,27 @@ def read_image(path: str | Path, shape: tuple[int, int] = (28, 28)) -> Array:
     return grey if grey.shape == shape else _fit(grey, shape, paper)
 
 
-def _decode(path: Path) -> Array:
+def read_grey(path: str | Path) -> Array:
+    """Reads an image of any size as shades of grey; transparency is laid on white.
+
+    Args:
+      path: PNG, JPEG, BMP or GIF file (of an animation, the first frame).
+
+    Returns:
+      float32 `[height, width]`, from 0 for black to 1 for white.
+
+    Raises:
+      DataError: If the file is missing, damaged, too large or not such an image.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder, "white.png")
+      ...     Image.new("RGB", (4, 2), "white").save(path)
+      ...     read_grey(path).shape
+      (2, 4)
+    """
+    path = regular_file(path, "an image")
     try:
         with warnings.catch_warnings():
             # Of bombs, where our limit is stricter, and of damage that it can read beyond.
