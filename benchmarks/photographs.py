@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from benchmarks import record
-from vanishjax.__main__ import main as vanishjax
+from vanishjax.cli import main as vanishjax
 from vanishjax.model_file import load_model
 from vanishjax.training.data import (
     Framing,
@@ -72,7 +72,7 @@ def placed(rng, ink, size, factor, starts):
 
 
 KINDS = {
-    "as scanned": lambda rng, ink: ink,
+    "as scanned": lambda _, ink: ink,
     "uneven light": lambda rng, ink: on_page(rng, light(rng, 280), enlarged(ink, 10)),
     "in a shadow": lambda rng, ink: on_page(rng, shadow(rng, 280), enlarged(ink, 10)),
     "gray paper": lambda rng, ink: on_page(

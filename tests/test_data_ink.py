@@ -69,6 +69,8 @@ def with_dirt(ink, rng):
 
 def alike(a, b):
     """The correlation of two images, whose places are rounded to whole pixels."""
+    a, b = (Image.fromarray((255 * x).astype(np.uint8)) for x in (a, b))
+    a, b = (np.asarray(x.filter(ImageFilter.GaussianBlur(1)), float) for x in (a, b))
     shifts = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
     return max(np.corrcoef(np.roll(a, by, (0, 1)).ravel(), b.ravel())[0, 1] for by in shifts)
 
