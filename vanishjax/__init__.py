@@ -7,4 +7,5 @@ that importing the package costs nothing that the program doesn't need.
 
 import lazy_loader
 
+__version__ = "0.2.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,3 +1,5 @@
+__version__: str
+
 from . import activations as activations
 from . import atlas as atlas
 from . import health as health

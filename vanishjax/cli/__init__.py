@@ -96,9 +96,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = make_parser(COMMANDS)
     options = parser.parse_args(arguments)
     if options.version:
-        from importlib.metadata import version
+        from vanishjax import __version__
 
-        print(f"vanishjax {version('vanishjax')}")
+        print(f"vanishjax {__version__}")
         return 0
     if options.command is None:
         parser.print_help()
