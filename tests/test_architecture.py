@@ -36,6 +36,7 @@ FLOORS = (
         "report",
         "theory",
         "validation",
+        "version",
     },
     {"initializers", "transforms"},
     {"health", "models", "optimizers"},

@@ -7,5 +7,6 @@ that importing the package costs nothing that the program doesn't need.
 
 import lazy_loader
 
-__version__ = "0.2.0"
+from vanishjax.version import __version__  # noqa: F401  # as a library's own is looked for here
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

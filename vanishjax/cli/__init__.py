@@ -96,7 +96,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = make_parser(COMMANDS)
     options = parser.parse_args(arguments)
     if options.version:
-        from vanishjax import __version__
+        from vanishjax.version import __version__
 
         print(f"vanishjax {__version__}")
         return 0
