@@ -85,7 +85,7 @@ class Observer:
     ) -> None:
         self._console, self._events = console, events
         self._names, self._roots = layers.names, np.sqrt(np.asarray(sizes, np.float64))
-        self._every, self._steps = every, steps
+        self.every, self._steps = every, steps
         self._healths: list[Health] = []
         self._live: Any = None
         self._drawn = 0.0
@@ -166,7 +166,7 @@ class Observer:
         last = self._healths[-1]
         final = {name: np.asarray(field).tolist() for name, field in last._asdict().items()}
         return {
-            "every": self._every,
+            "every": self.every,
             "layers": list(self._names),
             "steps": [int(health.step) for health in self._healths],
             "final": {**final, "gradient_rms": self._rms(last).tolist()},

@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 
 from vanishjax.cli.options import file_path, warn
-from vanishjax.cli.train import MODEL_FILE
-from vanishjax.cli.train import NAME as TRAIN
+from vanishjax.cli.trained import MODEL_FILE
+from vanishjax.cli.trained import NAME as TRAIN
 
 NAME = "predict"
 HELP = "classify an image with a trained network"

@@ -62,7 +62,7 @@ def read_image(path: str | Path, shape: tuple[int, int] = (28, 28)) -> Array:
     paper = float(np.median(border))
     if paper > 0.5:
         grey, paper = 1 - grey, 1 - paper
-    return grey if grey.shape == shape else _fit(grey, shape, paper)
+    return fitted(grey, shape, paper)
 
 
 def read_grey(path: str | Path) -> Array:
@@ -134,13 +134,29 @@ def _grey(image: Image.Image) -> Array:
     return np.asarray(image.convert("RGB").convert("L"), np.float32) / 255
 
 
-def _fit(grey: Array, shape: tuple[int, int], paper: float) -> Array:
+def fitted(grey: Array, shape: tuple[int, int], paper: float) -> Array:
+    """The whole image in a frame; one of the frame's size as it is, of another scaled.
+
+    Args:
+      grey: `[height, width]`.
+      shape: Height and width of the frame.
+      paper: What fills the frame where the image's aspect leaves room.
+
+    Returns:
+      float32 array of the shape.
+
+    Example:
+      >>> fitted(np.ones((2, 2), np.float32), (1, 2), 0.0)
+      array([[1., 0.]], dtype=float32)
+    """
+    if grey.shape == shape:
+        return grey
     height, width = shape
     ratio = min(height / grey.shape[0], width / grey.shape[1])
     rows, columns = (max(1, round(size * ratio)) for size in grey.shape)
     small = Image.fromarray(grey).resize((columns, rows), Image.Resampling.BILINEAR)
     # Padded only now: to pad a strip of 1 by 10^7 pixels first would take 10^14 of them.
-    fitted = np.full(shape, paper, np.float32)
+    framed = np.full(shape, paper, np.float32)
     top, left = (height - rows) // 2, (width - columns) // 2
-    fitted[top : top + rows, left : left + columns] = np.asarray(small).clip(0, 1)
-    return fitted
+    framed[top : top + rows, left : left + columns] = np.asarray(small).clip(0, 1)
+    return framed

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from vanishjax.training.data.image import fitted
 from vanishjax.training.data.raw import Array
 
 # A photograph is looked at in this size at most: a digit in it need not be larger.
@@ -28,8 +29,8 @@ _SHIFT, _SCALE = 1.0, 0.12
 _BORDER = 0.75
 # A scan's strongest ink is above this.
 _STRONG = 0.75
-# Paper is as flat and dark as that of a scan if no more of its pixels are above this.
-_GROUND = 0.1
+# Ground is below this, and empty below that: of a scan a quarter at least is empty.
+_GROUND, _EMPTY = 0.1, 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ def frame_ink(grey: Array, shape: tuple[int, int], framing: Framing) -> tuple[Ar
       words; nothing if the image was as the training images are.
     """
     ink, done, clean = _ink(grey)
-    mask = _drawn(ink > _INK)
+    mask = _drawn(ink > (_GROUND if clean else _INK))
     if not mask.any():
         return np.zeros(shape, np.float32), [*done, "found no ink"]
     rows, columns = _box(mask)
@@ -120,10 +121,10 @@ def frame_ink(grey: Array, shape: tuple[int, int], framing: Framing) -> tuple[Ar
     size = max(height / frame[0], width / frame[1])
     center = np.array(_center(np.where(mask, ink, 0)))
     wanted = np.array([framing.row, framing.column])
-    shift = np.abs(center - wanted) * frame
+    shift = np.abs(center - wanted) * shape
     framed = (shift <= _SHIFT).all() and abs(size / framing.size - 1) <= _SCALE
-    if clean and framed and ink.shape == shape:
-        return ink.astype(np.float32), done
+    if clean and framed:
+        return fitted(ink.astype(np.float32), shape, 0.0), done
     # A margin, for the soft edge of the strokes.
     margin = max(1, round(0.04 * max(height, width)))
     top, left = max(0, rows.start - margin), max(0, columns.start - margin)
@@ -175,8 +176,8 @@ def _ink(grey: Array) -> tuple[Array, list[str], bool]:
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     for scan, done in ((grey, []), (1 - grey, ["dark ink on white inverted"])):
         edge = border if scan is grey else 1 - border
-        ground = max(float(np.quantile(edge, 0.9)), float(np.median(scan)))
-        if ground <= _GROUND and float(scan.max()) >= _STRONG:
+        empty = float(np.mean(scan <= _EMPTY))
+        if empty >= 0.25 and np.median(edge) <= _GROUND and scan.max() >= _STRONG:
             return scan, done, True
     flat = _surface(grey)
     rest = grey - flat
