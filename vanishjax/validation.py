@@ -1,6 +1,7 @@
 """Checks of arguments and trees, shared by all: clear and early, with the name or the path."""
 
 import difflib
+import functools
 import numbers
 import sys
 from collections.abc import Mapping
@@ -64,11 +65,15 @@ def _model_hint(params: Any) -> str:
     for maker, (framework, names, _) in _FRAMEWORKS.items():
         module = sys.modules.get(framework)
         kinds = tuple(getattr(module, name) for name in names if hasattr(module, name))
-        nodes = jax.tree.leaves(params, is_leaf=lambda x, kinds=kinds: isinstance(x, kinds))
-        for node in nodes:
-            if isinstance(node, kinds):
+        is_model = functools.partial(_is_one_of, kinds)
+        for node in jax.tree.leaves(params, is_leaf=is_model):
+            if is_model(node):
                 return f"{type(node).__name__} is a whole model: " + _make_a_problem(maker)
     return ""
+
+
+def _is_one_of(kinds: tuple[type, ...], value: Any) -> bool:
+    return isinstance(value, kinds)
 
 
 _FRAMEWORKS = {

@@ -118,9 +118,9 @@ class Apply:
         except (InvalidRngError, ModifyScopeVariableError) as error:
             if self._training:
                 raise
-            said = str(error).splitlines()[0].partition(" (https:")[0]
+            said = str(error).splitlines()[0].partition(" (https:")[0].rstrip(". ")
             raise ValueError(
-                f"the module can't be evaluated: {said} Give its __call__ an argument train or "
+                f"the module can't be evaluated: {said}. Give its __call__ an argument train or "
                 "deterministic, or let loss_fn take training= (or key=, for rngs=) and hand it on"
             ) from error
         self.state = {name: updates.get(name, one) for name, one in self.state.items()}
