@@ -28,6 +28,7 @@ FLOORS = (
         "layers",
         "losses",
         "numerics",
+        "placement",
         "problem",
         "report",
         "theory",

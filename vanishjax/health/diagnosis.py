@@ -17,6 +17,7 @@ from vanishjax.health.finding import Finding, json_value
 from vanishjax.health.probe import Probe, probe
 from vanishjax.health.response import Response, effectiveness, step_response
 from vanishjax.health.rules import apply_rules
+from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, network_of
 
 
@@ -140,7 +141,7 @@ def diagnose(
         with_state=with_state,
     )
     measured = probe(problem, batch)
-    params, tx = problem.params, problem.tx
+    params, tx = gathered(problem.params), problem.tx
     if tx is None:
         return Diagnosis(apply_rules(Examination(measured)), measured)
     parameters = measured.parameters

@@ -22,6 +22,7 @@ from vanishjax.health.supply import Instance, Supply, fading
 from vanishjax.health.watch import watch
 from vanishjax.layers import Layers
 from vanishjax.layers.order import layers_met, parameter_leaves
+from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, network_of
 from vanishjax.validation import check_floating
 
@@ -173,7 +174,9 @@ def probe(
     second, plain backward pass gives the gradients as an optimizer gets them. It's compiled once
     for each `loss_fn`: pass the same function object again to save that.
 
-    `probe(problem, batch)` looks at a `Problem`, in training mode, with one fixed key.
+    `probe(problem, batch)` looks at a `Problem`, in training mode, with one fixed key. Arrays that
+    are spread over a mesh are brought together on one device, unless the loss lays down how they
+    are spread.
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`, differentiable; any JAX code.
@@ -210,16 +213,26 @@ def probe(
         with_key=with_key,
         with_state=with_state,
     )
-    loss_fn, params = problem.plain_loss, problem.params
-    check_floating(params)
-    if not jax.tree.leaves(params):
+    check_floating(problem.params)
+    if not jax.tree.leaves(problem.params):
         raise ValueError("params holds no arrays: pass the parameters that loss_fn is trained by")
     _check_batch(batch)
-    leaves, structure = jax.tree_util.tree_flatten(params)
+    alone = problem.gathered(), gathered(batch)
+    if alone[0] is problem and alone[1] is batch:
+        return _probe(problem, batch)
+    try:
+        return _probe(*alone)
+    except Exception:
+        # A loss may lay down how its arrays are spread (shard_map): then they must be.
+        return _probe(problem, batch)
+
+
+def _probe(problem: Problem, batch: Any) -> Probe:
+    leaves, structure = jax.tree_util.tree_flatten(problem.params)
     inputs, batch_structure = jax.tree_util.tree_flatten(batch)
     arrays = [x for x in inputs if _jaxpr.is_array(x)]
     settings = tuple(None if _jaxpr.is_array(x) else _Setting(x) for x in inputs)
-    loss = _Loss(loss_fn, structure, batch_structure, settings)
+    loss = _Loss(problem.plain_loss, structure, batch_structure, settings)
     measured = _measure(loss, [jnp.asarray(x) for x in leaves], arrays)
     return _assemble(jax.device_get(measured.values), measured.plan, batch)
 

@@ -14,6 +14,7 @@ from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.layers import Leaf
 from vanishjax.layers.order import layers_met, parameter_leaves
+from vanishjax.placement import gathered, placed_like
 from vanishjax.problem import MISSING, Problem, network_of
 from vanishjax.validation import check_floating
 
@@ -64,7 +65,8 @@ def pca(loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any
       section 3.2; Seuret et al., PCA-initialized deep neural networks applied to document image
       analysis, 2017. The rotation, which leaves other initialisations their structure, is ours.
     """
-    problem, batch = network_of(loss_fn, params, batch)
+    given, batch = network_of(loss_fn, params, batch)
+    problem, batch = given.gathered(), gathered(batch)
     loss_fn, params = problem.plain_loss, problem.params
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
@@ -83,7 +85,7 @@ def pca(loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any
     if first:
         anatomy = _jaxpr.dissect(program, trace)
         leaves = jit_once(functools.partial(_turned, program, anatomy, first))(leaves, inputs)
-    return jax.tree_util.tree_unflatten(structure, leaves)
+    return placed_like(jax.tree_util.tree_unflatten(structure, leaves), given.params)
 
 
 def _turned(

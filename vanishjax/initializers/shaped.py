@@ -25,6 +25,7 @@ from vanishjax.initializers.shaping import (
 from vanishjax.layers import Dense, Layers, dense_layers
 from vanishjax.layers.matrices import bias_of
 from vanishjax.layers.order import layers_met, parameter_leaves
+from vanishjax.placement import gathered, placed_like
 from vanishjax.problem import MISSING, Problem, network_of
 from vanishjax.theory import shape
 from vanishjax.theory.quadrature import activation_name, evaluate
@@ -108,7 +109,8 @@ def shaped(
       Xiao et al. 2018, for the convolutions. Absorbing the change into parameters is this
       package's.
     """
-    problem, batch = network_of(loss_fn, params, batch)
+    given, batch = network_of(loss_fn, params, batch)
+    problem, batch = given.gathered(), gathered(batch)
     loss_fn, params = problem.plain_loss, problem.params
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
@@ -133,7 +135,8 @@ def shaped(
     _check_links(chain, ordered, leaves)
     first, _ = chain.order[0]
     values |= _typed(_scaled(chain.dense[first], roles[first], values, ordered[0]), values)
-    return jax.tree_util.tree_unflatten(structure, [values[leaf.path] for leaf in layers.leaves])
+    leaves = [values[leaf.path] for leaf in layers.leaves]
+    return placed_like(jax.tree_util.tree_unflatten(structure, leaves), given.params)
 
 
 class _Chain(NamedTuple):

@@ -16,6 +16,7 @@ from vanishjax.compilation import jit_once
 from vanishjax.layers import Layers, Leaf
 from vanishjax.layers.matrices import bias_of
 from vanishjax.layers.order import layers_met, parameter_leaves
+from vanishjax.placement import gathered, placed_like
 from vanishjax.problem import MISSING, Problem, network_of
 from vanishjax.validation import check_floating
 
@@ -78,7 +79,8 @@ def lsuv(
     """
     if not variance > 0:
         raise ValueError(f"variance must be positive, got {variance}")
-    problem, batch = network_of(loss_fn, params, batch)
+    given, batch = network_of(loss_fn, params, batch)
+    problem, batch = given.gathered(), gathered(batch)
     loss_fn, params = problem.plain_loss, problem.params
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
@@ -91,7 +93,8 @@ def lsuv(
     adjusted = jit_once(
         functools.partial(_adjusted, program, anatomy, kernels, orthogonal, variance**0.5)
     )
-    return jax.tree_util.tree_unflatten(structure, adjusted(leaves, inputs))
+    new = jax.tree_util.tree_unflatten(structure, adjusted(leaves, inputs))
+    return placed_like(new, given.params)
 
 
 class _Kernel(NamedTuple):

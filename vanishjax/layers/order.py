@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from vanishjax.layers.division import Layers, Leaf, Status
 from vanishjax.layers.matrices import with_contraction, with_given, with_partners
 from vanishjax.layers.paths import bare, modules, natural_order, path_name
 from vanishjax.layers.stacks import named_stacks, paired_stacks
+from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, as_problem, network_of
 from vanishjax.validation import check_floating
 
@@ -124,8 +125,24 @@ def find_layers(
     if loss_fn is None or not leaves:
         leaves = with_partners(paired_stacks(params, leaves))
         return _order_by_path(leaves if matrices is None else with_given(leaves, matrices))
-    trace = _jaxpr.parameter_uses(_jaxpr.trace_loss(loss_fn, params, batch))
+    trace = _jaxpr.parameter_uses(_program(loss_fn, params, batch))
     return layers_met(leaves, trace, matrices)
+
+
+def _program(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> _jaxpr.Program:
+    """The loss, traced with its arrays as they lie on a mesh, or else as on one device.
+
+    A loss may ask for either: it may lay down how products of sharded arrays are sharded, or know
+    nothing of meshes.
+    """
+    try:
+        return _jaxpr.trace_loss(loss_fn, params, batch)
+    except Exception:
+        spread = params, batch
+        whole = gathered(spread)
+        if whole is spread:
+            raise
+        return _jaxpr.trace_loss(loss_fn, *whole)
 
 
 def parameter_leaves(params: Any) -> list[Leaf]:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from vanishjax import placement
+
 __all__ = ["Evaluated", "Problem"]
 
 
@@ -355,6 +357,23 @@ class Problem:
         from vanishjax.problem.equinox import problem_from_equinox
 
         return problem_from_equinox(model, loss_fn, tx, state=state)
+
+    def gathered(self) -> Problem:
+        """The problem with parameters and a model state that lie on one device.
+
+        Returns:
+          A problem for looking at; this very one if nothing lies on several devices.
+
+        Example:
+          >>> problem = Problem(lambda w, x: w * x, 1.0)
+          >>> problem.gathered() is problem
+          True
+        """
+        parts = (self.params, self.model_state)
+        found = placement.gathered(parts)
+        if found is parts:
+            return self
+        return dataclasses.replace(self, params=found[0], model_state=found[1])
 
     def rebuild(self, **changes: Any) -> Problem:
         """Makes the problem anew with some of its arguments changed.
