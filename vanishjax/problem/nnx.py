@@ -58,6 +58,10 @@ class _Parts:
     def __init__(self, model: nnx.Module) -> None:
         copy = nnx.clone(model)
         nnx.pop(copy, nnx.Intermediate)  # each call would add to what `sow` left
+        for _, module in nnx.iter_modules(copy):
+            for name in ("deterministic", "use_running_average"):
+                if getattr(module, name, False) is None:  # attention's own default
+                    setattr(module, name, False)
         self._graph, state = nnx.split(copy)
         self._variables: dict[Path, Any] = dict(nnx.to_flat_state(state))
         self.params: dict[Path, Any] = {}

@@ -277,8 +277,8 @@ class Problem:
         The keys of its `nnx.Rngs` are folded with each step's key; in evaluation they are as they
         were. The model itself is never changed.
 
-        In training the model is in the mode in which it was given; in evaluation a copy of it is
-        put in evaluation mode by `model.eval()`.
+        In training the model is in the mode in which it was given, and in training mode where it
+        has none; in evaluation a copy of it is put in evaluation mode by `model.eval()`.
 
         Args:
           model: The model.
