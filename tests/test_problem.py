@@ -391,6 +391,11 @@ SWITCHES = {
     "field": (Field("a", train=False), {}, mean_square),
     "merged": (Merged("a"), {"deterministic": True}, mean_square),
     "merged field": (Merged("a", deterministic=True), {}, mean_square),
+    "function": (
+        Method("a"),
+        {"method": "encode", "train": False},
+        lambda apply, x: jnp.mean(apply(x, True, method=Method.encode) ** 2),
+    ),
     "method": (
         Method("a"),
         {"method": "encode", "train": False},

@@ -144,8 +144,10 @@ def _switched(
 
     What the call itself says holds in training.
     """
-    function = getattr(module, method) if isinstance(method, str) else method or module.__call__
-    taken = [name for name in inspect.signature(function).parameters if name != "self"]
+    function = method if callable(method) else getattr(module, method or "__call__")
+    taken = list(inspect.signature(function).parameters)
+    if callable(method) and not inspect.ismethod(method):
+        taken = taken[1:]  # the module itself
     fields, values = {}, list(args)
     for name, of_training in _SWITCHES.items():
         mode = of_training if training else not of_training
