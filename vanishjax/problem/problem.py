@@ -33,6 +33,8 @@ class Evaluated(NamedTuple):
 class Problem:
     """All that training, a diagnosis or a cure needs to know about a network.
 
+    `from_linen`, `from_nnx` and `from_equinox` make one from a model of a framework.
+
     Three flags say what the loss takes and returns beside `loss_fn(params, batch) -> loss`:
 
     ==============  =========================  ===========================================
