@@ -32,6 +32,7 @@ FLOORS = (
         "layers",
         "losses",
         "numerics",
+        "placement",
         "problem",
         "report",
         "theory",

@@ -1,7 +1,9 @@
 """Checks of arguments and trees, shared by all: clear and early, with the name or the path."""
 
 import difflib
+import functools
 import numbers
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ def check_floating(params: Any, *, complex_allowed: bool = False) -> None:
       ...
       ValueError: w: expected a real floating-point leaf, got int32[3]; mask it out ...
     """
+    _check_model(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         kind = jnp.inexact if complex_allowed else jnp.floating
@@ -34,9 +37,56 @@ def check_floating(params: Any, *, complex_allowed: bool = False) -> None:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             shape = ",".join(str(n) for n in np.shape(leaf))
             raise ValueError(
-                f"{name or 'params'}: expected {wanted}, got {dtype}[{shape}]; mask it out with "
-                "optax.masked"
+                f"{name or 'params'}: expected {wanted}, got {dtype}[{shape}]; "
+                + (_model_hint(params) or "mask it out with optax.masked")
             )
+
+
+def _check_model(params: Any) -> None:
+    """Raises ValueError for a Flax nnx model whose statistics would be trained.
+
+    A model of a framework can only be here if the framework is loaded.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(params, nnx.Module | nnx.State):
+        return
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    kinds = {type(leaf) for leaf in leaves if isinstance(leaf, nnx.Variable)}
+    others = sorted(kind.__name__ for kind in kinds if not issubclass(kind, nnx.Param))
+    if others and len(others) < len(kinds):
+        raise ValueError(
+            f"params: {type(params).__name__} holds {others[0]} beside its parameters; "
+            + _make_a_problem("from_nnx")
+        )
+
+
+def _model_hint(params: Any) -> str:
+    """What to do with a model of Flax nnx or Equinox that came as parameters; "" for others."""
+    for maker, (framework, names, _) in _FRAMEWORKS.items():
+        module = sys.modules.get(framework)
+        kinds = tuple(getattr(module, name) for name in names if hasattr(module, name))
+        is_model = functools.partial(_is_one_of, kinds)
+        for node in jax.tree.leaves(params, is_leaf=is_model):
+            if is_model(node):
+                return f"{type(node).__name__} is a whole model: " + _make_a_problem(maker)
+    return ""
+
+
+def _is_one_of(kinds: tuple[type, ...], value: Any) -> bool:
+    return isinstance(value, kinds)
+
+
+_FRAMEWORKS = {
+    "from_nnx": ("flax.nnx", ("Module", "State"), "nnx.state(model, nnx.Param)"),
+    "from_equinox": ("equinox", ("Module",), "eqx.filter(model, eqx.is_inexact_array)"),
+}
+
+
+def _make_a_problem(maker: str) -> str:
+    return (
+        f"pass vanishjax.Problem.{maker}(model, loss_fn) instead, or to a transform its "
+        f"parameters alone, {_FRAMEWORKS[maker][2]}"
+    )
 
 
 def check_decay(name: str, value: Any, *, one_allowed: bool = False) -> None:

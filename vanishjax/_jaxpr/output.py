@@ -16,7 +16,7 @@ from vanishjax._jaxpr.versions import shape_of
 
 PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 LOOKUPS = frozenset({"gather"})
-_SAME_NAMES = "convert_element_type copy name reduce_precision sharding_constraint"
+_SAME_NAMES = "convert_element_type copy name reduce_precision reshard sharding_constraint"
 _SAME = frozenset(_SAME_NAMES.split())
 _SUMS = frozenset({"add", "add_any"})
 _WITH_CONSTANT = _SUMS | {"sub", "mul", "div"}

@@ -20,7 +20,7 @@ from vanishjax._jaxpr.versions import bind, shape_of
 
 # Elementwise as well; no walk in search of layers follows these, so that its list has none of them.
 _FURTHER = frozenset(["atan", "atan2", "eq", "ge", "gt", "is_finite", "le", "lt", "ne"])
-_AGAIN = (ELEMENTWISE | _FURTHER | {"broadcast_in_dim"}) - {"sharding_constraint"}
+_AGAIN = (ELEMENTWISE | _FURTHER | {"broadcast_in_dim"}) - {"reshard", "sharding_constraint"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vanishjax._jaxpr.anatomy import Anatomy, Site
 from vanishjax._jaxpr.program import Evaluator, Program
 from vanishjax._jaxpr.versions import bind
 from vanishjax._jaxpr.watched import Watched
+from vanishjax.placement import unsharded
 
 Measure = Callable[[Site, jax.Array], Any]
 Watch = Callable[[Watched, jax.Array], Any]
@@ -71,14 +72,14 @@ class _Tapped(Evaluator):
         watched = self._anatomy.watched.get(eqn.outvars[0]) if eqn.outvars else None
         if watched is not None and self._watch is not None:
             x = results[0] if watched.kind == "softmax" else operands[watched.operand]
-            self.seen[watched.number] = self._watch(watched, jax.lax.stop_gradient(x))
+            self.seen[watched.number] = self._watch(watched, unsharded(jax.lax.stop_gradient(x)))
         return results
 
     def value(self, variable: Var, x: Any, environment: Mapping[Var, Any]) -> Any:
         del environment
         site = self._anatomy.sites.get(variable)
         if site is not None:
-            self.measured[site.tap] = self._measure(site, jax.lax.stop_gradient(x))
+            self.measured[site.tap] = self._measure(site, unsharded(jax.lax.stop_gradient(x)))
         if variable in self._anatomy.taps:
             number, normalizes = self._anatomy.taps[variable]
             return (_NORMALIZING if normalizes else _READING)(x, self._dummies[number])

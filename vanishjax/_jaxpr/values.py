@@ -23,7 +23,7 @@ MIXED = -2  # unknown
 _ELEMENTWISE_NAMES = """
     abs add add_any and cbrt ceil clamp convert_element_type copy copy_p cos cosh div erf exp exp2
     expm1 floor integer_pow log log1p logistic max min mul neg nextafter not or pow real
-    reduce_precision rem round rsqrt select_n sharding_constraint sign sin sinh sqrt square
+    reduce_precision rem reshard round rsqrt select_n sharding_constraint sign sin sinh sqrt square
     stop_gradient sub tan tanh xor"""
 _LINEAR_NAMES = """
     add add_any broadcast_in_dim convert_element_type copy copy_p neg psum psum_invariant

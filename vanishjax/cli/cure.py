@@ -8,8 +8,9 @@ An MLP, by the options of `vanishjax train`:
   vanishjax cure --activation relu --depth 64 --optimizer sgd --steps 200
 
 A network of your own, in any JAX: a function without arguments that returns (loss_fn, params,
-batches), (loss_fn, params, batches, tx) or (problem, batches), where batches is a list of what
-loss_fn takes, or one large batch, whose arrays are cut along their first axis:
+batches), (loss_fn, params, batches, tx) or (problem, batches), or (model, loss_fn, batches) with a
+Flax nnx or Equinox model, as for `vanishjax diagnose`, where batches is a list of what loss_fn
+takes, or one large batch, whose arrays are cut along their first axis:
   vanishjax cure net.py:make
 
 The exit status is 1 if nothing helped.
@@ -95,13 +96,10 @@ def _treat_target(options: argparse.Namespace) -> Treatment:
 
     with open_target(options.target) as target, looking_at(options.target):
         from vanishjax import optimizers
-        from vanishjax.problem import Problem
 
-        loss_fn, params, batches, tx, problem = target
-        if problem is None:
-            problem = Problem(loss_fn, params, optimizers.adam(1e-3) if tx is None else tx)
-        else:
-            problem = dataclasses.replace(problem, loss_fn=loss_fn)
+        problem, batches = target
+        if problem.tx is None:
+            problem = dataclasses.replace(problem, tx=optimizers.adam(1e-3))
         if not isinstance(batches, list | Iterator):
             batches = list(_cut(batches, BATCH_SIZE))
         return _treat(problem, batches, 0, options)

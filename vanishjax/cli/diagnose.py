@@ -6,7 +6,9 @@ An MLP, by the options of `vanishjax train`, whose first step it looks at:
   vanishjax diagnose --data mnist --hidden 64,32 --optimizer sgd --out report
 
 A network of your own, in any JAX: a function without arguments that returns (loss_fn, params,
-batch), (loss_fn, params, batch, tx) or (problem, batch), where loss_fn(params, batch) is a scalar:
+batch), (loss_fn, params, batch, tx) or (problem, batch), where loss_fn(params, batch) is a scalar;
+or (model, loss_fn, batch) or (model, loss_fn, batch, tx) with a Flax nnx or Equinox model and
+loss_fn(model, batch):
   vanishjax diagnose net.py:make
   vanishjax diagnose package.module:make --strict     (in CI: exit status 1 unless it is healthy)
 """
@@ -104,7 +106,7 @@ def _diagnose_target(name: str) -> Diagnosis:
         from vanishjax.health import diagnose
 
         with looking_at(name):
-            return diagnose(*target[:4])
+            return diagnose(target.problem, target.batch)
 
 
 def _show(verdict: Diagnosis, folder: Path | None, as_json: bool) -> None:

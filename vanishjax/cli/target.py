@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -13,11 +14,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vanishjax.foreign import shown
 
+if TYPE_CHECKING:
+    from vanishjax.problem import Problem
+
 _RETURNS = "(loss_fn, params, batch), (loss_fn, params, batch, tx) or (problem, batch)"
+_OF_MODELS = "with a Flax nnx or Equinox model (model, loss_fn, batch[, tx])"
 
 
 class TargetError(ValueError):
@@ -25,13 +30,10 @@ class TargetError(ValueError):
 
 
 class Target(NamedTuple):
-    """A network to look at: the arguments of `vanishjax.diagnose`, and its problem if any."""
+    """A network to look at."""
 
-    loss_fn: Callable[[Any, Any], Any]
-    params: Any
+    problem: Problem
     batch: Any
-    tx: Any
-    problem: Any = None
 
 
 @contextlib.contextmanager
@@ -170,28 +172,73 @@ def _unpack(name: str, returned: Any) -> Target:
     from vanishjax.problem import Problem
 
     parts = tuple(returned) if isinstance(returned, tuple | list) else (returned,)
-    problem = None
     if len(parts) == 2 and isinstance(parts[0], Problem):
-        problem, batch = parts
-        parts = (problem.loss_fn, problem.params, batch, problem.tx)
+        return Target(_guarded(name, parts[0]), parts[1])
+    from_model = _from_model(parts)
+    if from_model is not None:
+        make, (*arguments, batch), tx = from_model
+        with blame(f"{name}: what it returned"):
+            return Target(_guarded(name, make(*arguments, _checked(name, tx, returned))), batch)
     if len(parts) not in (3, 4) or isinstance(parts[0], Problem):
-        raise TargetError(f"{name}: must return {_RETURNS}, got {_kinds(returned)}")
+        raise TargetError(
+            f"{name}: must return {_RETURNS}, got {_kinds(returned)}; or {_OF_MODELS}"
+        )
     loss_fn, params, batch, tx = (*parts, None)[:4]
     if not callable(loss_fn):
         raise TargetError(
             f"{name}: must return loss_fn(params, batch) first, a function, got {_kinds(returned)}"
         )
+    problem = Problem(loss_fn, params, _checked(name, tx, returned))
+    return Target(_guarded(name, problem), batch)
+
+
+def _from_model(parts: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], Any] | None:
+    """How to make a problem of a model, its loss and a batch; None if the first part is no model.
+
+    A model can only be here if its framework is loaded.
+    """
+    from vanishjax.problem import Problem
+
+    ways = (
+        ("flax.nnx", Problem.from_nnx, 3),
+        ("equinox", Problem.from_equinox, 3),
+        ("flax.linen", Problem.from_linen, 4),
+    )
+    for framework, make, count in ways:
+        module = getattr(sys.modules.get(framework), "Module", ())
+        fits = len(parts) in (count, count + 1) and isinstance(parts[0], module)
+        # A loss may be a module, too: then what follows are parameters.
+        if fits and callable(parts[count - 2]):
+            return make, parts[:count], (*parts, None)[count]
+    return None
+
+
+def _checked(name: str, tx: Any, returned: Any) -> Any:
     if tx is not None and not (hasattr(tx, "init") and hasattr(tx, "update")):
+        place = "fourth" if len(returned) == 4 else "fifth"
         raise TargetError(
-            f"{name}: must return a gradient transform with init and update fourth, such as "
+            f"{name}: must return a gradient transform with init and update {place}, such as "
             f"vanishjax.adam(1e-3), got {_kinds(returned)}"
         )
+    return tx
 
-    def guarded(params: Any, batch: Any) -> Any:
-        with blame(f"{name}: its loss_fn"):
-            return loss_fn(params, batch)
 
-    return Target(guarded, params, batch, tx, problem)
+def _guarded(name: str, problem: Problem) -> Problem:
+    """The problem with losses that blame the user's code for what they raise."""
+
+    def guarded(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with blame(f"{name}: its loss_fn"):
+                return loss_fn(*args, **kwargs)
+
+        return call
+
+    evaluate_fn = problem.evaluate_fn
+    return dataclasses.replace(
+        problem,
+        loss_fn=guarded(problem.loss_fn),
+        evaluate_fn=None if evaluate_fn is None else guarded(evaluate_fn),
+    )
 
 
 def _kinds(value: Any) -> str:

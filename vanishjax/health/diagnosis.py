@@ -17,6 +17,8 @@ from vanishjax.health.finding import Finding, json_value
 from vanishjax.health.probe import Probe, probe
 from vanishjax.health.response import Response, effectiveness, step_response
 from vanishjax.health.rules import apply_rules
+from vanishjax.placement import gathered
+from vanishjax.problem import MISSING, Problem, network_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,38 +85,63 @@ _step_response = jit_once(step_response, static_argnums=(0, 2))
 
 
 def diagnose(
-    loss_fn: Callable[[Any, Any], Any],
-    params: Any,
-    batch: Any,
+    loss_fn: Callable[..., Any] | Problem,
+    params: Any = MISSING,
+    batch: Any = MISSING,
     tx: optax.GradientTransformation | None = None,
+    *,
+    model_state: Any = None,
+    has_aux: bool = False,
+    with_key: bool = False,
+    with_state: bool = False,
 ) -> Diagnosis:
     """Says whether a network will train, and if not, which layers starve, why, and what helps.
 
     One `probe`, and rules on what it measured. The verdict doesn't depend on the scale of the loss,
     unless the optimizer or a 16-bit type does.
 
+    `diagnose(problem, batch)` looks at a `Problem` and its transform, in training mode, with one
+    fixed key.
+
     Args:
-      loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`.
+      loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. Or a problem.
       params: Its parameters, as they are now: at initialisation or at any later step.
       batch: A few hundred examples tell more than a few.
       tx: The optimizer. Its steps are measured at all sizes of gradient to see what its eps eats,
-        and one whose steps shrink with the gradient (SGD) is held to a stricter limit.
+        and one whose steps shrink with the gradient (SGD) is held to a stricter limit. By name, if
+        a problem is given: it takes the place of the problem's.
+      model_state: As in `Problem`.
+      has_aux: As in `Problem`.
+      with_key: As in `Problem`.
+      with_state: As in `Problem`.
 
     Returns:
       The verdict: `str()` is a report, `plot(path)` a picture.
 
     Raises:
       ValueError: See `probe`.
+      TypeError: See `probe`.
 
     Example:
       >>> import jax, vanishjax as vj
       >>> problem = vj.mlp_problem(8, (64,) * 24, 4, activation="sigmoid")
       >>> batch = jax.random.normal(jax.random.key(0), (64, 8)), np.arange(64) % 4
-      >>> verdict = diagnose(problem.loss_fn, problem.params, batch, problem.tx)
+      >>> verdict = diagnose(problem, batch)
       >>> verdict.healthy, [finding.rule for finding in verdict.findings]
       (False, ['mean_collapse', 'vanishing_gradient', 'blind_optimizer'])
     """
-    measured = probe(loss_fn, params, batch)
+    problem, batch = network_of(
+        loss_fn,
+        params,
+        batch,
+        tx=tx,
+        model_state=model_state,
+        has_aux=has_aux,
+        with_key=with_key,
+        with_state=with_state,
+    )
+    measured = probe(problem, batch)
+    params, tx = gathered(problem.params), problem.tx
     if tx is None:
         return Diagnosis(apply_rules(Examination(measured)), measured)
     parameters = measured.parameters

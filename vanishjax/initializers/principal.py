@@ -14,10 +14,12 @@ from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.layers import Leaf
 from vanishjax.layers.order import layers_met, parameter_leaves
+from vanishjax.placement import gathered, placed_like
+from vanishjax.problem import MISSING, Problem, network_of
 from vanishjax.validation import check_floating
 
 
-def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
+def pca(loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any = MISSING) -> Any:
     r"""Turns the first kernels toward the principal components of what they take in.
 
     A kernel of fewer outputs than inputs lets no more than its own directions through. Drawn at
@@ -33,6 +35,7 @@ def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. It's traced, and run once.
+        Or a `Problem`, with the batch alone beside it.
       params: Its parameters; initialise them before, but apply `vanishjax.initializers.lsuv`, which
         sets the biases, after.
       batch: The more examples, the more components are known (one less than examples); beyond those
@@ -52,7 +55,7 @@ def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
       >>> spread = jnp.linspace(2, 0, 64) ** 4                      # the first pixels vary most
       >>> x = jax.random.normal(jax.random.key(0), (256, 64)) * spread
       >>> batch = x, jnp.arange(256) % 4
-      >>> params = pca(problem.loss_fn, problem.params, batch)
+      >>> params = pca(problem, batch)
       >>> before, after = (p["hidden_0"]["kernel"] ** 2 for p in (problem.params, params))
       >>> [round(float(jnp.sum(w[:16]) / jnp.sum(w)), 2) for w in (before, after)]
       [0.27, 0.97]
@@ -62,6 +65,9 @@ def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
       section 3.2; Seuret et al., PCA-initialized deep neural networks applied to document image
       analysis, 2017. The rotation, which leaves other initialisations their structure, is ours.
     """
+    given, batch = network_of(loss_fn, params, batch)
+    problem, batch = given.gathered(), gathered(batch)
+    loss_fn, params = problem.plain_loss, problem.params
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
     inputs, _ = _jaxpr.split_arrays(batch)
@@ -79,7 +85,7 @@ def pca(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
     if first:
         anatomy = _jaxpr.dissect(program, trace)
         leaves = jit_once(functools.partial(_turned, program, anatomy, first))(leaves, inputs)
-    return jax.tree_util.tree_unflatten(structure, leaves)
+    return placed_like(jax.tree_util.tree_unflatten(structure, leaves), given.params)
 
 
 def _turned(

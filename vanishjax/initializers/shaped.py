@@ -25,6 +25,8 @@ from vanishjax.initializers.shaping import (
 from vanishjax.layers import Dense, Layers, dense_layers
 from vanishjax.layers.matrices import bias_of
 from vanishjax.layers.order import layers_met, parameter_leaves
+from vanishjax.placement import gathered, placed_like
+from vanishjax.problem import MISSING, Problem, network_of
 from vanishjax.theory import shape
 from vanishjax.theory.quadrature import activation_name, evaluate
 from vanishjax.theory.shaping import Method
@@ -47,9 +49,9 @@ _ALIKE = 1e-3  # of the size, in float32
 
 
 def shaped(
-    loss_fn: Callable[[Any, Any], Any],
-    params: Any,
-    batch: Any,
+    loss_fn: Callable[..., Any] | Problem,
+    params: Any = MISSING,
+    batch: Any = MISSING,
     *,
     method: Method = "dks",
     activation: str | Activation | None = None,
@@ -75,7 +77,8 @@ def shaped(
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`; linen, nnx, Equinox or plain
-        functions, unrolled or scanned. It's traced, and run once.
+        functions, unrolled or scanned. It's traced, and run once. Or a `Problem`, with the
+        batch alone beside it.
       params: Its parameters.
       batch: A few hundred examples, the batch axis first.
       method: As in `vanishjax.theory.shape`.
@@ -96,7 +99,7 @@ def shaped(
       >>> import vanishjax as vj
       >>> problem = vj.mlp_problem(8, (32,) * 300, 4, activation="sigmoid")
       >>> batch = jax.random.normal(jax.random.key(0), (256, 8)), jnp.arange(256) % 4
-      >>> params = shaped(problem.loss_fn, problem.params, batch)
+      >>> params = shaped(problem, batch)
       >>> sizes = vj.probe(problem.loss_fn, params, batch).gradient_rms[1:-1]
       >>> bool(sizes.max() < 4 * sizes.min())
       True
@@ -106,6 +109,9 @@ def shaped(
       Xiao et al. 2018, for the convolutions. Absorbing the change into parameters is this
       package's.
     """
+    given, batch = network_of(loss_fn, params, batch)
+    problem, batch = given.gathered(), gathered(batch)
+    loss_fn, params = problem.plain_loss, problem.params
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
     inputs, _ = _jaxpr.split_arrays(batch)
@@ -129,7 +135,8 @@ def shaped(
     _check_links(chain, ordered, leaves)
     first, _ = chain.order[0]
     values |= _typed(_scaled(chain.dense[first], roles[first], values, ordered[0]), values)
-    return jax.tree_util.tree_unflatten(structure, [values[leaf.path] for leaf in layers.leaves])
+    leaves = [values[leaf.path] for leaf in layers.leaves]
+    return placed_like(jax.tree_util.tree_unflatten(structure, leaves), given.params)
 
 
 class _Chain(NamedTuple):

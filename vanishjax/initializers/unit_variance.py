@@ -16,13 +16,15 @@ from vanishjax.compilation import jit_once
 from vanishjax.layers import Layers, Leaf
 from vanishjax.layers.matrices import bias_of
 from vanishjax.layers.order import layers_met, parameter_leaves
+from vanishjax.placement import gathered, placed_like
+from vanishjax.problem import MISSING, Problem, network_of
 from vanishjax.validation import check_floating
 
 
 def lsuv(
-    loss_fn: Callable[[Any, Any], Any],
-    params: Any,
-    batch: Any,
+    loss_fn: Callable[..., Any] | Problem,
+    params: Any = MISSING,
+    batch: Any = MISSING,
     *,
     centered: bool = True,
     orthogonal: bool = True,
@@ -42,6 +44,7 @@ def lsuv(
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. It's traced, and run once.
+        Or a `Problem`, with the batch alone beside it.
       params: Its parameters.
       batch: A few hundred examples, the batch axis first.
       centered: Whether to move the biases so that every unit's mean is zero. A kernel without a
@@ -65,7 +68,7 @@ def lsuv(
       >>> import vanishjax as vj
       >>> problem = vj.mlp_problem(8, (64,) * 24, 4, activation="sigmoid")
       >>> batch = jax.random.normal(jax.random.key(0), (256, 8)), jnp.arange(256) % 4
-      >>> params = lsuv(problem.loss_fn, problem.params, batch)
+      >>> params = lsuv(problem, batch)
       >>> found = vj.probe(problem.loss_fn, params, batch)
       >>> print(found.preactivation_rms[[0, 1, -1]].round(3), abs(found.sum_log_chi) < 10)
       [1. 1. 1.] True
@@ -76,6 +79,9 @@ def lsuv(
     """
     if not variance > 0:
         raise ValueError(f"variance must be positive, got {variance}")
+    given, batch = network_of(loss_fn, params, batch)
+    problem, batch = given.gathered(), gathered(batch)
+    loss_fn, params = problem.plain_loss, problem.params
     check_floating(params)
     leaves, structure = jax.tree_util.tree_flatten(params)
     inputs, _ = _jaxpr.split_arrays(batch)
@@ -87,7 +93,8 @@ def lsuv(
     adjusted = jit_once(
         functools.partial(_adjusted, program, anatomy, kernels, orthogonal, variance**0.5)
     )
-    return jax.tree_util.tree_unflatten(structure, adjusted(leaves, inputs))
+    new = jax.tree_util.tree_unflatten(structure, adjusted(leaves, inputs))
+    return placed_like(new, given.params)
 
 
 class _Kernel(NamedTuple):

@@ -16,6 +16,8 @@ from vanishjax.layers.division import Layers, Leaf, Status
 from vanishjax.layers.matrices import with_contraction, with_given, with_partners
 from vanishjax.layers.paths import bare, modules, natural_order, path_name
 from vanishjax.layers.stacks import named_stacks, paired_stacks
+from vanishjax.placement import gathered
+from vanishjax.problem import MISSING, Problem, as_problem, network_of
 from vanishjax.validation import check_floating
 
 
@@ -25,10 +27,14 @@ class LayerOrderWarning(UserWarning):
 
 def find_layers(
     params: Any,
-    loss_fn: Callable[[Any, Any], Any] | None = None,
+    loss_fn: Any = None,
     batch: Any = None,
     *,
     matrices: Any = None,
+    model_state: Any = None,
+    has_aux: bool = False,
+    with_key: bool = False,
+    with_state: bool = False,
 ) -> Layers:
     """Divides parameters into layers, in the order in which the data meets them.
 
@@ -63,15 +69,22 @@ def find_layers(
     A parameter without a depth (unused, or with a warning) stands behind the one that precedes it
     in the order of paths, and shares its depth.
 
+    `find_layers(problem, batch)` takes a `Problem` in the place of its parts.
+
     Args:
-      params: Pytree of real floating-point arrays or `jax.ShapeDtypeStruct`s.
+      params: Pytree of real floating-point arrays or `jax.ShapeDtypeStruct`s. Or a problem.
       loss_fn: `loss_fn(params, batch)` returns a scalar or `(scalar, aux)`. It's traced, never run.
+        With a problem, the batch.
       batch: Any pytree of what `loss_fn` takes; without arrays in it, arrays that `loss_fn` closes
         over are the data.
       matrices: What is known better: for any path (in a dictionary, or in a tree like the
         parameters; a module's stands for all in it) a pair (inputs, outputs) of axes or tuples of
         axes, such as `optax.contrib.MuonDimensionNumbers`. All other axes are stack axes. None in
         the place of a pair: no matrix.
+      model_state: As in `Problem`.
+      has_aux: As in `Problem`.
+      with_key: As in `Problem`.
+      with_state: As in `Problem`.
 
     Returns:
       The layers; none for a tree without leaves.
@@ -79,6 +92,7 @@ def find_layers(
     Raises:
       ValueError: A leaf isn't a real floating-point array, the loss isn't a scalar, or `matrices`
         doesn't fit the parameters.
+      TypeError: The loss doesn't return what the flags say, or a problem came with parts of one.
 
     Warns:
       LayerOrderWarning: The depth of some parameters can't be told: their parts are used at several
@@ -94,12 +108,41 @@ def find_layers(
       >>> find_layers(params, loss_fn, jnp.ones((8, 4))).names
       ('hidden[0]', 'hidden[1]', 'a_head')
     """
+    flags: dict[str, Any] = {
+        "model_state": model_state,
+        "has_aux": has_aux,
+        "with_key": with_key,
+        "with_state": with_state,
+    }
+    if isinstance(params, Problem):
+        second = MISSING if loss_fn is None else loss_fn
+        third = MISSING if batch is None and loss_fn is not None else batch
+        problem, batch = network_of(params, second, third, **flags)
+        params, loss_fn = problem.params, problem.plain_loss
+    elif loss_fn is not None:
+        loss_fn = as_problem(loss_fn, params, **flags).plain_loss
     leaves = parameter_leaves(params)
     if loss_fn is None or not leaves:
         leaves = with_partners(paired_stacks(params, leaves))
         return _order_by_path(leaves if matrices is None else with_given(leaves, matrices))
-    trace = _jaxpr.parameter_uses(_jaxpr.trace_loss(loss_fn, params, batch))
+    trace = _jaxpr.parameter_uses(_program(loss_fn, params, batch))
     return layers_met(leaves, trace, matrices)
+
+
+def _program(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> _jaxpr.Program:
+    """The loss, traced with its arrays as they lie on a mesh, or else as on one device.
+
+    A loss may ask for either: it may lay down how products of sharded arrays are sharded, or know
+    nothing of meshes.
+    """
+    try:
+        return _jaxpr.trace_loss(loss_fn, params, batch)
+    except Exception:
+        spread = params, batch
+        whole = gathered(spread)
+        if whole is spread:
+            raise
+        return _jaxpr.trace_loss(loss_fn, *whole)
 
 
 def parameter_leaves(params: Any) -> list[Leaf]:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-__all__ = ["Evaluated", "Problem", "as_problem"]
+from vanishjax import placement
+
+__all__ = ["Evaluated", "Problem"]
 
 
 class Evaluated(NamedTuple):
@@ -30,6 +32,8 @@ class Evaluated(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """All that training, a diagnosis or a cure needs to know about a network.
+
+    `from_linen`, `from_nnx` and `from_equinox` make one from a model of a framework.
 
     Three flags say what the loss takes and returns beside `loss_fn(params, batch) -> loss`:
 
@@ -121,7 +125,7 @@ class Problem:
         Args:
           params: The parameters.
           batch: What the loss takes.
-          model_state: The model state to start from.
+          model_state: The model state to start from; the problem's own if None.
           key: Source of randomness; None in evaluation.
           training: Whether to take `loss_fn`, or else `evaluate_fn`.
 
@@ -140,6 +144,7 @@ class Problem:
           >>> float(loss), state, float(metrics["largest"])
           (2.0, 1, 2.0)
         """
+        model_state = self.model_state if model_state is None else model_state
         extra: dict[str, Any] = {"state": model_state} if self.with_state else {}
         if self.with_key:
             extra["key"] = key
@@ -179,16 +184,12 @@ class Problem:
     def plain_loss(self) -> Callable[[Any, Any], jax.Array]:
         """`(params, batch) -> loss`: in training mode, from this model state, with one fixed key.
 
-        The same function object at every use, so that what is compiled for it is found again.
+        Equal for problems with the same loss and model state, so that what is compiled for it is
+        found again.
         """
         if not (self.has_aux or self.with_key or self.with_state):
             return self.loss_fn
-
-        def loss_fn(params: Any, batch: Any) -> jax.Array:
-            key = jax.random.key(0) if self.with_key else None
-            return self.evaluate(params, batch, model_state=self.model_state, key=key).loss
-
-        return loss_fn
+        return _PlainLoss(self)
 
     def model(self, params: Any = None, model_state: Any = None) -> Any:
         """The user's model with parameters in it.
@@ -198,7 +199,8 @@ class Problem:
           model_state: The model state, given with the parameters; the problem's own if None.
 
         Returns:
-          What `from_nnx` and the like were given, with these arrays.
+          For `from_linen` the variables, `{"params": ..., "batch_stats": ...}`; for `from_nnx` a
+          new model; for `from_equinox` the model, or `(model, state)` if a state was given.
 
         Raises:
           ValueError: The problem was not made from a model.
@@ -212,6 +214,168 @@ class Problem:
             self.params if params is None else params,
             self.model_state if model_state is None else model_state,
         )
+
+    @staticmethod
+    def from_linen(
+        module: Any,
+        variables: Mapping[str, Any],
+        loss_fn: Callable[..., Any],
+        tx: optax.GradientTransformation | None = None,
+    ) -> Problem:
+        """A problem from a Flax linen module.
+
+        BatchNorm's statistics and every other collection beside "params" are the model state: each
+        step carries on what the last one wrote. (What `sow` wrote is dropped; `mutable=` gets it.)
+        Every step has a key of its own, for dropout and for all that draws from another stream.
+
+        Training and evaluation are told apart by what the called method takes, or by the module's
+        own fields of that name: `train`, `training` or `is_training`, and `deterministic` or
+        `use_running_average`. In training a value that the loss gives itself holds; in evaluation
+        it is replaced, there are no keys, and no statistics are written. A module that would
+        write them or draw from a key even so raises ValueError in evaluation.
+
+        Args:
+          module: The module, unbound.
+          variables: What `module.init` returned.
+          loss_fn: `loss_fn(apply, batch)` returns a scalar or `(scalar, metrics)`. `apply` is
+            `module.apply` without the variables: `apply(x)`, `apply(x, method="encode")`. It may be
+            called several times; `apply.variables` are the variables. If the loss also takes `key`
+            or `training`, it is given them; in evaluation the key is always the same.
+          tx: The gradient transform.
+
+        Returns:
+          The problem: `params` is `variables["params"]`, without Flax's boxes.
+
+        Raises:
+          TypeError: No module, no variables, or no function.
+
+        Example:
+          >>> import flax.linen as nn, jax.numpy as jnp
+          >>> class Net(nn.Module):
+          ...     @nn.compact
+          ...     def __call__(self, x, train):
+          ...         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+          ...         return nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+          >>> x = jnp.arange(12.0).reshape(4, 3)
+          >>> variables = Net().init(jax.random.key(0), x, train=False)
+          >>> problem = Problem.from_linen(Net(), variables, lambda apply, x: jnp.mean(apply(x)))
+          >>> key = jax.random.key(1)
+          >>> loss, state, _ = problem.evaluate(problem.params, x, key=key)
+          >>> sorted(problem.model(problem.params, state))
+          ['batch_stats', 'params']
+        """
+        from vanishjax.problem.linen import problem_from_linen
+
+        return problem_from_linen(module, variables, loss_fn, tx)
+
+    @staticmethod
+    def from_nnx(
+        model: Any, loss_fn: Callable[..., Any], tx: optax.GradientTransformation | None = None
+    ) -> Problem:
+        """A problem from a Flax nnx model.
+
+        Its floating-point `nnx.Param`s are the parameters. Every other Variable, such as
+        BatchNorm's statistics, is the model state: each step carries on what the last one wrote.
+        The keys of its `nnx.Rngs` are folded with each step's key; in evaluation they are as they
+        were. The model itself is never changed.
+
+        In training the model is in the mode in which it was given, and in training mode where it
+        has none; in evaluation a copy of it is put in evaluation mode by `model.eval()`.
+
+        Args:
+          model: The model.
+          loss_fn: `loss_fn(model, batch)` returns a scalar or `(scalar, metrics)`. If it also takes
+            `key` or `training`, it is given them; in evaluation the key is always the same.
+          tx: The gradient transform.
+
+        Returns:
+          The problem: `params` is a nested dictionary of arrays, by the model's attributes.
+
+        Raises:
+          TypeError: No model, or no function.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from flax import nnx
+          >>> class Net(nnx.Module):
+          ...     def __init__(self, rngs):
+          ...         self.dense = nnx.Linear(3, 4, rngs=rngs)
+          ...         self.norm = nnx.BatchNorm(4, rngs=rngs)
+          ...         self.dropout = nnx.Dropout(0.5, rngs=rngs)
+          ...     def __call__(self, x):
+          ...         return self.dropout(self.norm(self.dense(x)))
+          >>> problem = Problem.from_nnx(Net(nnx.Rngs(0)), lambda model, x: jnp.mean(model(x) ** 2))
+          >>> jax.tree.map(jnp.shape, problem.params["dense"]), sorted(problem.model_state["norm"])
+          ({'bias': (4,), 'kernel': (3, 4)}, ['mean', 'var'])
+          >>> problem.evaluate(problem.params, jnp.ones((2, 3)), training=False).loss.shape
+          ()
+          >>> type(problem.model()).__name__
+          'Net'
+        """
+        from vanishjax.problem.nnx import problem_from_nnx
+
+        return problem_from_nnx(model, loss_fn, tx)
+
+    @staticmethod
+    def from_equinox(
+        model: Any,
+        loss_fn: Callable[..., Any],
+        tx: optax.GradientTransformation | None = None,
+        *,
+        state: Any = None,
+    ) -> Problem:
+        """A problem from an Equinox model.
+
+        Its floating-point arrays are the parameters; all else stays as it is. In training the model
+        is in the mode in which it was given; in evaluation it goes through
+        `equinox.nn.inference_mode`, and its state isn't changed.
+
+        Args:
+          model: The model.
+          loss_fn: `loss_fn(model, batch)` returns a scalar or `(scalar, metrics)`. If it also takes
+            `key`, for dropout, or `training`, it is given them; in evaluation the key is always the
+            same. If it takes `state`, it returns `(scalar, new_state)` or
+            `(scalar, (new_state, metrics))`.
+          tx: The gradient transform.
+          state: The model's `equinox.nn.State`, for BatchNorm: what `equinox.nn.make_with_state`
+            returns beside the model.
+
+        Returns:
+          The problem: `params` is a nested dictionary of arrays, by the model's fields.
+
+        Raises:
+          TypeError: No model, no function, or a state without a loss that takes one.
+          ImportError: Equinox isn't installed.
+
+        Example:
+          >>> import equinox as eqx, jax.numpy as jnp
+          >>> model = eqx.nn.MLP(3, 1, 8, 2, key=jax.random.key(0))
+          >>> problem = Problem.from_equinox(model, lambda m, x: jnp.mean(jax.vmap(m)(x) ** 2))
+          >>> problem.params["layers"][0]["weight"].shape
+          (8, 3)
+          >>> problem.model().layers[0].weight.shape
+          (8, 3)
+        """
+        from vanishjax.problem.equinox import problem_from_equinox
+
+        return problem_from_equinox(model, loss_fn, tx, state=state)
+
+    def gathered(self) -> Problem:
+        """The problem with parameters and a model state that lie on one device.
+
+        Returns:
+          A problem for looking at; this very one if nothing lies on several devices.
+
+        Example:
+          >>> problem = Problem(lambda w, x: w * x, 1.0)
+          >>> problem.gathered() is problem
+          True
+        """
+        parts = (self.params, self.model_state)
+        found = placement.gathered(parts)
+        if found is parts:
+            return self
+        return dataclasses.replace(self, params=found[0], model_state=found[1])
 
     def rebuild(self, **changes: Any) -> Problem:
         """Makes the problem anew with some of its arguments changed.
@@ -250,51 +414,25 @@ class Problem:
         return self.factory(**{**self.config, "tx": self.tx, **changes})
 
 
-def as_problem(
-    loss_fn: Callable[..., Any] | Problem,
-    params: Any = None,
-    tx: optax.GradientTransformation | None = None,
-    *,
-    model_state: Any = None,
-    has_aux: bool = False,
-    with_key: bool = False,
-    with_state: bool = False,
-) -> Problem:
-    """One problem from a problem, or from its parts, for functions that take either.
+class _PlainLoss:
+    """The loss of a problem, whatever its form, as `loss_fn(params, batch)`."""
 
-    Args:
-      loss_fn: A problem, or a loss.
-      params: With a loss, its parameters.
-      tx: With a loss, its transform. Given beside a problem, it takes the place of the problem's.
-      model_state: As in `Problem`.
-      has_aux: As in `Problem`.
-      with_key: As in `Problem`.
-      with_state: As in `Problem`.
+    def __init__(self, problem: Problem) -> None:
+        # Whoever keeps the loss shouldn't keep the parameters with it.
+        self._problem = dataclasses.replace(problem, params=None, tx=None)
 
-    Returns:
-      The problem, the very object if one was given, alone.
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
+        key = jax.random.key(0) if self._problem.with_key else None
+        return self._problem.evaluate(params, batch, key=key).loss
 
-    Raises:
-      TypeError: Flags beside a problem, which has its own.
+    def _parts(self) -> tuple[Any, ...]:
+        one = self._problem
+        flags = one.has_aux, one.with_key, one.with_state
+        # Arrays can't be compared in a key: those that this loss holds on to keep their numbers.
+        return one.loss_fn, flags, tuple(map(id, jax.tree.leaves(one.model_state)))
 
-    Example:
-      >>> problem = Problem(lambda w, x: w * x, 1.0)
-      >>> as_problem(problem) is problem, as_problem(lambda w, x: w * x, 1.0).params
-      (True, 1.0)
-    """
-    if not isinstance(loss_fn, Problem):
-        return Problem(
-            loss_fn,
-            params,
-            tx,
-            model_state=model_state,
-            has_aux=has_aux,
-            with_key=with_key,
-            with_state=with_state,
-        )
-    if has_aux or with_key or with_state or model_state is not None:
-        raise TypeError(
-            "a Problem has flags and a model state of its own: give has_aux, with_key, with_state "
-            "and model_state to Problem"
-        )
-    return loss_fn if tx is None else dataclasses.replace(loss_fn, tx=tx)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _PlainLoss) and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
