@@ -41,6 +41,7 @@ BENCHMARKS = {
     "step_time": Benchmark(),
     "argument_order": Benchmark(),
     "training_speed": Benchmark(package="keras"),
+    "fit_overhead": Benchmark(),
     "monitoring": Benchmark(),
     "parallel_step": Benchmark(),
     "depth": Benchmark(),

@@ -271,10 +271,6 @@ def test_a_divided_run_goes_on_with_fewer_devices(tmp_path):
         ),
         ({"shard_state": "zero1"}, "'zero1' goes with parallel='jit', not None"),
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
-        (
-            {"parallel": "jit", "mesh": Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))},
-            "one",
-        ),
     ],
 )
 def test_what_does_not_go_together(arguments, message):

@@ -15,6 +15,11 @@ def count_examples(arrays: Arrays) -> int:
     return _common_size(arrays, 0, "arrays")
 
 
+def example_count(batch: Arrays) -> int:
+    """How many examples a batch has; a key or a number beside the examples counts none."""
+    return next((np.shape(x)[0] for x in jax.tree.leaves(batch) if np.ndim(x)), 1)
+
+
 def shuffled(key: jax.Array, first_step: int, examples: int) -> np.ndarray:
     """The order of an epoch, which the key and the epoch's first step decide.
 

@@ -13,13 +13,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vanishjax.training.batches import divided
+from vanishjax.training.meshes import (
+    BATCH,
+    adopted,
+    automatic,
+    batch_axis,
+    first_along_others,
+    within,
+)
 from vanishjax.training.state import TrainState
 
 Parallel: TypeAlias = Literal["jit", "pmap", "shard_map"]
 Sharded: TypeAlias = Literal["zero1", "fsdp"]
 
 _State = TypeVar("_State")
-_AXIS = "batch"
 _WHOLE = PartitionSpec()
 
 
@@ -29,7 +37,7 @@ class Layout:
 
     Attributes:
       parallel: None for one device.
-      mesh: The devices, on one axis; None for one device.
+      mesh: The devices, on automatic axes; None for one device.
       sharded: What of the state is divided among them.
     """
 
@@ -40,12 +48,17 @@ class Layout:
     @property
     def axis(self) -> str | None:
         """The mapped axis that the step must average over by itself."""
-        return _AXIS if self.parallel in ("pmap", "shard_map") else None
+        return self.batch_axis if self.parallel in ("pmap", "shard_map") else None
 
     @property
     def devices(self) -> int:
-        """How many there are."""
-        return 1 if self.mesh is None else int(self.mesh.size)
+        """Among how many the batch is divided; other axes of the mesh repeat the work."""
+        return 1 if self.mesh is None else int(self.mesh.shape[self.batch_axis])
+
+    @property
+    def batch_axis(self) -> str:
+        """The mesh's axis that divides the batch."""
+        return BATCH if self.mesh is None else batch_axis(self.mesh)
 
     def place(self, state: _State) -> _State:
         """Puts a state where the step takes it; nothing moves that lies there already."""
@@ -56,33 +69,52 @@ class Layout:
         # Comparing costs microseconds, device_put milliseconds.
         if all(getattr(x, "sharding", None) == at for x, at in zip(leaves, wanted, strict=True)):
             return state
-        placed: _State = jax.tree.unflatten(structure, map(_put, leaves, wanted))
+        with within(self.mesh):
+            placed: _State = jax.tree.unflatten(structure, map(_put, leaves, wanted))
         return placed
 
     def put(self, arrays: _State) -> _State:
         """Arrays of the host, the same in every process, whole on every device."""
         if self.mesh is None:
-            return jax.tree.map(jnp.asarray, arrays)
+            return jax.tree.map(jnp.asarray, adopted(arrays))
         whole = NamedSharding(self.mesh, _WHOLE)
         return jax.tree.map(lambda x: _put(x, whole), arrays)
 
-    def compile(self, fn: Callable[..., Any], *, batch_axis: int = 0) -> Compiled:
+    def parts(self, batch: Any, microbatches: int) -> tuple[Any, Any]:
+        """What of a batch divides among devices and microbatches, and the rest; see `divided`.
+
+        Arrays that lie on devices come where a compiled step takes them; those of the host stay.
+        """
+        with within(self.mesh):
+            batch, count = adopted(batch), self.devices * microbatches
+            if self.mesh is None and count == 1:
+                return batch, None
+            parts = divided(batch, count)
+            if self.mesh is None:
+                return parts
+            part, whole = _batch_shardings(self.mesh)
+            return (
+                jax.tree.map(lambda x: _moved(x, part), parts[0]),
+                jax.tree.map(lambda x: _moved(x, whole), parts[1]),
+            )
+
+    def compile(self, fn: Callable[..., Any], *, axis: int = 0) -> Compiled:
         """Compiles a step, or a scan of steps.
 
         Args:
           fn: `fn(state, data, batch, rest) -> (state, out)`. With a mapped axis it sees its own
             part of batch; data, rest, state and out are the same on all devices.
-          batch_axis: The axis of batch's arrays that is divided; its size must divide.
+          axis: The axis of batch's arrays that is divided; its size must divide.
 
         Returns:
           A function of the same arguments; state is donated, and comes back where it lay.
         """
         if self.mesh is None:
             jitted = jax.jit(fn, donate_argnums=0)
-            return Compiled(lambda _: jitted, lambda *arguments: arguments)
+            return Compiled(lambda _: jitted, lambda *arguments: arguments, None)
         if self.parallel == "pmap":
-            return _mapped(fn, self.mesh, batch_axis)
-        mesh, split = self.mesh, PartitionSpec(*[None] * batch_axis, _AXIS)
+            return _mapped(fn, self.mesh, axis)
+        mesh, split = self.mesh, PartitionSpec(*[None] * axis, self.batch_axis)
         if self.parallel == "shard_map":
             specs = (_WHOLE, _WHOLE, split, _WHOLE)
             fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=(_WHOLE, _WHOLE))
@@ -115,7 +147,7 @@ class Layout:
                 rest = jax.tree.map(lambda x: _put(x, whole), rest)
             return state, data, batch, rest
 
-        return Compiled(jitted_for, arranged)
+        return Compiled(jitted_for, arranged, mesh)
 
 
 class Compiled(NamedTuple):
@@ -124,20 +156,29 @@ class Compiled(NamedTuple):
     Attributes:
       jitted_for: Gives the jitted function for a state.
       arranged: Turns the arguments into those of the jitted function.
+      mesh: Its devices; None for one.
     """
 
     jitted_for: Callable[[Any], Any]
     arranged: Callable[..., tuple[Any, ...]]
+    mesh: Mesh | None
 
     def __call__(self, state: Any, data: Any, batch: Any, rest: Any) -> Any:
         """Runs it, compiling for new shapes."""
-        return self.jitted_for(state)(*self.arranged(state, data, batch, rest))
+        with within(self.mesh):
+            return self.jitted_for(state)(*self.arranged(state, data, batch, rest))
 
     def ahead(self, state: Any, data: Any, batch: Any, rest: Any) -> Callable[..., Any]:
         """Compiles it for arguments of these shapes, and runs nothing."""
-        arguments = self.arranged(state, data, batch, rest)
-        executable = self.jitted_for(state).lower(*arguments).compile()
-        return lambda *arguments: executable(*self.arranged(*arguments))
+        with within(self.mesh):
+            arguments = self.arranged(state, data, batch, rest)
+            executable = self.jitted_for(state).lower(*arguments).compile()
+
+        def run(*arguments: Any) -> Any:
+            with within(self.mesh):
+                return executable(*self.arranged(*arguments))
+
+        return run
 
 
 def _within(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,16 +192,17 @@ def _within(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def _mapped(fn: Callable[..., Any], mesh: Mesh, batch_axis: int) -> Compiled:
+def _mapped(fn: Callable[..., Any], mesh: Mesh, axis: int) -> Compiled:
     # What is mapped comes first: pmap counts a None in an argument as an array, and then confuses
     # the axes of those that follow. The numbers tell it how many devices there are, whatever else
     # is missing.
     n = int(mesh.size)
-    numbers = jnp.arange(n)
+    numbers = np.arange(n, dtype=np.int32)
+    split = NamedSharding(mesh, PartitionSpec(*[None] * axis, batch_axis(mesh)))
     jitted = jax.pmap(
         lambda _, batch, state, data, rest: fn(state, data, batch, rest),
-        axis_name=_AXIS,
-        in_axes=(0, batch_axis, None, None, None),
+        axis_name=batch_axis(mesh),
+        in_axes=(0, axis, None, None, None),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=2,
@@ -168,13 +210,14 @@ def _mapped(fn: Callable[..., Any], mesh: Mesh, batch_axis: int) -> Compiled:
 
     def stacked(x: Any) -> Any:
         shape = jnp.shape(x)
-        before, size, after = shape[:batch_axis], shape[batch_axis], shape[batch_axis + 1 :]
-        return jnp.reshape(x, (*before, n, size // n, *after))
+        before, size, after = shape[:axis], shape[axis], shape[axis + 1 :]
+        divided = np.reshape if isinstance(x, np.ndarray) else jnp.reshape
+        return _moved(divided(x, (*before, n, size // n, *after)), split)
 
     def arranged(state: Any, data: Any, batch: Any, rest: Any) -> tuple[Any, ...]:
         return numbers, jax.tree.map(stacked, batch), state, data, rest
 
-    return Compiled(lambda _: jitted, arranged)
+    return Compiled(lambda _: jitted, arranged, mesh)
 
 
 def make_layout(
@@ -191,7 +234,8 @@ def make_layout(
         raise ValueError(f"parallel must be None, 'jit', 'pmap' or 'shard_map', got {parallel!r}")
     if parallel == "pmap" and jax.process_count() > 1:
         raise ValueError("parallel='pmap' is for one process; several take 'jit' or 'shard_map'")
-    return Layout(parallel, _own_mesh(mesh), sharded)
+    mesh = automatic(mesh)
+    return Layout(parallel, first_along_others(mesh) if parallel == "pmap" else mesh, sharded)
 
 
 def shard_state(
@@ -206,14 +250,14 @@ def shard_state(
 
     Args:
       state: The state, wherever it lies.
-      mesh: Devices, on one axis; all if None.
+      mesh: Devices, as in `make_train_step`; all if None.
       kind: "zero1" divides the transform's state, "fsdp" the parameters too, None nothing.
 
     Returns:
       The same numbers, laid out.
 
     Raises:
-      ValueError: An unknown kind, or a mesh of several axes.
+      ValueError: An unknown kind.
 
     Example:
       >>> import optax
@@ -237,13 +281,6 @@ def gathered(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def _own_mesh(mesh: Mesh | None) -> Mesh:
-    if mesh is not None and len(mesh.axis_names) != 1:
-        raise ValueError(f"mesh must have one axis, got {mesh.axis_names}")
-    devices = jax.devices() if mesh is None else list(mesh.devices.flat)
-    return Mesh(devices, (_AXIS,))
-
-
 def _put(x: Any, sharding: NamedSharding) -> Any:
     if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
         return jax.device_put(x, sharding)
@@ -255,19 +292,33 @@ def _put(x: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
+def _moved(x: Any, sharding: NamedSharding) -> Any:
+    """An array of devices elsewhere; one of the host is left to the compiled step."""
+    if not isinstance(x, jax.Array) or x.sharding == sharding:
+        return x
+    return _put(x, sharding)
+
+
+@functools.lru_cache(maxsize=64)
+def _batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Of a batch's part, and of its rest."""
+    return NamedSharding(mesh, PartitionSpec(batch_axis(mesh))), NamedSharding(mesh, _WHOLE)
+
+
 @functools.lru_cache(maxsize=64)
 def _shardings(
     structure: Any, shapes: tuple[tuple[int, ...], ...], mesh: Mesh, sharded: Sharded | None
 ) -> tuple[NamedSharding, ...]:
     """Where each array of a state lies."""
-    divided = {None: (), "zero1": ("opt_state",), "fsdp": ("opt_state", "params")}[sharded]
+    divides = batch_axis(mesh)
+    fields = {None: (), "zero1": ("opt_state",), "fsdp": ("opt_state", "params")}[sharded]
 
     def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
-        if getattr(path[0], "name", None) in divided:
+        if getattr(path[0], "name", None) in fields:
             # The last axis: the first is a stack's, which a scan over layers takes apart.
             for axis in reversed(range(len(shape))):
-                if shape[axis] and shape[axis] % mesh.size == 0:
-                    return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXIS))
+                if shape[axis] and shape[axis] % mesh.shape[divides] == 0:
+                    return NamedSharding(mesh, PartitionSpec(*[None] * axis, divides))
         return NamedSharding(mesh, _WHOLE)
 
     numbered = jax.tree.unflatten(structure, range(len(shapes)))

@@ -1,4 +1,4 @@
-"""The training loop: epochs of chunks of scanned steps over arrays."""
+"""The training loop: epochs of steps over arrays or batches, recorded, saved and gone on with."""
 
 import dataclasses
 import time
@@ -11,21 +11,17 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from vanishjax.training.batches import (
-    Arrays,
-    chunked,
-    count_examples,
-    divided,
-    fingerprint,
-    shuffled,
-)
-from vanishjax.training.evaluation import Means, make_evaluate
+from vanishjax.problem import Problem
+from vanishjax.training.batches import count_examples, fingerprint
+from vanishjax.training.evaluation import Means, flat_metrics, make_evaluate
+from vanishjax.training.feeds import ArrayFeed, Feed, Size, StreamFeed
 from vanishjax.training.history import History
 from vanishjax.training.interruption import Interrupted, deferred
-from vanishjax.training.layout import Parallel, Sharded, make_layout
+from vanishjax.training.layout import Layout, Parallel, Sharded, make_layout
 from vanishjax.training.resumption import Checkpoints, Position, key_numbers
+from vanishjax.training.sources import Stream, as_arrays, is_tree_of_arrays
 from vanishjax.training.state import TrainState
-from vanishjax.training.step import local_step
+from vanishjax.training.step import local_step, problem_to_train
 
 # Steps in one compiled scan: enough that Python costs nothing, few enough that Ctrl-C is prompt.
 CHUNK = 50
@@ -41,16 +37,17 @@ class Progress(NamedTuple):
 
 
 def fit(
-    loss_fn: Callable[..., Any],
-    tx: optax.GradientTransformation,
-    state: TrainState,
-    train: Arrays,
+    loss_fn: Callable[..., Any] | Problem,
+    tx: optax.GradientTransformation | TrainState | None = None,
+    state: Any = None,
+    train: Any = None,
     *,
     epochs: int,
-    batch_size: int,
-    validation: Arrays | None = None,
+    batch_size: int | None = None,
+    validation: Any = None,
     has_aux: bool = False,
     with_key: bool = False,
+    with_state: bool = False,
     on_epoch: Callable[[Progress], None] | None = None,
     observe: Callable[[TrainState], Any] | None = None,
     on_observed: Callable[[Any], None] | None = None,
@@ -60,35 +57,50 @@ def fit(
     shard_state: Sharded | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, History]:
-    """Trains on arrays that fit the device.
+    """Trains: `fit(problem, state, train, ...)` or `fit(loss_fn, tx, state, train, ...)`.
 
-    Every epoch visits every example once, in an order drawn from the state's key and step; a last
-    batch that is smaller is a step of its own. The epoch runs as scans of `CHUNK` steps over
-    batches gathered on the device. Ctrl-C ends the run after the current chunk and gives what was
-    done; a second one interrupts at once. SIGTERM and SIGHUP do what the first Ctrl-C does, unless
-    the script handles or ignores them itself. The handlers are there while it trains, on the main
+    On arrays that fit the device, every epoch visits every example once, in an order drawn from the
+    state's key and step; a last batch that is smaller is a step of its own. The epoch runs as scans
+    of `CHUNK` steps over batches gathered on the device.
+
+    On batches, every epoch takes those of an iterable, such as a list, a Grain or torch DataLoader,
+    or of what a function `epoch -> iterator` gives, epochs counted from 1. The next batch is loaded
+    and put on the device while one computes. Batches of other sizes compile anew. An iterable
+    without an end needs one: ``lambda epoch: itertools.islice(stream, 1000)``.
+
+    Ctrl-C ends the run after the current chunk, or the next batch, and gives what was done; a
+    second one interrupts at once. SIGTERM and SIGHUP do what the first Ctrl-C does, unless the
+    script handles or ignores them itself. The handlers are there while it trains, on the main
     thread only.
 
     Args:
-      loss_fn: As in `make_train_step`.
-      tx: The gradient transform.
+      loss_fn: A `Problem`, which has the transform and the flags as well; or as in
+        `make_train_step`.
+      tx: The gradient transform. With a problem it is left out: state and train come next.
       state: Where to start; used up.
-      train: A pytree of arrays `[examples, ...]`, such as `(inputs, labels)`: what loss_fn takes
-        as its batch.
+      train: With a batch_size, a pytree of arrays `[examples, ...]`, such as `(inputs, labels)`:
+        what loss_fn takes as its batch. Without one, an iterable of batches or a function of the
+        epoch.
       epochs: How often to visit every example.
-      batch_size: Examples a step.
-      validation: Arrays like `train`, evaluated after every epoch.
-      has_aux: As in `make_train_step`; its metrics are averaged into the history.
+      batch_size: Examples a step, for arrays; batches have a size of their own.
+      validation: Arrays or batches like `train`, evaluated after every epoch: in evaluation mode,
+        with the model state reached.
+      has_aux: As in `make_train_step`; its metrics are averaged into the history, those of nested
+        dicts by names such as "accuracy/top1". A metric named `weight` weighs the averages.
       with_key: As in `make_train_step`; evaluation calls loss_fn with `key=None`.
+      with_state: As in `make_train_step`.
       on_epoch: Called with a `Progress` after every epoch.
       observe: `observe(state)` -> arrays to hand out; compiled into the loop and taken after every
         step.
       on_observed: Called with NumPy arrays `[steps, ...]` of what `observe` gave, some steps at a
         time, in order, while training goes on; all of an epoch's before its `on_epoch`.
-      checkpoints: Where to save the run, how often, and whether to go on from what was saved. They
-        are made between two scans: those of `every` steps are exact if it's at most `CHUNK`.
-      parallel: As in `make_train_step`; every device holds the data and takes its part of each
-        batch. In several processes, all call this with the same arguments.
+      checkpoints: Where to save the run, how often, and whether to go on from what was saved. On
+        arrays they are made between two scans: those of `every` steps are exact if it's at most
+        `CHUNK`. In the middle of an epoch over batches, the run goes on where the iterator can be
+        set (Grain's `get_state` and `set_state`); of a list, and of what a function gives, the
+        batches that were done are drawn and left out; else resuming is an error that says so.
+      parallel: As in `make_train_step`; every device holds the arrays and takes its part of each
+        batch. In several processes, all call this with the same arguments, and the same batches.
       mesh: As in `make_train_step`.
       shard_state: As in `make_train_step`.
       accumulate: As in `make_train_step`.
@@ -101,7 +113,10 @@ def fit(
     Raises:
       ValueError: Arrays of different length, epochs below 1 or fewer than a checkpoint has behind
         it, a batch_size below 1 or above the number of examples, one of observe and on_observed
-        without the other, or checkpoints of another run: see `Checkpoints.restore`.
+        without the other, or checkpoints of another run: see `Checkpoints.restore`. Arrays without
+        a batch_size, or batches with one; an iterator for several epochs; an epoch or a batch
+        without an example; a metric that is no scalar.
+      TypeError: Arguments of both forms are mixed up, or as in `make_train_step`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -112,24 +127,21 @@ def fit(
       >>> print(state.params, state.step, history.to_dict()["epoch"])
       1.0 4 [1, 2]
     """
-    examples = count_examples(train)
+    problem, state, train = _sorted(
+        loss_fn, tx, state, train, has_aux=has_aux, with_key=with_key, with_state=with_state
+    )
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if not 1 <= batch_size <= examples:
-        raise ValueError(
-            f"batch_size must lie between 1 and the {examples} training examples, got {batch_size}"
-        )
     if (observe is None) != (on_observed is None):
         raise ValueError("observe and on_observed go together: give both or none")
+    train, validation = _data(train, validation, batch_size)
     layout = make_layout(parallel, mesh, shard_state)
-    step = local_step(
-        loss_fn,
-        tx,
-        has_aux=has_aux,
-        with_key=with_key,
-        axis=layout.axis,
-        accumulate=accumulate,
-    )
+    local = local_step(problem, axis=layout.axis, accumulate=accumulate)
+
+    def step(state: TrainState, batch: Any, rest: Any) -> tuple[TrainState, Any]:
+        state, metrics = local(state, batch, rest)
+        return state, (flat_metrics(metrics), None if observe is None else observe(state))
+
     state = layout.place(state)
     position = Position()
     if checkpoints is not None:
@@ -141,80 +153,71 @@ def fit(
                 f"{checkpoints.folder}: holds {records} epochs; epochs must be at least that, got "
                 f"{epochs}"
             )
-    evaluate_fn = make_evaluate(loss_fn, has_aux=has_aux, with_key=with_key)
+    history, step_count = position.history, int(state.step)
+    saved_at, first_epoch = step_count, len(history.records)
+    for stream in (train, validation):
+        if isinstance(stream, Stream):
+            stream.check_epochs(epochs - first_epoch)
+    evaluate_fn = make_evaluate(problem)
     chunk = CHUNK if checkpoints is None else min(CHUNK, checkpoints.every or CHUNK)
-    train = layout.put(train)
+    feed = _feed(train, step, layout, batch_size, chunk, accumulate)
+    feed.prepare(state, position.means.steps)
 
-    def run_chunk(state: TrainState, data: Arrays, rows: Any, rest: Any) -> tuple[TrainState, Any]:
-        def one(state: TrainState, numbers: Any) -> tuple[TrainState, Any]:
-            gathered = [
-                None if number is None else jax.tree.map(lambda a, number=number: a[number], data)
-                for number in numbers
-            ]
-            state, metrics = step(state, *gathered)
-            return state, (metrics, None if observe is None else observe(state))
-
-        return jax.lax.scan(one, state, (rows, rest))
-
-    jitted = layout.compile(run_chunk, batch_axis=1)
-
-    def parts_of(rows: np.ndarray) -> tuple[Any, Any]:
-        return divided(rows, layout.devices * accumulate, axis=1)
-
-    def take(means: Means, rows: np.ndarray, out: Any) -> Means:
-        metrics, observed = jax.device_get(out)
+    def take(means: Means, waiting: list[tuple[Size, Any]]) -> Means:
+        metrics, observed = _joined(jax.device_get([out for _, out in waiting]))
         if on_observed is not None:
             on_observed(observed)
-        return means.add(rows.shape[1], metrics)
-
-    done = position.means.steps
-    shapes = {
-        rows.shape
-        for start in (done, 0)
-        for rows in chunked(np.arange(examples), batch_size, chunk, start)
-    }
-    compiled = {
-        shape: jitted.ahead(state, train, *parts_of(np.zeros(shape, np.int32))) for shape in shapes
-    }
-    history, step_count = position.history, int(state.step)
-    saved_at = step_count
+        counts = np.repeat(*np.transpose([(size.examples, size.steps) for size, _ in waiting]))
+        return means.add(counts, metrics)
 
     with deferred() as asked:
         if asked.signal and jax.process_count() == 1:
             raise Interrupted(asked.signal)  # nothing has been done that could be lost
-        started, first_epoch = time.perf_counter(), len(history.records)
+        started = time.perf_counter()
         for epoch in range(first_epoch + 1, epochs + 1):
-            epoch_started = time.perf_counter() - position.seconds
-            means, pending = position.means, None
-            order = shuffled(state.key, step_count - means.steps, examples)
-            for rows in chunked(order, batch_size, chunk, means.steps):
-                state, out = compiled[rows.shape](state, train, *parts_of(rows))
-                step_count += len(rows)
-                if pending is not None:
-                    # One chunk computes while the next is dispatched, never more.
-                    means = take(means, *pending)
-                pending = rows, out
+            epoch_started = time.perf_counter() - position.seconds - feed.compiling_seconds
+            means = position.means
+            waiting: list[tuple[Size, Any]] = []
+            under_way: list[Any] = []
+            pieces = feed.epoch(
+                epoch, state.key, step_count - means.steps, means.steps, position.place
+            )
+            piece, stop = next(pieces, None), 0
+            while piece is not None and not stop:
+                state, out = piece.run(state)
+                step_count += piece.size.steps
+                # Some pieces wait for the device while the next is loaded, never many.
+                under_way.append(out)
+                if len(under_way) > piece.ahead:
+                    over = len(under_way) - (piece.ahead + 1) // 2
+                    jax.block_until_ready(under_way[over - 1])
+                    del under_way[:over]
+                if sum(size.steps for size, _ in waiting) >= chunk:
+                    means, waiting = take(means, waiting), []
+                waiting.append((piece.size, out))
                 if jax.process_count() > 1:
                     # Two programs that wait for other processes must not run at once: each process
                     # might take them in another order, and all would wait for ever.
                     jax.block_until_ready((state, out))
                 stop = _anywhere(asked.signal)
-                if checkpoints is not None and (
+                save = checkpoints is not None and (
                     stop or checkpoints.due(step_count - saved_at, epoch_ended=False)
-                ):
-                    means, pending = take(means, *pending), None
-                    if means.examples < examples:
-                        seconds = time.perf_counter() - epoch_started
-                        checkpoints.save(state, Position(history, means, seconds))
+                )
+                # Before the next piece is drawn, which the saved run has yet to see.
+                place = feed.place() if save else None
+                piece = next(pieces, None)
+                if checkpoints is not None and save:
+                    means, waiting = take(means, waiting), []
+                    if piece is not None:
+                        seconds = time.perf_counter() - epoch_started - feed.compiling_seconds
+                        checkpoints.save(state, Position(history, means, seconds, place))
                         saved_at = step_count
-                if stop:
-                    break
-            if pending is not None:
-                means = take(means, *pending)
-            seconds = time.perf_counter() - epoch_started
+            if waiting:
+                means = take(means, waiting)
+            seconds = time.perf_counter() - epoch_started - feed.compiling_seconds
             record = {"epoch": epoch, **means.values()}
             if validation is not None:
-                scores = evaluate_fn(state.params, validation)
+                scores = evaluate_fn(state, _of_epoch(validation, epoch))
                 record |= {f"validation_{name}": value for name, value in scores.items()}
             record |= {"seconds": seconds, "steps_per_second": means.steps / seconds}
             history, position = history.add(record), Position()
@@ -222,7 +225,7 @@ def fit(
                 elapsed = time.perf_counter() - started
                 remaining = elapsed / (epoch - first_epoch) * (epochs - epoch)
                 on_epoch(Progress(epochs, record, means.steps / seconds, remaining))
-            stop, whole = stop or _anywhere(asked.signal), means.examples == examples
+            stop, whole = stop or _anywhere(asked.signal), piece is None
             if (
                 checkpoints is not None
                 and whole
@@ -240,15 +243,98 @@ def fit(
         return state, dataclasses.replace(history, signal=_anywhere(asked.signal))
 
 
+def _sorted(
+    loss_fn: Any, tx: Any, state: Any, train: Any, **flags: bool
+) -> tuple[Problem, TrainState, Any]:
+    """(problem, state, train) from the arguments of either form of `fit`.
+
+    Raises:
+      TypeError: They are mixed up.
+    """
+    if isinstance(loss_fn, Problem) and (isinstance(tx, TrainState) or train is None):
+        if isinstance(tx, TrainState) and not (state is None or train is None):
+            raise TypeError("fit(problem, state, train) got one argument too many")
+        if not isinstance(state, TrainState):
+            tx, state, train = None, tx, state if train is None else train
+    problem = problem_to_train(loss_fn, tx, **flags)
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            "state must be a TrainState, as TrainState.create(problem) gives it, got "
+            f"{type(state).__name__}: fit(problem, state, train) or fit(loss_fn, tx, state, train)"
+        )
+    if train is None:
+        raise TypeError("train is missing: fit(problem, state, train)")
+    return problem, state, train
+
+
+def _data(train: Any, validation: Any, batch_size: int | None) -> tuple[Any, Any]:
+    """Both as arrays, or as streams of batches."""
+    trees = [is_tree_of_arrays(data) for data in (train, validation)]
+    if batch_size is None:
+        if trees[0] and not isinstance(train, list):
+            raise ValueError(
+                "train is arrays: give batch_size, the number of examples a step; batches come in "
+                "a list, not a tuple"
+            )
+        train = Stream(train, "train")
+    else:
+        if not trees[0]:
+            raise ValueError(
+                f"batch_size is for arrays; train is a {type(train).__name__}, whose batches have "
+                "a size of their own: leave batch_size out"
+            )
+        train = as_arrays(train)
+        examples = count_examples(train)
+        if not 1 <= batch_size <= examples:
+            raise ValueError(
+                f"batch_size must lie between 1 and the {examples} training examples, got "
+                f"{batch_size}"
+            )
+    if validation is None:
+        return train, None
+    # A list may be batches, or a tree of arrays as train is.
+    if trees[1] and (
+        not isinstance(validation, list)
+        or (batch_size is not None and _structure(validation) == _structure(train))
+    ):
+        return train, as_arrays(validation)
+    return train, Stream(validation, "validation")
+
+
+def _structure(tree: Any) -> Any:
+    return jax.tree.structure(tree)
+
+
+def _feed(
+    train: Any, step: Any, layout: Layout, batch_size: int | None, chunk: int, accumulate: int
+) -> Feed:
+    if isinstance(train, Stream) or batch_size is None:
+        return StreamFeed(step, layout, train, accumulate)
+    return ArrayFeed(step, layout, train, batch_size, chunk, accumulate)
+
+
+def _of_epoch(validation: Any, epoch: int) -> Any:
+    return validation.epoch(epoch) if isinstance(validation, Stream) else validation
+
+
+def _joined(outs: list[Any]) -> Any:
+    """What some pieces gave, in arrays over all of their steps."""
+    return outs[0] if len(outs) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *outs)
+
+
 def _with_settings(
-    checkpoints: Checkpoints, batch_size: int, key: jax.Array, train: Arrays, validation: Arrays
+    checkpoints: Checkpoints, batch_size: int | None, key: jax.Array, train: Any, validation: Any
 ) -> Checkpoints:
     """With what decides the run's course beside the state, so that no other run goes on from it."""
+
+    def checksum(data: Any) -> str | None:
+        return None if isinstance(data, Stream) else fingerprint(data)
+
     own = {
         "batch_size": batch_size,
         "key": key_numbers(key),
-        "training data of checksum": fingerprint(train),
-        "validation data of checksum": fingerprint(validation),
+        "training data of checksum": checksum(train),
+        "validation data of checksum": checksum(validation),
     }
     return dataclasses.replace(checkpoints, settings={**checkpoints.settings, **own})
 

@@ -33,6 +33,7 @@ class Position:
       history: The epochs that are whole.
       means: Of the current epoch's steps so far; their number tells where in the data it stands.
       seconds: What the current epoch has taken so far.
+      place: Where in its data the current epoch stands, where the data can tell; as JSON takes it.
 
     Example:
       >>> half = Position(History().add({"epoch": 1, "loss": 2.0}), Means(3, 12, {"loss": 18.0}))
@@ -43,6 +44,7 @@ class Position:
     history: History = dataclasses.field(default_factory=History)
     means: Means = dataclasses.field(default_factory=Means)
     seconds: float = 0.0
+    place: Any = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it; floats survive that bit for bit."""
@@ -50,13 +52,17 @@ class Position:
             "records": [dict(record) for record in self.history.records],
             "means": self.means._asdict(),
             "seconds": self.seconds,
+            "place": self.place,
         }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Position:
         """What `to_dict` gave."""
         return cls(
-            History(tuple(saved["records"])), Means(**saved["means"]), float(saved["seconds"])
+            History(tuple(saved["records"])),
+            Means(**saved["means"]),
+            float(saved["seconds"]),
+            saved.get("place"),
         )
 
 

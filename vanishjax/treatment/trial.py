@@ -171,7 +171,7 @@ def _run_all(
     def run(params: Any) -> tuple[Any, ...]:
         # Nothing in these steps is random: the key is never used.
         start = TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), jnp.zeros([]))
-        (_, params, state, _), metrics = jax.lax.scan(step, start, batches)
+        (_, params, state, *_), metrics = jax.lax.scan(step, start, batches)
         held = jax.lax.map(lambda batch: loss_of(params, batch), held_out)
         scored = None
         if predict_fn is not None:
