@@ -195,6 +195,8 @@ def test_what_cure_tries_is_in_the_order_of_the_table():
 def test_a_finding_takes_remedies_of_the_table_alone():
     with pytest.raises(ValueError, match=r"memory: remedy_ids must be ids .* got \['prayer'\]"):
         vj.Finding("memory", "note", (), {}, "It forgets.", ("prayer",))
+    own = vj.Finding("nonfinite", "critical", (), {}, "0 / 0.", ("add 1e-6 to the divisor",))
+    assert (own.remedies, own.code) == (("add 1e-6 to the divisor",), (None,))
     one = vj.Finding("memory", "note", (), {}, "It forgets.", ("gates", "leaky_relu"))
     assert one.remedies[0] == "a forget gate that starts open; without gates, an LSTM or a GRU"
     assert one.to_dict()["remedy_ids"] == ["gates", "leaky_relu"]
@@ -307,6 +309,20 @@ def test_a_problem_with_state_keys_metrics_and_an_evaluation_is_cured():
     assert all(trial.losses[0] > 100 for trial in treatment.trials if len(trial.losses))
     assert all(trial.loss < 50 for trial in treatment.trials if trial.outcome != "failed")
     assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
+
+
+def test_labels_that_cannot_be_learned_accept_nothing():
+    """Better steps move the output bias to how frequent the labels are, and that is all."""
+    keys = jax.random.split(jax.random.key(3))
+    x = jax.random.normal(keys[0], (16, 64, 6))
+    y = jax.random.choice(keys[1], 4, (16, 64), p=jnp.array([0.7, 0.1, 0.1, 0.1]))
+    problem = network("sigmoid", 16, tx=optax.sgd(1e-3))
+    tried = [KNOWN[name](Context(problem, (x[0], y[0]))) for name in ("small_lsuv", "adam_atan2")]
+    treatment = vj.cure(problem, list(zip(x, y, strict=True)), steps=40, remedies=tried)
+    assert treatment.accepted == ()
+    small, untreated = treatment.trials[1], treatment.trials[0]
+    assert small.loss < 0.9 * untreated.loss
+    assert "one output for all inputs reaches" in small.reason
 
 
 def test_every_step_of_a_trial_draws_anew():

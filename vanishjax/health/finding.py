@@ -42,7 +42,8 @@ class Finding:
       layers: Names of the layers concerned, in depth order.
       evidence: The numbers that the rule saw, by name.
       cause: One plain sentence.
-      remedy_ids: What to do, the best first: ids of `vanishjax.health.REMEDIES`.
+      remedy_ids: What to do, the best first: ids of `vanishjax.health.REMEDIES`, or a sentence for
+        what mends one operation alone.
 
     Raises:
       ValueError: An id that isn't in that table.
@@ -56,7 +57,7 @@ class Finding:
     remedy_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.remedy_ids if name not in REMEDIES]
+        unknown = [one for one in self.remedy_ids if one not in REMEDIES and " " not in one]
         if unknown:
             raise ValueError(
                 f"{self.rule}: remedy_ids must be ids of vanishjax.health.REMEDIES, got {unknown}"
@@ -65,12 +66,12 @@ class Finding:
     @property
     def remedies(self) -> tuple[str, ...]:
         """What to do, in words, the best first."""
-        return tuple(REMEDIES[name].text for name in self.remedy_ids)
+        return tuple(REMEDIES[one].text if one in REMEDIES else one for one in self.remedy_ids)
 
     @property
     def code(self) -> tuple[str | None, ...]:
         """Each remedy as a line of Python, where it is one."""
-        return tuple(REMEDIES[name].code for name in self.remedy_ids)
+        return tuple(REMEDIES[one].code if one in REMEDIES else None for one in self.remedy_ids)
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON types.

@@ -128,6 +128,10 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         ),
         "multiply_loss": Advice("multiply the loss by a constant", "loss = 1e6 * loss"),
         "bfloat16": Advice("bfloat16, which has float32's range", "dtype = jnp.bfloat16"),
+        "stochastic_round": Advice(
+            "round steps up or down at random, so that none is lost on average",
+            "tx = optax.chain(tx, vj.stochastic_round())",
+        ),
         "float32": Advice("keep the parameters in float32", "param_dtype = jnp.float32"),
         "kahan_sum": Advice(
             "keep what rounding takes off each step", "tx = optax.chain(tx, vj.kahan_sum())"

@@ -17,7 +17,13 @@ from vanishjax.health import Diagnosis, diagnose
 from vanishjax.problem import Problem
 from vanishjax.transforms.safety import check_guards
 from vanishjax.treatment.batches import divide, sequence, stack
-from vanishjax.treatment.judgement import cause_improved, improvement, keeps_up, learns
+from vanishjax.treatment.judgement import (
+    beats_constant,
+    cause_improved,
+    improvement,
+    keeps_up,
+    learns,
+)
 from vanishjax.treatment.loss import loss_scale, trained_loss
 from vanishjax.treatment.remedies import Context, fitting_remedies
 from vanishjax.treatment.remedy import Remedy, in_order
@@ -46,10 +52,11 @@ def cure(
     Diagnoses the network; a healthy one is returned as it is. Else the remedies that fit the cause
     are tried, in order: from the same parameters, on the same batches, for the same few steps,
     beside the untreated network (those that change parameters alone run all at once). One that
-    improves the cause's statistic and the held-out loss, both by more than the noise, is accepted.
-    If what ailed the network is then gone and it learns, that's the end, but for a more careful
-    form of what was accepted: a few steps may go well at a rate that many don't. Else what is left
-    is tried on top of it. Where nothing helped, the network comes back as it was.
+    improves the cause's statistic and the held-out loss, both by more than the noise, is accepted,
+    once the network learns more than one output for all inputs. If what was wrong is then gone and
+    the loss is half of the untreated one's, that's the end, but for a more careful form of what was
+    accepted: a few steps may go well at a rate that many don't. Else what is left is tried on top
+    of it. Where nothing helped, the network comes back as it was.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
@@ -175,6 +182,7 @@ class _Progress:
       tried: Names of the remedies that ran.
       failed: Names of those that raised.
       leading: Names of those whose slower forms are worth a trial.
+      learned: Whether one that proved itself beats a constant output.
       cured: Whether the network is healthy, and learns what the untreated one doesn't.
       trials: All of them.
       cost: In training steps.
@@ -188,6 +196,7 @@ class _Progress:
     tried: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
     leading: frozenset[str] = frozenset()
+    learned: bool = False
     cured: bool = False
     trials: tuple[Trial, ...] = ()
     cost: float = 0.0
@@ -328,6 +337,13 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
             proven.append((remedy, run, after, f"{by}; {how}"))
         else:
             trials.append(_trial(name, "no better", run, after, f"{by}; {how}"))
+    learned = progress.learned or any(beats_constant(run, setting.before) for _, run, *_ in proven)
+    if not learned:
+        least = setting.before.probe.constant_loss
+        for remedy, run, after, reason in proven:
+            said = f"{reason}; but one output for all inputs reaches {least:.3g}"
+            trials.append(_trial(progress.name(remedy), "no better", run, after, said))
+        proven = []
     # A safer one that keeps up comes first, whatever is ahead of it.
     proven.sort(key=lambda one: (not progress.is_safer(one[0]), np.mean(one[1].held_out)))
     for rank, (remedy, run, after, reason) in enumerate(proven):
@@ -337,6 +353,7 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
     then = dataclasses.replace(
         progress,
         untreated=untreated,
+        learned=learned,
         tried=progress.tried | {remedy.name for remedy, _ in raced.runs if remedy is not None},
         failed=progress.failed | {one.remedy.name for one in failures},
         leading=progress.leading | {remedy.name for remedy, *_ in proven[:_LEADING]},

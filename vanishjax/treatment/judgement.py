@@ -60,6 +60,24 @@ def keeps_up(slow: Run, fast: Run) -> tuple[bool, str]:
     return kept_up, f"{said}, and slower is safer" if kept_up else said
 
 
+def beats_constant(run: Run, before: Diagnosis) -> bool:
+    """Whether a network has learned more than one output for all inputs.
+
+    An output bias that moves lowers the loss too, also where the labels can't be learned.
+
+    Args:
+      run: Its run.
+      before: The diagnosis of the untreated network, which knows what a constant output reaches.
+
+    Returns:
+      The answer; True where it isn't known, as where the loss in evaluation is another one.
+    """
+    constant = before.probe.constant_loss
+    if not np.isfinite(constant) or run.problem.evaluate_fn is not None:
+        return True
+    return bool(np.mean(run.held_out) < constant)
+
+
 def learns(run: Run, untreated: Run | None) -> bool:
     """Whether a cured network's loss is well below the untreated one's, or more is to be tried.
 

@@ -27,8 +27,9 @@ class Trial:
     Attributes:
       remedy: Its name; those already accepted come before it, with "+" between them.
       outcome: "accepted": it improved both the cause and the held-out loss by more than the noise,
-        more than any other did; "better": it did so too, but another did more; "no better": it
-        didn't; "diverged": the loss became infinite or NaN; "failed": the remedy raised.
+        more than any other did, and the network learns more than a constant output; "better": it
+        did so too, but another did more; "no better": it didn't; "diverged": the loss became
+        infinite or NaN; "failed": the remedy raised.
       loss: Held-out loss after the trial; NaN if it failed.
       accuracy: Held-out accuracy, where the problem has a `predict_fn` and integer labels.
       losses: The training loss at every step.
