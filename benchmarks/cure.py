@@ -38,7 +38,6 @@ import optax
 import vanishjax as vj
 from benchmarks import networks, record
 from benchmarks.diagnosis import CLOSED, STEPS, closed_gap, labels, train
-from vanishjax.layers import find_layers
 from vanishjax.training import local_step
 from vanishjax.training.data import load_dataset
 from vanishjax.treatment import remedies
@@ -48,6 +47,15 @@ WITHIN = 0.03
 # Nothing that changes parameters or the optimizer can help these: their loss has no slope, or no
 # value, whatever the parameters.
 BEYOND = ("softmax of one", "all frozen", "log of negatives")
+
+# All that can be tried, but for another architecture, in an order that a control draws from.
+_KERNELS = ("lsuv", "small_lsuv", "looks_linear")
+IDS = (
+    "loss_scale",
+    *_KERNELS,
+    *(f"slow_{name}" for name in _KERNELS),
+    *("tiny_lsuv", "redraw", "adam_atan2", "muon", "deep_muon", "clip"),
+)
 
 
 def test_data(name):
@@ -106,23 +114,8 @@ def batches_of(data, seed, count=BATCHES):
 
 def all_remedies(problem, batch, key, steps=FULL_STEPS):
     """Every remedy for a problem without a factory."""
-    layers = find_layers(problem.params, problem.loss_fn, batch)
-    kernels = [
-        remedies.lsuv(batch),
-        remedies.small_lsuv(layers, batch),
-        remedies.looks_linear(layers, batch, key),
-    ]
-    return [
-        remedies.loss_scale(),
-        *kernels,
-        *(remedies.slower(one, remedies.depth_of(layers)) for one in kernels),
-        remedies.tiny_lsuv(layers, batch, 3e-4),
-        remedies.redraw(batch, key),
-        remedies.adam_atan2(1e-3),
-        remedies.muon(layers, 1e-2),
-        remedies.deep_muon(layers, 1e-2, steps),
-        remedies.clip(layers),
-    ]
+    context = remedies.Context(problem, batch, total_steps=steps, key=key)
+    return [remedies.KNOWN[name](context) for name in IDS]
 
 
 def by_chance(problem, batches, count, seed, key):
@@ -151,7 +144,7 @@ def treat(network, seed, reference):
     reached = accuracy(treatment.problem, params, test)
     count = max(1, len(treatment.trials) - 1)
     chosen = by_chance(problem, batches, count, seed, key)
-    control = problem if chosen is None else chosen.apply(problem)
+    control = problem if chosen is None else chosen.treat(problem)
     by_luck = accuracy(control, trained(control, None, data, FULL_STEPS, seed), test)
     return {
         "seed": seed,
@@ -294,7 +287,7 @@ def try_every_remedy(number):
     known = all_remedies(problem, batch, jax.random.key(0), MATRIX_STEPS)
     for remedy in (untreated, *known, advised):
         try:
-            treated = remedy.apply(problem)
+            treated = remedy.treat(problem)
             params = trained(treated, None, data, MATRIX_STEPS, 0)
             row[remedy.name] = accuracy(treated, params, test)
         except ValueError as error:

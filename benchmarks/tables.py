@@ -1,4 +1,7 @@
-"""README's tables, made from the JSON files: `python -m benchmarks.tables` writes them in place."""
+"""README's tables, made from the JSON files and the package's table of remedies.
+
+`python -m benchmarks.tables` writes them in place.
+"""
 
 import collections
 import functools
@@ -11,6 +14,8 @@ from benchmarks import speed_tables
 from benchmarks.deep_chains import best
 from benchmarks.record import RESULTS
 from benchmarks.speed_tables import ratio
+from vanishjax.health import FITTING, REMEDIES
+from vanishjax.treatment.remedies import KNOWN
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -222,14 +227,38 @@ def cure(results, part="zoo"):
 def cure_matrix(results):
     """Test accuracy with every remedy, in percent, by the network that it was tried on."""
     networks = results["matrix"]
-    remedies = dict.fromkeys(name for found in networks.values() for name in found)
-    del remedies["diagnosis"]
+    names = dict.fromkeys(name for found in networks.values() for name in found)
+    del names["diagnosis"]
     heads = [f"{name} ({found['diagnosis']})" for name, found in networks.items()]
     rows = [f"| | {' | '.join(heads).replace('_', ' ')} |", "|---" * (len(heads) + 1) + "|"]
-    for remedy in remedies:
+    for remedy in names:
         reached = [found.get(remedy) for found in networks.values()]
         cells = ["refused" if share is None else f"{100 * share:.0f}" for share in reached]
-        rows.append(f"| {remedy} | {' | '.join(cells)} |")
+        rows.append(f"| {remedy_id(remedy)} | {' | '.join(cells)} |")
+    return rows
+
+
+def remedy_id(name: str) -> str:
+    """A remedy's id; older results write `slow_lsuv` as "lsuv, slower"."""
+    return f"slow_{name.removesuffix(', slower')}" if name.endswith(", slower") else name
+
+
+def remedies_by_cause():
+    """What `cure` tries against each cause."""
+    rows = ["| cause | what is tried, in this order |", "|---|---|"]
+    for rule, fit in FITTING.items():
+        names = [f"`{name}`" for name in fit.ids if name in KNOWN and not name.startswith("slow_")]
+        if names:
+            rows.append(f"| {rule.replace('_', ' ')} | {', '.join(names)} |")
+    return rows
+
+
+def remedies():
+    """What each remedy does that `cure` can try."""
+    rows = ["| remedy | what it does | in Python |", "|---|---|---|"]
+    for name, advice in REMEDIES.items():
+        if name in KNOWN and not name.startswith("slow_"):
+            rows.append(f"| `{name}` | {advice.text} | `{advice.code}` |")
     return rows
 
 
@@ -323,6 +352,8 @@ TABLES = {
     "monitoring": speed_tables.monitoring,
     "parallel_step": speed_tables.parallel_step,
     "published_rules": published_rules,
+    "remedies": remedies,
+    "remedies, by cause": remedies_by_cause,
     "response": response,
     "resume": resume,
     "scaling": scaling,
@@ -336,6 +367,8 @@ TABLES = {
 
 def render(name: str) -> str:
     """A table as Markdown; before a comma stands the benchmark, where one has two tables."""
+    if TABLES[name] in (remedies, remedies_by_cause):
+        return "\n".join(TABLES[name]())
     content = json.loads((RESULTS / f"{name.partition(',')[0]}.json").read_text())
     return "\n".join(TABLES[name](content["results"]))
 
@@ -355,7 +388,9 @@ def main() -> None:
 
 
 def _accepted(runs) -> str:
-    taken = collections.Counter(" + ".join(run["accepted"]) or "nothing" for run in runs)
+    taken = collections.Counter(
+        " + ".join(map(remedy_id, run["accepted"])) or "nothing" for run in runs
+    )
     return ", ".join(f"{name} {count}" for name, count in taken.most_common())
 
 

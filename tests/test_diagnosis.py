@@ -274,7 +274,7 @@ def test_the_report_reads_from_the_top(sick):
     text = str(sick["mean_collapse"])
     lines = text.splitlines()
     assert lines[0] == "Won't train: mean collapse and vanishing gradient."
-    assert "    1. re-initialise and centre" in text
+    assert "    1. re-initialize and center" in text
     assert "hidden_stack/kernel[0..3]" in text or "hidden_stack/kernel[0.." in text
     assert max(map(len, lines)) <= 120
     table = text[text.index("layer   ") :].splitlines()

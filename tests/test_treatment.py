@@ -13,9 +13,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
+from tests.test_remedies import assert_recipe_makes
 from vanishjax.treatment import remedies
-from vanishjax.treatment.cure import _divide, _sequence
-from vanishjax.treatment.trial import Course, improvement, keeps_up, race, run_alike
+from vanishjax.treatment.batches import divide, sequence
+from vanishjax.treatment.judgement import improvement, keeps_up
+from vanishjax.treatment.loss import trained_loss
+from vanishjax.treatment.trial import Run, race, run_alike
 
 KEY = jax.random.key(0)
 STEPS = 40
@@ -29,6 +32,10 @@ def data(batches=16, size=64, features=8):
 def network(activation="sigmoid", depth=16, **options):
     options = {"tx": vj.adam(3e-3), "key": jax.random.key(1)} | options
     return vj.mlp_problem(8, (32,) * depth, 4, activation=activation, **options)
+
+
+def context(problem=None, **settings):
+    return remedies.Context(problem or network(), data()[0], **settings)
 
 
 def names(treatment):
@@ -48,10 +55,10 @@ def test_a_collapsed_sigmoid_network_is_cured(cured):
         "lsuv": "accepted",
         "small_lsuv": "better",
         "looks_linear": "failed",  # no rectifier
-        "lsuv, slower": "accepted",  # not as far yet, and more certain to get there
-        "small_lsuv, slower": "no better",
+        "slow_lsuv": "accepted",  # not as far yet, and more certain to get there
+        "slow_small_lsuv": "no better",
     }
-    assert [remedy.name for remedy in treatment.accepted] == ["lsuv, slower"]
+    assert [remedy.name for remedy in treatment.accepted] == ["slow_lsuv"]
     assert not treatment.before.healthy
     assert treatment.after.healthy
     untreated, accepted = (
@@ -80,8 +87,8 @@ def test_the_state_that_comes_back_is_that_of_the_trial(cured):
     """The same steps by hand, from the treated start, end where the treatment does."""
     _, treatment = cured
     problem = treatment.start
-    trained_on, *_ = _divide(data(), STEPS)
-    batches = _sequence(trained_on, STEPS, jax.random.split(KEY)[0])
+    trained_on, *_ = divide(data(), STEPS)
+    batches = sequence(trained_on, STEPS, jax.random.split(KEY)[0])
     state = vj.TrainState.create(problem.params, problem.tx)
     step, losses = vj.make_train_step(problem.loss_fn, problem.tx), []
     for i in range(STEPS):
@@ -167,7 +174,7 @@ def test_what_lowers_the_loss_but_not_the_cause_is_not_accepted():
 
 def test_remedies_are_combined_until_it_is_healthy():
     """Half a cure, then the other half on top of it."""
-    full = remedies.lsuv(data()[0])
+    full = remedies.lsuv(context())
 
     def half(problem):
         params = full.apply(problem).params
@@ -196,9 +203,11 @@ def test_remedies_are_combined_until_it_is_healthy():
     ids=["rank collapse", "sgd", "saturated", "zeros", "nan"],
 )
 def test_each_cause_has_its_cure(problem, expected):
-    treatment = vj.cure(problem(), data(), steps=60, key=KEY)
-    accepted = {one.name.removesuffix(", slower") for one in treatment.accepted}
+    sick = problem()
+    treatment = vj.cure(sick, data(), steps=60, key=KEY)
+    accepted = {one.name.removeprefix("slow_") for one in treatment.accepted}
     assert accepted & expected, str(treatment)
+    assert_recipe_makes(sick, treatment.recipe, treatment.start, treatment.batch)
     assert treatment.trials[0].remedy == "untreated"
 
 
@@ -210,7 +219,7 @@ def test_depth_asks_for_small_variance_and_small_steps():
     params["hidden_stack"] = jax.tree.map(lambda x: 0.6 * x, params["hidden_stack"])
     sick = vj.Problem(problem.loss_fn, params, problem.tx, predict_fn=problem.predict_fn)
     treatment = vj.cure(sick, data(), steps=STEPS, key=KEY)
-    assert [one.name for one in treatment.accepted] == ["small_lsuv, slower"], str(treatment)
+    assert [one.name for one in treatment.accepted] == ["slow_small_lsuv"], str(treatment)
     assert treatment.recipe.splitlines() == [
         "params = vj.initializers.pca(loss_fn, params, batch)",
         "params = vj.initializers.lsuv(loss_fn, params, batch, variance=0.1)",
@@ -220,26 +229,25 @@ def test_depth_asks_for_small_variance_and_small_steps():
 
 def test_new_kernels_replace_new_kernels_but_leave_the_optimizer():
     """Of what was accepted before, a remedy leaves in force what it doesn't set itself."""
-    layers = vj.find_layers(network().params)
-    kernels, again = remedies.lsuv(data()[0]), remedies.looks_linear(layers, data()[0], KEY)
-    optimizer, clip = remedies.adam_atan2(1e-3), remedies.clip(layers)
+    kernels, again = remedies.lsuv(context()), remedies.looks_linear(context())
+    optimizer, clip = remedies.adam_atan2(context()), remedies.clip(context())
     accepted = (kernels, optimizer, clip)
     assert [one.name for one in again.follows(accepted)] == ["adam_atan2", "clip"]
-    assert [one.name for one in remedies.muon(layers, 0.1).follows(accepted)] == ["lsuv", "clip"]
+    assert [one.name for one in remedies.muon(context()).follows(accepted)] == ["lsuv", "clip"]
     assert clip.follows(accepted[:2]) == accepted[:2]
-    assert remedies.rezero().follows(accepted) == ()
+    assert remedies.rezero(context()).follows(accepted) == ()
 
 
 def test_slower_is_a_part_of_every_step():
     problem = network(tx=optax.sgd(0.5))
     for depth, rate in ((1, 0.3), (64, 0.1), (1000, 0.002)):
-        treated = remedies.slower(remedies.lsuv(data()[0]), depth).apply(problem)
+        treated = remedies.slower(remedies.lsuv(context()), depth).treat(problem)
         gradient = jax.grad(problem.loss_fn)(treated.params, data()[0])
         updates, _ = treated.tx.update(gradient, treated.tx.init(treated.params), treated.params)
         expected = jax.tree.map(lambda g, rate=rate: -0.5 * rate * g, gradient)
         chex.assert_trees_all_close(updates, expected, rtol=1e-6)
-        again = remedies.slower(remedies.redraw(data()[0], KEY), depth)
-        assert again.apply(problem).tx is treated.tx  # so that both run side by side
+        again = remedies.slower(remedies.redraw(context(key=KEY)), depth)
+        assert again.treat(problem).tx is treated.tx  # so that both run side by side
     assert again.safer_than == "redraw"
 
 
@@ -250,13 +258,7 @@ def test_new_kernels_look_where_the_inputs_vary(name):
     inputs = jax.random.normal(KEY, (64, 4)) @ directions
     batch = inputs.astype(jnp.float32), jnp.arange(64) % 4
     problem = vj.mlp_problem(32, (8,) * 6, 4, activation="relu", key=jax.random.key(1))
-    layers = vj.find_layers(problem.params, problem.loss_fn, batch)
-    remedy = {
-        "lsuv": lambda: remedies.lsuv(batch),
-        "small_lsuv": lambda: remedies.small_lsuv(layers, batch),
-        "looks_linear": lambda: remedies.looks_linear(layers, batch, KEY),
-        "redraw": lambda: remedies.redraw(batch, KEY),
-    }[name]()
+    remedy = remedies.KNOWN[name](remedies.Context(problem, batch))
     assert "vj.initializers.pca(loss_fn, params, batch)" in remedy.recipe
     kernel = np.asarray(remedy.apply(problem).params["hidden_0"]["kernel"])
     span = np.linalg.svd(kernel)[0][:, : np.linalg.matrix_rank(kernel, tol=1e-4)]
@@ -269,14 +271,12 @@ def test_new_kernels_look_where_the_inputs_vary(name):
 def test_mirrored_kernels_are_for_rectifiers():
     for activation in ("relu", "leaky_relu", "gelu"):
         problem = network(activation, 8)
-        layers = vj.find_layers(problem.params, problem.loss_fn, data()[0])
-        treated = remedies.looks_linear(layers, data()[0], KEY).apply(problem)
+        treated = remedies.looks_linear(context(problem)).apply(problem)
         chex.assert_trees_all_equal_shapes(treated.params, problem.params)
     for activation in ("tanh", "sigmoid"):
         problem = network(activation, 8)
-        layers = vj.find_layers(problem.params, problem.loss_fn, data()[0])
         with pytest.raises(ValueError, match="its activations aren't rectifiers"):
-            remedies.looks_linear(layers, data()[0], KEY).apply(problem)
+            remedies.looks_linear(context(problem)).apply(problem)
 
 
 @pytest.mark.parametrize(
@@ -291,14 +291,14 @@ def test_mirrored_kernels_are_for_rectifiers():
 def test_held_out_loss_is_compared_beyond_the_noise(gain, better, said):
     """The noise of these four batches, two standard errors of their differences, is .05."""
     differences = np.array([-1.0, 1.0, -1.0, 1.0]) * 0.05 * 3**0.5 / 2
-    before = course(np.array([1.0, 2.0, 3.0, 4.0]))
-    after = course(before.held_out - gain - differences)
+    before = run(np.array([1.0, 2.0, 3.0, 4.0]))
+    after = run(before.held_out - gain - differences)
     assert improvement(after, before) == (better, f"held-out loss {said} 0.05")
 
 
-def course(held_out, first=0.0):
+def run(held_out, first=0.0):
     problem = vj.Problem(lambda w, x: w * x, jnp.ones(()), optax.sgd(0.1))
-    return Course(problem, problem.params, (), np.full(1, first), held_out, None)
+    return Run(problem, problem.params, (), None, np.full(1, first), first, held_out, None)
 
 
 @pytest.mark.parametrize(
@@ -306,8 +306,8 @@ def course(held_out, first=0.0):
     [(2.3, 0.9, True), (2.3, 1.4, True), (2.3, 1.6, False), (1.6, 0.9, False), (2.3, 0.1, True)],
 )
 def test_a_slower_run_keeps_up_if_it_comes_half_as_far(start, end, kept_up):
-    fast = course(np.array([0.4, 0.6]), 2.3)  # 1.8 down
-    found, said = keeps_up(course(np.array([end, end]), start), fast)
+    fast = run(np.array([0.4, 0.6]), 2.3)  # 1.8 down
+    found, said = keeps_up(run(np.array([end, end]), start), fast)
     assert found == kept_up
     assert said == (
         f"the loss fell by {start - end:.3g}, {'at least' if kept_up else 'less than'} half of the "
@@ -316,9 +316,9 @@ def test_a_slower_run_keeps_up_if_it_comes_half_as_far(start, end, kept_up):
 
 
 def test_one_that_fell_less_than_a_loss_that_rose_does_not_keep_up():
-    fast = course(np.array([2.4, 2.6]), 2.3)  # .2 up
-    assert keeps_up(course(np.array([2.4]), 2.3), fast)[0]
-    assert not keeps_up(course(np.array([2.6]), 2.3), fast)[0]
+    fast = run(np.array([2.4, 2.6]), 2.3)  # .2 up
+    assert keeps_up(run(np.array([2.4]), 2.3), fast)[0]
+    assert not keeps_up(run(np.array([2.6]), 2.3), fast)[0]
 
 
 def test_losses_beyond_the_root_of_a_floats_range_are_compared():
@@ -336,12 +336,12 @@ def test_losses_beyond_the_root_of_a_floats_range_are_compared():
 
 def test_a_slower_form_that_keeps_up_is_taken():
     """Even where the faster one cured the network and is ahead; one that falls behind isn't."""
-    lsuv = remedies.lsuv(data()[0])
+    lsuv = remedies.lsuv(context())
     slow, crawling = (
         dataclasses.replace(lsuv, name=name, safer_than="lsuv", apply=rate(factor))
         for name, factor in (("slow", 0.5), ("crawling", 0.02))
     )
-    other = dataclasses.replace(slow, name="other", safer_than="")
+    other = dataclasses.replace(slow, name="other", safer_than=None)
     tried = [lsuv, crawling, slow, other]
     treatment = vj.cure(network(), data(), steps=STEPS, remedies=tried, key=KEY)
     assert names(treatment) == {
@@ -360,7 +360,7 @@ def test_activations_that_run_away_get_tiny_kernels():
     problem = vj.Problem(whole.loss_fn, whole.params, whole.tx, predict_fn=whole.predict_fn)
     treatment = vj.cure(problem, data(), steps=STEPS, key=KEY)
     assert [one.name for one in treatment.accepted] == ["tiny_lsuv"], str(treatment)
-    assert names(treatment)["lsuv"] == names(treatment)["lsuv, slower"] == "diverged"
+    assert names(treatment)["lsuv"] == names(treatment)["slow_lsuv"] == "diverged"
     assert treatment.recipe.splitlines() == [
         "params = vj.initializers.lsuv(loss_fn, params, batch, variance=0.01)",
         "layers = vj.find_layers(params, loss_fn, batch)",
@@ -372,7 +372,7 @@ def test_a_transform_that_refuses_the_parameters_is_recorded():
     def refuse(_):
         raise TypeError("hidden_0/kernel: refused")
 
-    lsuv = remedies.lsuv(data()[0])
+    lsuv = remedies.lsuv(context())
     picky = vj.Remedy(
         "picky",
         lambda problem: dataclasses.replace(
@@ -387,7 +387,7 @@ def test_a_transform_that_refuses_the_parameters_is_recorded():
 
 def rate(factor):
     def apply(problem):
-        treated = remedies.lsuv(data()[0]).apply(problem)
+        treated = remedies.lsuv(context()).apply(problem)
         return dataclasses.replace(treated, tx=optax.chain(problem.tx, optax.scale(factor)))
 
     return apply
@@ -426,7 +426,7 @@ def test_a_model_of_ones_own_without_a_factory():
 
     params = Net().init(KEY, data()[0][0])["params"]
     treatment = vj.cure(vj.Problem(loss_fn, params, vj.adam(3e-3)), data(), steps=60)
-    assert [one.name for one in treatment.accepted] == ["lsuv, slower"]
+    assert [one.name for one in treatment.accepted] == ["slow_lsuv"]
     assert treatment.trials[-1].accuracy is None
     assert "rezero" not in names(treatment)
 
@@ -437,14 +437,15 @@ def test_loss_scale_gives_a_float16_network_its_gradient_back():
         problem, loss_fn=lambda p, b: problem.loss_fn(p, b).astype(jnp.float16) * 2e-6
     )
     batch = (data()[0][0].astype(jnp.float16), data()[0][1])
-    treated = remedies.loss_scale().apply(faint)
-    same = [float(jax.jit(one.loss_fn)(one.params, batch)) for one in (faint, treated)]
-    assert same[0] == same[1]
+    treated = remedies.loss_scale(context()).apply(faint)
 
     def zero_share(gradient):
         return np.mean([float((g == 0).mean()) for g in jax.tree.leaves(gradient)])
 
-    lost, kept = (jax.jit(jax.grad(one.loss_fn))(one.params, batch) for one in (faint, treated))
+    losses = [trained_loss(one) for one in (faint, treated)]
+    same = [float(jax.jit(loss_fn)(faint.params, batch)) for loss_fn in losses]
+    assert same[0] == same[1]
+    lost, kept = (jax.jit(jax.grad(loss_fn))(faint.params, batch) for loss_fn in losses)
     assert zero_share(lost) > 0.3
     assert zero_share(kept) < 0.1
     updates, _ = jax.jit(treated.tx.update)(kept, treated.tx.init(treated.params), treated.params)
@@ -453,7 +454,7 @@ def test_loss_scale_gives_a_float16_network_its_gradient_back():
 
 def test_redraw_leaves_scales_and_the_structure():
     problem = zeros()
-    params = remedies.redraw(data()[0], KEY).apply(problem).params
+    params = remedies.redraw(context(problem)).apply(problem).params
     chex.assert_trees_all_equal_shapes_and_dtypes(params, problem.params)
     assert vj.diagnose(problem.loss_fn, params, data()[0]).healthy
 
@@ -564,17 +565,17 @@ def test_bad_input(arguments, message):
 
 def test_batches_are_divided_and_gone_through_in_passes():
     batches = [jnp.full(2, i) for i in range(16)] + [jnp.full(1, 99)]
-    on, held, notes = _divide(batches, 100)
+    on, held, notes = divide(batches, 100)
     assert notes == ("1 of 17 batches were left out: [1] where the others have [2]",)
     assert [int(b[0]) for b in held] == [7, 15]
     assert len(on) == 14
-    order = np.asarray(_sequence(on, 30, KEY)[:, 0])
+    order = np.asarray(sequence(on, 30, KEY)[:, 0])
     assert sorted(order[:14]) == sorted(int(b[0]) for b in on) == sorted(order[14:28])
     assert list(order[:14]) != list(order[14:28])
     # Of an endless stream only what trials can use is taken.
     endless = iter(lambda: jnp.zeros(2), None)
-    assert len(_divide(endless, 10)[0]) == 10
-    three = _divide(batches[:3], 10)
+    assert len(divide(endless, 10)[0]) == 10
+    three = divide(batches[:3], 10)
     assert [len(part) for part in three] == [2, 1, 0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,23 @@ _REDUCTION = "reduce_"
 _REACH = 40.0
 _POINTS = 1024
 _FLAT = 0.02  # a slope that is smaller, relative to the largest, counts as none (softsign: .002)
+_ALIKE = 0.02  # slopes that differ by less than this count as one
+
+
+class Shape(NamedTuple):
+    """What the slopes of a function tell.
+
+    Attributes:
+      steepest: The largest slope it has anywhere.
+      bounded: Whether it is flat on both sides.
+      kind: "rectifier" if f(x) - f(-x) is proportional to x (ReLU, leaky ReLU, GELU, SiLU), which
+        makes mirrored units linear; "unit_slope" if it is odd, but for a constant, and its slope
+        at 0 is 1 (tanh).
+    """
+
+    steepest: float
+    bounded: bool
+    kind: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +58,9 @@ class Activation:
       before: Its argument.
       after: Its result.
       equations: What lies between, in order.
-      steepest: The largest slope it has anywhere.
-      bounded: Whether it is flat on both sides.
+      steepest: See `Shape`.
+      bounded: See `Shape`.
+      kind: See `Shape`.
     """
 
     before: Var
@@ -50,6 +68,7 @@ class Activation:
     equations: tuple[JaxprEqn, ...]
     steepest: float = math.inf
     bounded: bool = False
+    kind: str = "other"
 
     def __call__(self, x: Any) -> Any:
         """Its value at an array of the shape of `before`."""
@@ -88,7 +107,7 @@ def find_activations(
     outputs: Sequence[Levels],
     readers: Mapping[Var, Sequence[int]],
     wanted: Collection[Var],
-    known: dict[Any, tuple[float, bool]],
+    known: dict[Any, Shape],
 ) -> dict[Var, Activation]:
     """The activations of one jaxpr, by the variable that they're applied to.
 
@@ -186,16 +205,15 @@ def _needed(steps: list[JaxprEqn], constant: list[JaxprEqn], after: Var) -> tupl
     return tuple(reversed(kept))
 
 
-def _measure(activation: Activation, known: dict[Any, tuple[float, bool]]) -> Activation:
+def _measure(activation: Activation, known: dict[Any, Shape]) -> Activation:
     """Tells the steepest slope, and whether both sides are flat."""
     text = _text(activation)
     if text not in known:
         known[text] = _slopes(activation.slope, activation.before.aval)
-    steepest, bounded = known[text]
-    return dataclasses.replace(activation, steepest=steepest, bounded=bounded)
+    return dataclasses.replace(activation, **known[text]._asdict())
 
 
-def _slopes(slope: Callable[[Any], Any], aval: Any) -> tuple[float, bool]:
+def _slopes(slope: Callable[[Any], Any], aval: Any) -> Shape:
     size = max(1, math.prod(aval.shape))
     count = max(size, _POINTS)
     reach = np.arcsinh(_REACH)
@@ -203,13 +221,29 @@ def _slopes(slope: Callable[[Any], Any], aval: Any) -> tuple[float, bool]:
     with jax.ensure_compile_time_eval():
         slopes = np.concatenate(
             [
-                np.abs(np.asarray(slope(jnp.asarray(part, aval.dtype)), np.float64)).ravel()
+                np.asarray(slope(jnp.asarray(part, aval.dtype)), np.float64).ravel()
                 for part in points.reshape(-1, *aval.shape)
             ]
         )
+    kind = _kind(slopes)
+    slopes = np.abs(slopes)
     steepest = float(np.max(slopes, initial=0.0, where=np.isfinite(slopes)))
     far = np.where(np.isfinite(slopes), slopes, np.inf)[np.abs(points) > _REACH / 2]
-    return steepest, bool(np.all(far <= _FLAT * steepest))
+    return Shape(steepest, bool(np.all(far <= _FLAT * steepest)), kind)
+
+
+def _kind(slopes: np.ndarray[Any, Any]) -> str:
+    """The kind of a function by its slopes at points that lie evenly around 0."""
+    if not np.isfinite(slopes).all():
+        return "other"
+    # The slope of f(x) - f(-x). A linear function's is constant too, but is no activation.
+    sums = slopes + slopes[::-1]
+    size = float(np.max(np.abs(slopes)))
+    if np.ptp(sums) < _ALIKE * size and np.ptp(slopes) > _ALIKE * size:
+        return "rectifier"
+    center = float(sums[len(sums) // 2]) / 2
+    odd = float(np.max(np.abs(slopes - slopes[::-1]))) < _ALIKE * size
+    return "unit_slope" if odd and abs(center - 1) < _ALIKE else "other"
 
 
 def _text(activation: Activation) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jax.extend.core import JaxprEqn, Var
 
-from vanishjax._jaxpr.activation import Activation, find_activations
+from vanishjax._jaxpr.activation import Activation, Shape, find_activations
 from vanishjax._jaxpr.flow import Flow, Frame, among, flow_through, loop_body
 from vanishjax._jaxpr.output import LOOKUPS, PRODUCTS, Output, follow_output
 from vanishjax._jaxpr.paths import PathBuilder, Paths
@@ -154,7 +154,7 @@ class _Surgeon:
         self._intakes: list[tuple[Var, JaxprEqn, tuple[int, ...], int]] = []
         self._kernels = kernels
         self._reach = Reach()
-        self._slopes: dict[Any, tuple[float, bool]] = {}
+        self._slopes: dict[Any, Shape] = {}
 
     def explore(
         self,

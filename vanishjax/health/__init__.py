@@ -6,11 +6,16 @@ from vanishjax.health.finding import Finding
 from vanishjax.health.monitor import MonitorState, monitor, read_health
 from vanishjax.health.observation import Health
 from vanishjax.health.probe import ParameterGradients, Probe, probe
+from vanishjax.health.remedies import FITTING, REMEDIES, Advice, Fitting, fitting
 from vanishjax.health.response import Response, effectiveness, step_response
 
 __all__ = [
+    "FITTING",
+    "REMEDIES",
+    "Advice",
     "Diagnosis",
     "Finding",
+    "Fitting",
     "Health",
     "MonitorState",
     "ParameterGradients",
@@ -19,6 +24,7 @@ __all__ = [
     "assess",
     "diagnose",
     "effectiveness",
+    "fitting",
     "monitor",
     "probe",
     "read_health",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
 
@@ -45,11 +46,7 @@ def token_collapse(seen: Examination) -> Finding | None:
             else ". What comes after looks at one position or their mean, and may train all the "
             "same."
         ),
-        (
-            "residual connections around attention and MLP",
-            "normalization before each block instead of after it (pre-LN)",
-            "fewer layers",
-        ),
+        advised("token_collapse", probe),
     )
 
 
@@ -71,9 +68,5 @@ def saturated_attention(seen: Examination) -> Finding | None:
         f"{np.mean(shares):.0%} of the softmaxes' rows look at one position alone, so next to no "
         "gradient gets to the queries and keys"
         + (", as may be right in a network that has learned." if learned else "."),
-        (
-            "smaller kernels for queries and keys: 1 / sqrt(inputs)",
-            "divide by the square root of the head's width before the softmax",
-            "normalize queries and keys (QK-norm)",
-        ),
+        advised("saturated_attention", probe),
     )

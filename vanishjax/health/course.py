@@ -150,11 +150,7 @@ def _nonfinite(course: _Course) -> list[Finding]:
             },
             "A gradient, an update or a parameter was infinite or not a number"
             + (", and still is." if lasting else "; it has passed."),
-            (
-                "wrap the optimizer in vanishjax.skip_nonfinite, which skips and names such layers",
-                "put vanishjax.clip_by_global_norm before it, or lower the learning rate",
-                "with 16-bit gradients, use vanishjax.dynamic_loss_scale",
-            ),
+            ("skip_nonfinite", "global_clip", "smaller_rate", "loss_scale"),
         )
     ]
 
@@ -176,10 +172,7 @@ def _stalled(course: _Course) -> list[Finding]:
                     "largest_gradient_norm": float(seen.gradient_norm[-1][mask].max()),
                 },
                 "The layers get no update at all.",
-                (
-                    "diagnose the network: their gradient is zero, or lost in the optimizer",
-                    "mask them out, if they are frozen on purpose",
-                ),
+                ("diagnose", "mask"),
             )
         )
     if rounded.any():
@@ -194,11 +187,7 @@ def _stalled(course: _Course) -> list[Finding]:
                     "applied_fraction": float(seen.applied_fraction[-1][rounded].max()),
                 },
                 "The updates are too small to change the parameters in their type.",
-                (
-                    "keep the parameters in float32",
-                    "normalise each layer's update: vanishjax.normalize_by_layer",
-                    "raise the learning rate",
-                ),
+                ("float32", "kahan_sum", "larger_rate"),
             )
         )
     return findings
@@ -219,10 +208,7 @@ def _blind(course: _Course) -> list[Finding]:
                 "largest_gradient_norm": float(course.late(course.seen.gradient_norm)[mask].max()),
             },
             "The optimizer's epsilon, or underflow in it, takes most of the step.",
-            (
-                "vanishjax.adam with eps_relative=True, or vanishjax.adam_atan2, which has no eps",
-                "vanishjax.normalize_by_layer before the optimizer",
-            ),
+            ("eps_relative", "adam_atan2", "normalize"),
         )
     ]
 
@@ -246,10 +232,7 @@ def _vanishing(course: _Course) -> list[Finding]:
             course.named(mask),
             {"least_share_kept": float(kept[mask].min()), "most_kept": float(kept[known].max())},
             "The layers' gradients fell by orders of magnitude in training, the others' did not.",
-            (
-                "vanishjax.normalize_by_layer or vanishjax.muon, whose steps don't shrink with it",
-                "skip connections or normalised activations: diagnose the network as it is now",
-            ),
+            ("normalize", "muon", "diagnose"),
         )
     ]
 
@@ -270,9 +253,6 @@ def _dead(course: _Course) -> list[Finding]:
                 "zero_fraction_before": float(before[mask].min()),
             },
             "Ever more units get a gradient of exactly zero: they have died in training.",
-            (
-                "lower the learning rate, or clip: vanishjax.adaptive_clip",
-                "an activation that never goes flat, such as leaky ReLU or GELU",
-            ),
+            ("smaller_rate", "adaptive_clip", "leaky_relu"),
         )
     ]

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vanishjax.health.remedies import REMEDIES
+
 Rule = Literal[
     "vanishing_gradient",
     "exploding_gradient",
@@ -40,7 +42,11 @@ class Finding:
       layers: Names of the layers concerned, in depth order.
       evidence: The numbers that the rule saw, by name.
       cause: One plain sentence.
-      remedies: What to do, the best first.
+      remedy_ids: What to do, the best first: ids of `vanishjax.health.REMEDIES`, or a sentence for
+        what mends one operation alone.
+
+    Raises:
+      ValueError: An id that isn't in that table.
     """
 
     rule: Rule
@@ -48,21 +54,41 @@ class Finding:
     layers: tuple[str, ...]
     evidence: Mapping[str, float]
     cause: str
-    remedies: tuple[str, ...] = ()
+    remedy_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [one for one in self.remedy_ids if one not in REMEDIES and " " not in one]
+        if unknown:
+            raise ValueError(
+                f"{self.rule}: remedy_ids must be ids of vanishjax.health.REMEDIES, got {unknown}"
+            )
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """What to do, in words, the best first."""
+        return tuple(REMEDIES[one].text if one in REMEDIES else one for one in self.remedy_ids)
+
+    @property
+    def code(self) -> tuple[str | None, ...]:
+        """Each remedy as a line of Python, where it is one."""
+        return tuple(REMEDIES[one].code if one in REMEDIES else None for one in self.remedy_ids)
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON types.
 
         Example:
-          >>> finding = Finding("dead_units", "warning", ("w",), {"dead": 0.5}, "Half is dead.")
-          >>> finding.to_dict()["layers"]
-          ['w']
+          >>> evidence = {"dead": 0.5}
+          >>> finding = Finding("dead_units", "warning", ("w",), evidence, "Dead.", ("leaky_relu",))
+          >>> finding.to_dict()["remedies"], finding.to_dict()["code"]
+          (['leaky_relu, whose slope is nowhere 0'], ['h = jax.nn.leaky_relu(h)'])
         """
         return {
             **dataclasses.asdict(self),
             "layers": list(self.layers),
             "evidence": json_value(dict(self.evidence)),
+            "remedy_ids": list(self.remedy_ids),
             "remedies": list(self.remedies),
+            "code": list(self.code),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
 
@@ -26,9 +27,5 @@ def memory(seen: Examination) -> Finding | None:
         {"nats_per_step": nats, "steps": float(steps), "memory": reach},
         f"On its way back in time the gradient's energy falls by exp(-{nats:.2g}) a time step: a "
         f"memory of about {reach:.0f} of the {steps} steps.",
-        (
-            "an orthogonal recurrent kernel (orthogonal initializers)",
-            "a gated cell (LSTM, GRU) whose forget gate starts open",
-            "skip connections over time, or attention",
-        ),
+        advised("memory", seen.probe),
     )

@@ -77,6 +77,8 @@ class Probe:
       dead_fraction: Share of units whose activation has slope 0 at every input.
       saturated_fraction: Share of slopes below 5 % of the steepest, of a bounded activation.
       slope_rms: Root mean square of the activation's slope.
+      activations: For each layer the kind of its activation, "rectifier", "unit_slope" (as
+        tanh) or "other"; None without one.
       is_chain: Whether all gradient to earlier layers passes through this layer's output.
       loss: The loss.
       batch_size: Length of the batch's first axis, 0 if unknown.
@@ -126,6 +128,7 @@ class Probe:
     loss: float
     batch_size: int
     parameters: ParameterGradients
+    activations: tuple[str | None, ...] = ()
     unmeasured: tuple[str, ...] = ()
     reach: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     factors: tuple[str, ...] = ()
@@ -266,6 +269,7 @@ class _Plan(NamedTuple):
     layers: Layers
     events: tuple[_jaxpr.Event, ...]
     widths: tuple[tuple[int, int], ...]  # by tap
+    activations: tuple[tuple[int, str | None], ...]  # by tap
     dtypes: tuple[str, ...]  # of the layers of parameters
     unmeasured: tuple[str, ...]
     paths: _jaxpr.Paths
@@ -310,9 +314,11 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
     layers = layers_met(parameter_leaves(params), trace)
     anatomy = _jaxpr.dissect(program, trace)
     widths: dict[int, int] = {}
+    activations: dict[int, str | None] = {}
 
     def observe(site: _jaxpr.Site, x: jax.Array) -> Statistics:
         widths[site.tap] = int(np.prod([x.shape[axis] for axis in site.units], dtype=int))
+        activations[site.tap] = None if site.activation is None else site.activation.kind
         return statistics(x, site.activation, site.samples, site.units)
 
     narrow = any(x.dtype == jnp.float16 for x in leaves)
@@ -368,6 +374,7 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
         layers,
         anatomy.events,
         tuple(widths.items()),
+        tuple(activations.items()),
         _dtypes(layers, leaves),
         tuple(layers.leaves[leaf].path for leaf in anatomy.hidden),
         anatomy.paths,
@@ -420,7 +427,7 @@ def _assemble(values: _Values, plan: _Plan, batch: Any) -> Probe:
         log_chi = np.append(2 * (flows[:-1] - flows[1:]), 0.0)[: len(sites)]
         total = float(2 * (flows[0] - flows[-1])) if len(sites) else 0.0
     names, places = _names(plan.layers, [passed[i] for i in sites])
-    widths = dict(plan.widths)
+    widths, activations = dict(plan.widths), dict(plan.activations)
     parameters = _parameters(values, plan, places, taken[:-1][sites])
     watched = _watched(values, plan, [passed[i] for i in sites], names)
     supply = Supply.of(passed, log_norm, places, plan.paths)
@@ -449,6 +456,7 @@ def _assemble(values: _Values, plan: _Plan, batch: Any) -> Probe:
         loss=float(values.loss),
         batch_size=_batch_size(batch),
         parameters=parameters,
+        activations=tuple(activations[passed[i].event.tap] for i in sites),
         unmeasured=plan.unmeasured,
         reach=supply.reach[sites],
         factors=plan.factors,

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vanishjax.health.advice import advised, applicable
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
@@ -19,8 +20,6 @@ from vanishjax.health.memory import memory
 from vanishjax.health.probe import ParameterGradients, Probe
 from vanishjax.health.start import bad_start
 from vanishjax.health.starvation import (
-    REINIT,
-    RESIDUAL,
     chain_factors,
     dead_units,
     in_the_way,
@@ -66,25 +65,25 @@ def nonfinite(seen: Examination) -> Finding | None:
     if broken.any():
         layers = pick(parameters.layers.names, broken)
         cause = f"The parameters themselves hold infinity or NaN, {layers[0]} first."
-        remedies: tuple[str, ...] = (
-            "restore the last checkpoint",
-            "skip_nonfinite before the optimizer",
-        )
+        remedies: tuple[str, ...] = ("restore", "skip_nonfinite")
     elif forward.any():
         layers = pick(probe.names, forward)
         cause = f"The forward pass overflows: from {layers[0]} on activations aren't finite."
-        remedies = (REINIT, "a normalised or residual architecture", "a bounded activation")
+        remedies = (
+            *advised("nonfinite", probe),
+            *applicable(("rezero", "layer_norm", "bounded_activation"), probe),
+        )
     elif not np.isfinite(probe.loss):
         layers = probe.names[-1:]
         cause = (
             "All activations are finite, but the loss isn't: it takes a logarithm, a root or a "
             "quotient of something that is zero or negative."
         )
-        remedies = ("compute the loss from logits", "guard its argument with jnp.where")
+        remedies = ("logits", "guard")
     else:
         layers = pick(parameters.layers.names, wrong)
         cause = "The loss is finite, but its gradient isn't: something has an infinite slope."
-        remedies = ("guard a root's or quotient's argument with jnp.where", "skip_nonfinite")
+        remedies = ("guard", "skip_nonfinite")
     return Finding("nonfinite", "critical", layers, evidence, cause, remedies)
 
 
@@ -105,7 +104,7 @@ def saturated_units(seen: Examination) -> Finding | None:
         },
         f"Pre-activations of size {rms:.3g} drive the activation to where its slope is below a "
         "twentieth of its steepest.",
-        (REINIT, "standardise the inputs", "normalise pre-activations (LayerNorm)"),
+        advised("saturated_units", probe),
     )
 
 
@@ -132,12 +131,7 @@ def mean_collapse(seen: Examination) -> Finding | None:
         {"centered_energy": float(energy[-1]), "first_layer": float(energy[0])},
         f"Only {energy[-1]:.1e} of the last features' energy tells inputs apart: the activation's "
         "mean, added up layer by layer, has drowned the rest.",
-        (
-            "re-initialise and centre: initializers.lsuv",
-            "an activation of mean zero (tanh, centered_sigmoid)",
-            RESIDUAL,
-            "deep_muon, if model and parameters must stay as they are",
-        ),
+        advised("mean_collapse", probe),
     )
 
 
@@ -157,7 +151,7 @@ def exploding_gradient(seen: Examination) -> Finding | None:
         {"sum_log_chi": float(np.max(reached)), **factors, "limit": seen.reach},
         f"Every layer multiplies the gradient's energy by {chi:.2g}, so the first gets exp("
         f"{np.max(reached):.0f}) times it: the weights' gain, {gain:.2g}, is too large.",
-        (REINIT, "clip_by_layer_norm or adaptive_clip", RESIDUAL, "a smaller learning rate"),
+        advised("exploding_gradient", probe),
     )
 
 
@@ -177,11 +171,7 @@ def rank_collapse(seen: Examination) -> Finding | None:
         {"effective_rank": float(rank[-1]), "first_layer": float(rank[0])},
         f"The last features differ in {rank[-1]:.2f} dimensions, the first in {rank[0]:.1f}: "
         "products of random matrices keep one direction and lose the others.",
-        (
-            "orthogonal kernels: initializers.lsuv; of a rectifier: initializers.looks_linear",
-            RESIDUAL,
-            "orthogonalised updates: muon",
-        ),
+        advised("rank_collapse", probe),
     )
 
 
@@ -200,6 +190,8 @@ def underflow(seen: Examination) -> Finding | None:
     if not lost.any():
         return None
     types = sorted({dtype for dtype, one in zip(probe.dtypes, lost, strict=True) if one})
+    narrow = not wide[lost].all()
+    only = "" if narrow else " Nothing that acts on gradients helps."
     return Finding(
         "underflow",
         "critical" if lost.mean() > 0.5 else "warning",
@@ -208,12 +200,11 @@ def underflow(seen: Examination) -> Finding | None:
             "log_gradient_rms": float(np.min(probe.log_gradient_rms[lost])),
             "log_smallest_number": float(np.max(tiny[lost])),
         },
-        f"These gradients are below what {' and '.join(types)} can hold, and arrive as zeros.",
-        (
-            ("scale the loss: dynamic_loss_scale", "bfloat16, which has float32's range")
-            if not wide[lost].all()
-            else (REINIT, RESIDUAL, "nothing that acts on gradients: they are exactly 0")
-        ),
+        f"These gradients are below what {' and '.join(types)} can hold, and arrive as zeros."
+        + only,
+        advised("underflow", probe)
+        if narrow
+        else applicable(("slow_looks_linear", "lsuv", "rezero"), probe),
     )
 
 
@@ -236,11 +227,7 @@ def blind_optimizer(seen: Examination) -> Finding | None:
         {"effectiveness": worst, "gradient_rms": float(np.min(parameters.rms[blind]))},
         f"The optimizer takes {worst:.1e} of its step where the gradient is "
         f"{np.min(parameters.rms[blind]):.1e}: its eps is larger than that.",
-        (
-            "adam(eps_relative=True), whose eps counts in units of each layer's gradient",
-            "adam_atan2, which has no eps",
-            "multiply the loss by a constant",
-        ),
+        advised("blind_optimizer", probe),
     )
 
 

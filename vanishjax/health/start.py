@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
 
@@ -37,8 +38,5 @@ def bad_start(seen: Examination) -> Finding | None:
         {"loss_ratio": ratio, "constant_loss": probe.constant_loss, "kernel_in_steps": steps},
         f"The loss starts at {ratio:.0f} times that of the best constant output, and the last "
         f"kernel is {steps:.0f} steps large: the first steps only undo its initialization.",
-        (
-            "a smaller last kernel: 1 / sqrt(inputs), or zeros",
-            "re-initialise from data: initializers.lsuv",
-        ),
+        advised("bad_start", probe),
     )

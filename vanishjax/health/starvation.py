@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.health.advice import advised, applicable
 from vanishjax.health.examination import ADAPTIVE_REACH, Examination
 from vanishjax.health.finding import Finding, Severity
 from vanishjax.health.probe import Probe
@@ -13,10 +14,6 @@ from vanishjax.health.probe import Probe
 # Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
 # units dead on a batch, and trains; with all dead nothing gets through.
 DEAD_UNITS = 0.9
-
-REINIT = "re-initialise from data: initializers.lsuv; or at criticality: critical_orthogonal"
-SLOPE = "check the loss: it must have a slope where the network starts"
-RESIDUAL = "residual connections: mlp_problem(residual='rezero' or 'scaled')"
 
 
 def dead_units(seen: Examination) -> Finding | None:
@@ -44,11 +41,7 @@ def dead_units(seen: Examination) -> Finding | None:
         {"dead_fraction": worst, "preactivation_rms": float(np.max(probe.preactivation_rms[dead]))},
         f"Up to {worst:.0%} of a layer's units are off for every input of the batch, so neither "
         f"they nor what lies before them gets a gradient.{past}",
-        (
-            "draw the dead units' weights anew and set their biases to 0",
-            "leaky_relu, elu or gelu instead of relu",
-            "a smaller learning rate, if they died during training",
-        ),
+        advised("dead_units", probe),
     )
 
 
@@ -83,33 +76,33 @@ def zero_gradient(seen: Examination) -> Finding | None:
     gates &= kernels | np.isin(factors, probe.factors) | np.isin(names, probe.factors)
     if len(unused) == len(layers):
         cause = "The loss never uses these parameters."
-        remedies: tuple[str, ...] = ("remove them, or find out why the model skips them",)
+        remedies: tuple[str, ...] = ("unused",)
     elif len(unused) + len(stopped) == len(layers):
         cause = "A stop_gradient, or an integer or comparison, stands between them and the loss."
-        remedies = ("leave it if they are frozen on purpose", "remove the stop_gradient")
+        remedies = ("frozen",)
         severity = "critical" if everything else "note"
     elif gates.any():
         gate = pick(names, gates)[0]
         cause = f"{gate} is 0 and blocks them for now; it has a gradient itself and will let go."
-        remedies = ("nothing to do: ReZero and zero-initialised outputs start like this",)
+        remedies = ("starts_at_zero",)
         severity = "note"
     elif not everything and is_kernel[zero].all() and not blocks:
         cause = (
             "No gradient comes back to them, but the network trains past them, along a path that "
             "avoids them."
         )
-        remedies = ("nothing, where they are meant to start like this",)
+        remedies = ("starts_at_zero",)
         severity = "note"
     elif (probe.preactivation_rms == 0).any() and parameters.parameter_rms[kernels].all():
         first = pick(probe.names, probe.preactivation_rms == 0)[0]
         cause = f"The signal itself shrinks until it is exactly 0, from {first} on."
-        remedies = (REINIT, RESIDUAL)
+        remedies = applicable(("slow_looks_linear", "lsuv", "rezero"), probe)
     elif everything and not len(probe):
         cause = (
             "The loss doesn't depend on the parameters: it never uses them, or nothing but their "
             "rounded value, their sign or a comparison."
         )
-        remedies = (SLOPE,)
+        remedies = ("slope",)
     elif (len(probe) and np.isneginf(probe.log_backward_rms[-1])) or (
         # Nothing on the way is 0, and still nothing comes back.
         everything and parameters.parameter_rms[kernels].all()
@@ -120,13 +113,13 @@ def zero_gradient(seen: Examination) -> Finding | None:
             if one
             else ", as that of a rounding, a sign or a comparison."
         )
-        remedies = (("one unit with a sigmoid, or two with a softmax",) if one else ()) + (SLOPE,)
+        remedies = ("sigmoid_output", "slope") if one else ("slope",)
     else:
         cause = (
             "What multiplies them is exactly 0: where both sides of a product start at 0, neither "
             "ever moves."
         )
-        remedies = ("random initial kernels", "zeros in the last kernel only")
+        remedies = (*advised("zero_gradient", probe), "random_kernels")
     return Finding("zero_gradient", severity, layers, evidence, cause, remedies)
 
 
@@ -160,10 +153,10 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
         how = f"it is lost over {int(blocked.sum())} layers"
     if slope < gain:
         why = f"the activation's slope, {np.sqrt(slope):.2g} (rms), is the smaller factor"
-        cure = "an activation of slope 1 at its center (tanh)"
+        beside_the_point = {"larger_kernels", "unit_kernels"}
     else:
         why = f"the weights' gain, {gain:.2g} per layer, is the smaller factor"
-        cure = "larger weights: He's scale for relu, sigma_w^2 = 1 for tanh"
+        beside_the_point = {"unit_slope"}
     return Finding(
         "vanishing_gradient",
         "critical",
@@ -171,11 +164,8 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
         {"reach": least, "sum_log_chi": probe.sum_log_chi, **factors, "limit": -seen.reach},
         f"{first} gets exp({np.min(probe.reach[blocked]):.0f}) of the gradient's energy further "
         f"down, and no other path leads past it: {how}; {why}.",
-        (
-            REINIT,
-            RESIDUAL,
-            cure,
-            "an optimizer that rescales each layer: muon, adam_atan2, normalize_by_layer",
+        tuple(
+            name for name in advised("vanishing_gradient", probe) if name not in beside_the_point
         ),
     )
 
@@ -193,7 +183,7 @@ def _starved_beside_a_path(
         {"reach": least, "limit": -ADAPTIVE_REACH},
         f"These layers get as little as exp({least:.0f}) of the gradient's energy further down, "
         "but the network trains past them, along a path that avoids them.",
-        ("nothing, where a small gain holds them back on purpose (LayerScale)",),
+        ("on_purpose",),
     )
 
 

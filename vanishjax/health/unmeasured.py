@@ -31,7 +31,7 @@ def unmeasured(seen: Examination) -> Finding | None:
             "No kernel's output could be measured: the parameters meet the data inside functions "
             "that can't be looked into, or in none of the ways known (a matrix product, a "
             "convolution, a lookup). Whether it trains is unknown.",
-            ("train it for some steps on one batch, and look at the loss",),
+            ("train_and_look",),
         )
     with np.errstate(divide="ignore"):
         energy = 2 * np.log(parameters.rms * parameters.parameter_rms)
@@ -43,25 +43,21 @@ def unmeasured(seen: Examination) -> Finding | None:
     if not np.isfinite(nats) and not np.isneginf(nats):
         severity: Severity = "warning"
         cause = "Their outputs can't be looked into, and there is nothing to compare them with."
-        remedies: tuple[str, ...] = ("train it for some steps, and look at the loss",)
+        remedies: tuple[str, ...] = ("train_and_look",)
     elif nats > HIDDEN_EXPLODES:
         severity = "critical"
         cause = (
             f"Their outputs can't be looked into, but their gradients have exp({nats:.0f}) times "
             "the energy of the others': the solver, or its way back, diverges."
         )
-        remedies = (
-            "smaller kernels inside the solver (a spectral norm below 1)",
-            "more iterations, or a smaller tolerance, on the way back",
-            "clip_by_layer_norm or adaptive_clip",
-        )
+        remedies = ("contract", "solve_better", "clip")
     elif nats < HIDDEN_VANISHES:
         severity = "critical"
         cause = (
             f"Their outputs can't be looked into, but their gradients have exp({nats:.0f}) of the "
             "energy of the others'."
         )
-        remedies = ("check the function's own derivative", "larger kernels inside it")
+        remedies = ("derivative", "larger_inside")
     else:
         severity = "note"
         cause = (

@@ -4,6 +4,7 @@
 where it takes a ``bias_init``. What a bias initialiser can't do, because it doesn't see the kernel,
 `center_biases` does afterwards: take the mean that a sigmoid adds out of the next layer. `lsuv`
 does the same for any model, by looking at data instead of theory; `looks_linear` is for rectifiers.
+`redraw` is for parameters beyond repair.
 `shaped` goes further, to plain chains of a thousand layers and more; `delta_orthogonal` is for
 convolutions. `pca` turns the first kernels of any of these toward what the inputs are made of.
 """
@@ -17,6 +18,7 @@ from vanishjax.initializers.critical import (
 from vanishjax.initializers.mirrored import looks_linear
 from vanishjax.initializers.named import INITIALIZERS, Initialization, initialization
 from vanishjax.initializers.principal import pca
+from vanishjax.initializers.redrawn import redraw
 from vanishjax.initializers.shaped import shaped
 from vanishjax.initializers.shaping import delta_orthogonal
 from vanishjax.initializers.unit_variance import lsuv
@@ -33,5 +35,6 @@ __all__ = [
     "looks_linear",
     "lsuv",
     "pca",
+    "redraw",
     "shaped",
 ]

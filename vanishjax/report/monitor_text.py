@@ -138,11 +138,13 @@ def _finding(finding: Mapping[str, Any]) -> list[str]:
         f"  {finding['cause']}",
         *(f"  Try: {remedy}" for remedy in finding["remedies"][:1]),
     ]
-    return [
+    lines = [
         line
         for text in paragraphs
         for line in textwrap.wrap(text, _WIDTH, subsequent_indent="    ", break_long_words=False)
     ]
+    # A line of Python stays whole, to be copied.
+    return lines + [f"    {code}" for code in finding.get("code", ())[:1] if code]
 
 
 def _span(values: Any) -> str:

@@ -1,4 +1,4 @@
-"""A treatment as text: what ailed the network, every trial, and what to write to apply the cure."""
+"""A treatment as text: what was wrong with the network, every trial, and how to apply the cure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
       ✓ lsuv                  0.300    90.0 %
           no more dead units
       <BLANKLINE>
-      In your own script, with vanishjax as vj:
+      In your own script, with vanishjax as vj and the first batch as batch:
         params = ...
     """
     recipe = treatment["recipe"]
@@ -56,7 +56,8 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
     blocks = [_headline(treatment), *map(_cause, critical), _table(treatment), *notes]
     if recipe:
         code = textwrap.indent(printable_lines(recipe), "  ")
-        blocks.append(f"In your own script, with vanishjax as vj:\n{code}")
+        head = "In your own script, with vanishjax as vj and the first batch as batch:"
+        blocks.append(f"{head}\n{code}")
     return "\n\n".join(blocks)
 
 

@@ -34,7 +34,7 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
     Example:
       >>> finding = {"rule": "dead_units", "severity": "critical", "layers": ["w[0]", "w[1]"],
       ...            "evidence": {"dead_fraction": 1.0}, "cause": "All units are off.",
-      ...            "remedies": ["leaky_relu"]}
+      ...            "remedies": ["leaky_relu"], "code": ["h = jax.nn.leaky_relu(h)"]}
       >>> probe = {"names": [], "loss": 2.3, "sum_log_chi": 0.0}
       >>> print(diagnosis_text({"verdict": "sick", "findings": [finding], "probe": probe}))
       Won't train: dead units.
@@ -43,6 +43,7 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
           All units are off.
           dead fraction 1
           1. leaky_relu
+               h = jax.nn.leaky_relu(h)
     """
     verdict = printable_tree(verdict)
     findings, probe = verdict["findings"], verdict["probe"]
@@ -112,12 +113,16 @@ def _finding(finding: Mapping[str, Any]) -> str:
         textwrap.fill(finding["cause"], _WIDTH, initial_indent="    ", subsequent_indent="    "),
         textwrap.fill(evidence, _WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
+    codes = finding.get("code", ())
     for number, remedy in enumerate(finding["remedies"], 1):
         lines.append(
             textwrap.fill(
                 f"{number}. {remedy}", _WIDTH, initial_indent="    ", subsequent_indent="       "
             )
         )
+        # A line of Python stays whole, to be copied.
+        code = codes[number - 1] if number <= len(codes) else None
+        lines += [f"         {line}" for line in (code or "").split("; ")]
     return "\n".join(line for line in lines if line.strip())
 
 

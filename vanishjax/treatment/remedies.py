@@ -1,4 +1,7 @@
-"""The remedies that the package knows, and which of them fit what a diagnosis found."""
+"""The remedies that `cure` can try: what the table in `vanishjax.health` says, done to a problem.
+
+Each is made for a network on a batch, and its recipe is what it does, to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +10,21 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from vanishjax import initializers, numerics, optimizers, transforms
-from vanishjax.health import Finding, probe
+from vanishjax import initializers, optimizers, transforms
+from vanishjax.health import REMEDIES, Finding, fitting, probe
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
+from vanishjax.treatment.loss import plain_loss
 from vanishjax.treatment.remedy import Remedy
-
-# What may help a deep chain, whatever is wrong with its size: new kernels.
-_DEEP = ("lsuv", "small_lsuv", "looks_linear")
-# What may help against each cause (`benchmarks.cure`).
-FITTING: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "nonfinite": (*_DEEP, "redraw", "tiny_lsuv", "clip"),
-        "zero_gradient": ("redraw", "rezero"),
-        "mean_collapse": (*_DEEP, "rezero", "deep_muon"),
-        "rank_collapse": (*_DEEP, "rezero", "muon"),
-        "vanishing_gradient": (*_DEEP, "rezero", "adam_atan2", "deep_muon"),
-        "exploding_gradient": (*_DEEP, "rezero", "tiny_lsuv", "clip"),
-        "saturated_units": ("lsuv", "redraw"),
-        "dead_units": ("lsuv", "redraw"),
-        "underflow": ("loss_scale", "lsuv", "adam_atan2"),
-        "blind_optimizer": ("adam_atan2", "lsuv"),
-    }
-)
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
 # (layers / depth) to the power of 3/2. Adam's .003 times 1, .3, .1 and .03 were tried on tanh and
 # rectifier networks: .3 went well to the end at depth 32, not at 64.
 SLOWER, SLOWER_LAYERS = 0.3, 14.0
-_SLOWER = ", slower"  # what its name ends with
 
 # A variance at which even exponentials are nearly linear, and Muon's rate then, as a part of an
 # Adam-like one's. Exponentials four and eight deep, the tuning networks, went well to the end with
@@ -49,60 +32,110 @@ _SLOWER = ", slower"  # what its name ends with
 # was tried, falling or not. Held-out ones seven deep still didn't.
 TINY, TINY_RATE = 0.01, 0.3
 
-# The gradients of 16-bit networks are computed this many times as large.
+# The rate of Muon-like optimizers over that of Adam-like ones.
+MUON_RATE = 10
+
+# The gradients of 16-bit networks are computed this many times as large at first.
 LOSS_SCALE = 2.0**10
 
 # A linear chain of isometries has a ln chi of 0 in every layer.
 _LINEAR = 0.1
 _KERNELS, _OPTIMIZER = "kernels", "optimizer"
+_LAYERS = "layers = vj.find_layers(params, loss_fn, batch)"
 _PCA = "params = vj.initializers.pca(loss_fn, params, batch)"
 
 
-def lsuv(batch: Any) -> Remedy:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+    """What remedies are made for.
+
+    Attributes:
+      problem: The network.
+      batch: What data-dependent remedies look at.
+      learning_rate: Of Adam-like optimizers; Muon-like ones take ten times as much.
+      total_steps: Length of the training that follows, for rates that fall with time.
+      key: Draws parameters.
+      activations: The kinds of the network's activations (`Probe.activations`), if known: what
+        needs others refuses at once.
+      loss_scale: Of the untreated problem's transform, if it scales the loss: another optimizer
+        takes its place within.
+    """
+
+    problem: Problem
+    batch: object
+    learning_rate: float = 1e-3
+    total_steps: int = 1000
+    key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
+    activations: tuple[str | None, ...] | None = None
+    loss_scale: float | None = None
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """The network's layers."""
+        return find_layers(self.problem.params, plain_loss(self.problem), self.batch)
+
+    @property
+    def depth(self) -> int:
+        """Number of kernels, one at least."""
+        kernels = (leaf for leaf in self.layers.leaves if len(leaf.inner_axes) >= 2)
+        return max(1, sum(math.prod(leaf.stack) for leaf in kernels))
+
+    @property
+    def key_code(self) -> str:
+        """Python that makes the key."""
+        data = ", ".join(map(str, jax.random.key_data(self.key).ravel().tolist()))
+        made = str(jax.random.key_impl(self.key))
+        usual = str(jax.random.key_impl(jax.random.key(0)))
+        impl = "" if made == usual else f", impl={made!r}"
+        return f'jax.random.wrap_key_data(jnp.array([{data}], "uint32"){impl})'
+
+
+def lsuv(context: Context) -> Remedy:
     """Orthogonal kernels, unit variance and zero mean of every layer on a batch.
 
     The first ones look where the inputs vary. See `vanishjax.initializers.lsuv` and `pca`.
     """
-    return _lsuv("lsuv", batch, 1.0)
+    return _lsuv("lsuv", context, 1.0)
 
 
-def small_lsuv(layers: Layers, batch: Any) -> Remedy:
+def small_lsuv(context: Context) -> Remedy:
     """As `lsuv`, at a variance of 1 / sqrt(depth), where smooth activations are nearly linear."""
-    return _lsuv("small_lsuv", batch, float(f"{depth_of(layers) ** -0.5:.1g}"))
+    return _lsuv("small_lsuv", context, float(f"{context.depth**-0.5:.1g}"))
 
 
-def tiny_lsuv(layers: Layers, batch: Any, learning_rate: float) -> Remedy:
-    """A variance of .01 and Muon's small even steps: for activations that run away."""
-
+def _lsuv(name: str, context: Context, variance: float) -> Remedy:
     def apply(problem: Problem) -> Problem:
-        params = initializers.lsuv(problem.loss_fn, problem.params, batch, variance=TINY)
-        tx = optimizers.muon(learning_rate, layers=layers)
-        return dataclasses.replace(problem, params=params, tx=tx)
-
-    recipe = (
-        f"params = vj.initializers.lsuv(loss_fn, params, batch, variance={TINY:g})\n"
-        "layers = vj.find_layers(params, loss_fn, batch)\n"
-        f"tx = vj.muon({learning_rate:g}, layers=layers)"
-    )
-    # Exponentials may bear small kernels for the steps of a trial, and no longer.
-    return Remedy("tiny_lsuv", apply, recipe, part=_KERNELS, safer_than=f"small_lsuv{_SLOWER}")
-
-
-def depth_of(layers: Layers) -> int:
-    """Number of kernels, one at least."""
-    kernels = (leaf for leaf in layers.leaves if len(leaf.inner_axes) >= 2)
-    return max(1, sum(math.prod(leaf.stack) for leaf in kernels))
-
-
-def _lsuv(name: str, batch: Any, variance: float) -> Remedy:
-    def apply(problem: Problem) -> Problem:
-        params = initializers.pca(problem.loss_fn, problem.params, batch)
-        params = initializers.lsuv(problem.loss_fn, params, batch, variance=variance)
+        loss_fn = plain_loss(problem)
+        params = initializers.pca(loss_fn, problem.params, context.batch)
+        params = initializers.lsuv(loss_fn, params, context.batch, variance=variance)
         return dataclasses.replace(problem, params=params)
 
-    said = "" if variance == 1 else f", variance={variance:g}"
-    recipe = f"{_PCA}\nparams = vj.initializers.lsuv(loss_fn, params, batch{said})"
-    return Remedy(name, apply, recipe, part=_KERNELS)
+    return Remedy(name, apply, f"{_PCA}\n{_lsuv_code(variance)}", part=_KERNELS)
+
+
+def _lsuv_code(variance: float = 1.0) -> str:
+    said = "" if variance == 1 else f", variance={variance!r}"
+    return f"params = vj.initializers.lsuv(loss_fn, params, batch{said})"
+
+
+def tiny_lsuv(context: Context) -> Remedy:
+    """A variance of .01 and Muon's small even steps: for activations that run away."""
+    steps = _muon(context, TINY_RATE * context.learning_rate)
+
+    def apply(problem: Problem) -> Problem:
+        params = initializers.lsuv(
+            plain_loss(problem), problem.params, context.batch, variance=TINY
+        )
+        return steps.apply(dataclasses.replace(problem, params=params))
+
+    # Exponentials may bear small kernels for the steps of a trial, and no longer.
+    return Remedy(
+        "tiny_lsuv",
+        apply,
+        f"{_lsuv_code(TINY)}\n{steps.recipe}",
+        part=_KERNELS,
+        safer_than="slow_small_lsuv",
+    )
 
 
 def slower(remedy: Remedy, depth: int) -> Remedy:
@@ -111,230 +144,184 @@ def slower(remedy: Remedy, depth: int) -> Remedy:
     The power is that of Jelassi et al., Depth dependence of muP learning rates in ReLU MLPs, 2023.
     """
     rate = float(f"{min(SLOWER, (SLOWER_LAYERS / depth) ** 1.5):.1g}")
-
-    def apply(problem: Problem) -> Problem:
-        treated = remedy.apply(problem)
-        return dataclasses.replace(treated, tx=_slowed(treated.tx, rate))
-
     return dataclasses.replace(
-        remedy,
-        name=f"{remedy.name}{_SLOWER}",
-        apply=apply,
-        recipe=f"{remedy.recipe}\ntx = optax.chain(tx, optax.scale({rate:g}))",
-        safer_than=remedy.name,
+        remedy, name=f"slow_{remedy.name}", rate=rate, safer_than=remedy.name
     )
 
 
-# The same object for the same transform, so that problems slowed down can run side by side.
-@functools.lru_cache(maxsize=8)
-def _slowed(tx: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
-    return optax.chain(tx, optax.scale(rate))
-
-
-def looks_linear(layers: Layers, batch: Any, key: jax.Array) -> Remedy:
+def looks_linear(context: Context) -> Remedy:
     """Mirrored orthogonal kernels: a rectifier network that starts as a linear one."""
 
     def apply(problem: Problem) -> Problem:
-        params = initializers.looks_linear(key, problem.params, layers)
-        change = probe(problem.loss_fn, params, batch).sum_log_chi
-        if not abs(change) < _LINEAR * len(layers):
-            raise ValueError(
-                "mirrored kernels make no linear network of this one: its activations aren't "
-                f"rectifiers (sum of ln chi {change:.3g})"
-            )
-        params = initializers.pca(problem.loss_fn, params, batch)
+        refusal = (
+            "mirrored kernels make no linear network of this one: its activations aren't rectifiers"
+        )
+        if context.activations is not None and "rectifier" not in context.activations:
+            raise ValueError(refusal)
+        params = initializers.looks_linear(context.key, problem.params, context.layers)
+        loss_fn = plain_loss(problem)
+        change = probe(loss_fn, params, context.batch).sum_log_chi
+        if not abs(change) < _LINEAR * len(context.layers):
+            raise ValueError(f"{refusal} (sum of ln chi {change:.3g})")
+        params = initializers.pca(loss_fn, params, context.batch)
         return dataclasses.replace(problem, params=params)
 
-    recipe = (
-        "layers = vj.find_layers(params, loss_fn, batch)\n"
-        f"params = vj.initializers.looks_linear(jax.random.key(1), params, layers)\n{_PCA}"
-    )
+    drawn = f"params = vj.initializers.looks_linear(key, params, layers)\n{_PCA}"
+    recipe = f"{_LAYERS}\nkey = {context.key_code}\n{drawn}"
     return Remedy("looks_linear", apply, recipe, part=_KERNELS)
 
 
-def redraw(batch: Any, key: jax.Array) -> Remedy:
+def redraw(context: Context) -> Remedy:
     """Kernels drawn anew, biases zero, then `lsuv`: for what is beyond repair (NaN, all alike)."""
 
     def apply(problem: Problem) -> Problem:
-        layers = find_layers(problem.params, problem.loss_fn, batch)
-        arrays, rebuild = layers.by_path(problem.params)
-        drawn = {}
-        for leaf, own in zip(layers.leaves, jax.random.split(key, len(layers.leaves)), strict=True):
-            x = arrays[leaf.path]
-            if leaf.is_matrix:
-                fan_in = max(1, math.prod(leaf.shape[axis] for axis in leaf.inputs))
-                x = (jax.random.normal(own, x.shape) / fan_in**0.5).astype(x.dtype)
-            elif leaf.path.rpartition("/")[-1] in ("bias", "b"):
-                x = jnp.zeros_like(x)
-            drawn[leaf.path] = x
-        params = initializers.pca(problem.loss_fn, rebuild(drawn), batch)
-        params = initializers.lsuv(problem.loss_fn, params, batch)
+        loss_fn = plain_loss(problem)
+        params = initializers.redraw(context.key, problem.params, context.layers)
+        params = initializers.pca(loss_fn, params, context.batch)
+        params = initializers.lsuv(loss_fn, params, context.batch)
         return dataclasses.replace(problem, params=params)
 
-    recipe = (
-        'params = model.init(jax.random.key(1), inputs)["params"]    # drawn anew\n'
-        f"{_PCA}\n"
-        "params = vj.initializers.lsuv(loss_fn, params, batch)"
-    )
+    drawn = f"params = vj.initializers.redraw(key, params, layers)\n{_PCA}\n{_lsuv_code()}"
+    recipe = f"{_LAYERS}\nkey = {context.key_code}\n{drawn}"
     return Remedy("redraw", apply, recipe, part=_KERNELS)
 
 
-def rezero() -> Remedy:
-    """Skip connections with a learnt gain that starts at 0, where the problem can be rebuilt."""
+def rezero(_: Context) -> Remedy:
+    """Skip connections with a learned gain that starts at 0, where the problem can be rebuilt."""
 
     def apply(problem: Problem) -> Problem:
         return problem.rebuild(residual="rezero")
 
     recipe = (
-        "h = h + alpha * layer(h)    # in every hidden layer; alpha a parameter that starts at 0"
+        "# Another architecture, with parameters of its own, to be written by hand:\n"
+        f"# {REMEDIES['rezero'].code} in every hidden layer, alpha a parameter that starts at 0."
     )
     return Remedy("rezero", apply, recipe, alone=True)
 
 
-def adam_atan2(learning_rate: float) -> Remedy:
+def adam_atan2(context: Context) -> Remedy:
     """Adam without an eps: full steps however small the gradient."""
-
-    def apply(problem: Problem) -> Problem:
-        return dataclasses.replace(
-            problem, tx=optimizers.adam_atan2(learning_rate, scale=4 / math.pi)
-        )
-
-    recipe = f"tx = vj.adam_atan2({learning_rate:g}, scale=4 / jnp.pi)"
-    return Remedy("adam_atan2", apply, recipe, part=_OPTIMIZER)
+    tx = optimizers.adam_atan2(context.learning_rate, scale=4 / math.pi)
+    code = f"tx = vj.adam_atan2({context.learning_rate!r}, scale=4 / jnp.pi)"
+    return _optimizer("adam_atan2", context, lambda: tx, code)
 
 
-def muon(layers: Layers, learning_rate: float) -> Remedy:
-    """Orthogonalised momentum: steps along directions that have all but vanished."""
-
-    def apply(problem: Problem) -> Problem:
-        return dataclasses.replace(problem, tx=optimizers.muon(learning_rate, layers=layers))
-
-    recipe = (
-        "layers = vj.find_layers(params, loss_fn, batch)\n"
-        f"tx = vj.muon({learning_rate:g}, layers=layers)"
-    )
-    return Remedy("muon", apply, recipe, part=_OPTIMIZER)
+def muon(context: Context) -> Remedy:
+    """Orthogonalized momentum: steps along directions that have all but vanished."""
+    return _muon(context, MUON_RATE * context.learning_rate)
 
 
-def deep_muon(layers: Layers, learning_rate: float, total_steps: int) -> Remedy:
-    """Centred, normalised, orthogonalised steps after a first one to criticality.
+def _muon(context: Context, rate: float) -> Remedy:
+    code = f"{_LAYERS}\ntx = vj.muon({rate!r}, layers=layers)"
+    return _optimizer("muon", context, lambda: optimizers.muon(rate, layers=context.layers), code)
+
+
+def deep_muon(context: Context) -> Remedy:
+    """Centered, normalized, orthogonalized steps after a first one to criticality.
 
     See `vanishjax.deep_muon`.
     """
+    rate = MUON_RATE * context.learning_rate
 
-    def apply(problem: Problem) -> Problem:
-        tx = optimizers.deep_muon(learning_rate, total_steps, layers=layers, recondition=True)
-        return dataclasses.replace(problem, tx=tx)
+    def make() -> optax.GradientTransformation:
+        return optimizers.deep_muon(
+            rate, context.total_steps, layers=context.layers, recondition=True
+        )
 
-    recipe = (
-        "layers = vj.find_layers(params, loss_fn, batch)\n"
-        f"tx = vj.deep_muon({learning_rate:g}, total_steps={total_steps}, layers=layers,\n"
+    code = (
+        f"{_LAYERS}\n"
+        f"tx = vj.deep_muon({rate!r}, total_steps={context.total_steps}, layers=layers,\n"
         "                  recondition=True)"
     )
-    return Remedy("deep_muon", apply, recipe, part=_OPTIMIZER)
+    return _optimizer("deep_muon", context, make, code)
 
 
-def clip(layers: Layers, max_norm: float = 1.0) -> Remedy:
+def _optimizer(
+    name: str, context: Context, make: Callable[[], optax.GradientTransformation], code: str
+) -> Remedy:
+    scale = context.loss_scale
+
+    def apply(problem: Problem) -> Problem:
+        tx = make()
+        if scale is not None:
+            tx = transforms.dynamic_loss_scale(tx, initial_scale=scale)
+        return dataclasses.replace(problem, tx=tx)
+
+    kept = "" if scale is None else f"\n{_scaled_code(scale)}"
+    return Remedy(name, apply, code + kept, part=_OPTIMIZER)
+
+
+def clip(context: Context) -> Remedy:
     """Every layer's gradient brought to a norm of at most 1 before the optimizer."""
 
     def apply(problem: Problem) -> Problem:
-        tx = optax.chain(transforms.clip_by_layer_norm(max_norm, layers), problem.tx)
-        return dataclasses.replace(problem, tx=tx)
+        clipping = transforms.clip_by_layer_norm(1.0, context.layers)
+        return dataclasses.replace(problem, tx=optax.chain(clipping, problem.transform))
 
-    recipe = (
-        "layers = vj.find_layers(params, loss_fn, batch)\n"
-        f"tx = optax.chain(vj.clip_by_layer_norm({max_norm:g}, layers), tx)"
-    )
-    return Remedy("clip", apply, recipe)
+    recipe = f"{_LAYERS}\ntx = optax.chain(vj.clip_by_layer_norm(1.0, layers), tx)"
+    return Remedy("clip", apply, recipe, wraps=1)
 
 
-def loss_scale() -> Remedy:
+def loss_scale(_: Context) -> Remedy:
     """Gradients computed 1,024 times as large, and divided again in float32."""
 
     def apply(problem: Problem) -> Problem:
-        def loss_fn(params: Any, batch: Any) -> Any:
-            return jax.tree.map(_amplified, problem.loss_fn(params, batch))
+        return dataclasses.replace(problem, tx=_scaled(problem.transform))
 
-        unscale = optax.stateless(
-            lambda updates, _: jax.tree.map(lambda g: numerics.upcast(g) / LOSS_SCALE, updates)
-        )
-        return dataclasses.replace(problem, loss_fn=loss_fn, tx=optax.chain(unscale, problem.tx))
+    return Remedy("loss_scale", apply, _scaled_code(LOSS_SCALE), wraps=2)
 
-    recipe = (
-        "tx = vj.dynamic_loss_scale(tx)\n# and differentiate vj.read_loss_scale(opt_state) * loss"
+
+# The same object for the same transform, so that problems can run side by side.
+@functools.lru_cache(maxsize=8)
+def _scaled(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    return transforms.dynamic_loss_scale(tx, initial_scale=LOSS_SCALE)
+
+
+def _scaled_code(scale: float) -> str:
+    return (
+        "# Differentiate vj.read_loss_scale(opt_state) * loss, as vj.make_train_step does.\n"
+        f"tx = vj.dynamic_loss_scale(tx, initial_scale={scale!r})"
     )
-    return Remedy("loss_scale", apply, recipe)
 
 
-def _amplified(x: jax.Array) -> jax.Array:
-    """The identity, through which gradients come back `LOSS_SCALE` times as large."""
-    return x + (LOSS_SCALE - 1) * (x - jax.lax.stop_gradient(x))
+def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
+    return lambda context: slower(make(context), context.depth)
 
 
-def fitting_remedies(
-    findings: Iterable[Finding],
-    problem: Problem,
-    batch: Any,
-    *,
-    learning_rate: float,
-    total_steps: int,
-    key: jax.Array,
-) -> tuple[Remedy, ...]:
+_NEW_KERNELS = (lsuv, small_lsuv, looks_linear, redraw)
+KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
+    {make.__name__: make for make in (*_NEW_KERNELS, rezero, tiny_lsuv)}
+    | {make.__name__: make for make in (adam_atan2, muon, deep_muon, clip, loss_scale)}
+    | {f"slow_{make.__name__}": _slow(make) for make in _NEW_KERNELS}
+)
+"""What makes each remedy that can be tried, by its id in `vanishjax.health.REMEDIES`."""
+
+
+def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Remedy, ...]:
     """The remedies for what was found, in the order in which to try them.
 
     Args:
       findings: Of a diagnosis; the critical ones count.
-      problem: The network. Its architecture can change only if it has a factory.
-      batch: What data-dependent remedies look at.
-      learning_rate: Of Adam-like optimizers; Muon-like ones take ten times as much.
-      total_steps: Length of the training that follows.
-      key: Draws parameters.
+      context: The network. Its architecture can change only if it has a factory.
 
     Returns:
       The remedies, without repetition.
 
     Example:
-      >>> import vanishjax as vj
+      >>> import jax.numpy as jnp, vanishjax as vj
       >>> problem = vj.mlp_problem(8, (64,) * 24, 4, activation="sigmoid")
       >>> batch = jax.random.normal(jax.random.key(0), (64, 8)), jnp.arange(64) % 4
       >>> findings = vj.diagnose(problem.loss_fn, problem.params, batch).findings
-      >>> found = fitting_remedies(findings, problem, batch, learning_rate=1e-3, total_steps=100,
-      ...                          key=jax.random.key(0))
+      >>> found = fitting_remedies(findings, Context(problem, batch))
       >>> print([remedy.name for remedy in found])
-      ['lsuv', 'small_lsuv', 'looks_linear', 'rezero', 'lsuv, slower', 'small_lsuv, slower',
-       'looks_linear, slower', 'adam_atan2', 'deep_muon']
+      ['lsuv', 'small_lsuv', 'looks_linear', 'rezero', 'slow_lsuv', 'slow_small_lsuv',
+       'slow_looks_linear', 'adam_atan2', 'deep_muon']
     """
-    layers = find_layers(problem.params, problem.loss_fn, batch)
-    kernels: dict[str, Callable[[], Remedy]] = {
-        "lsuv": lambda: lsuv(batch),
-        "small_lsuv": lambda: small_lsuv(layers, batch),
-        "looks_linear": lambda: looks_linear(layers, batch, key),
-        "redraw": lambda: redraw(batch, key),
-    }
-
-    def slowed(make: Callable[[], Remedy]) -> Remedy:
-        return slower(make(), depth_of(layers))
-
-    # In the order in which to try them, the cheapest and most certain first: what makes up for the
-    # type, parameters, the architecture where it can be rebuilt, and the optimizer.
-    known: dict[str, Callable[[], Remedy]] = {
-        "loss_scale": loss_scale,
-        **kernels,
-        "rezero": rezero,
-        **{f"{name}{_SLOWER}": functools.partial(slowed, make) for name, make in kernels.items()},
-        "tiny_lsuv": lambda: tiny_lsuv(layers, batch, TINY_RATE * learning_rate),
-        "adam_atan2": lambda: adam_atan2(learning_rate),
-        "muon": lambda: muon(layers, 10 * learning_rate),
-        "deep_muon": lambda: deep_muon(layers, 10 * learning_rate, total_steps),
-        "clip": lambda: clip(layers),
-    }
-    if problem.factory is None or problem.config.get("residual", ...) is not None:
-        del known["rezero"]
-    wanted = {
-        name
-        for finding in findings
-        if finding.severity == "critical"
-        for name in FITTING.get(finding.rule, ())
-    }
-    # What fits does so at a slower rate too: the deeper a network, the smaller a step it bears.
-    return tuple(make() for name, make in known.items() if name.removesuffix(_SLOWER) in wanted)
+    rules = {finding.rule for finding in findings if finding.severity == "critical"}
+    problem = context.problem
+    rebuilt = problem.factory is not None and problem.config.get("residual", ...) is None
+    return tuple(
+        KNOWN[name](context)
+        for name in fitting(rules)
+        if name in KNOWN and (rebuilt or name != "rezero")
+    )

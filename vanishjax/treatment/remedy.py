@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
+
+import optax
 
 from vanishjax.problem import Problem
 
@@ -24,6 +27,9 @@ class Remedy:
       safer_than: The name of a remedy of which this is a more careful form. It is tried even where
         that one was all it took, and preferred if it gets half as far in the trial; where that one
         raised it isn't tried.
+      rate: What it multiplies the updates by, beside what `apply` does.
+      wraps: Of several remedies those that wrap the most are applied last, so that what they put
+        around the optimizer stays around it when another one changes it.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -37,8 +43,38 @@ class Remedy:
     apply: Callable[[Problem], Problem]
     recipe: str = ""
     alone: bool = False
-    part: str = ""
-    safer_than: str = ""
+    part: str | None = None
+    safer_than: str | None = None
+    rate: float = 1.0
+    wraps: int = 0
+
+    def treat(self, problem: Problem) -> Problem:
+        """The treated problem, its rate included.
+
+        Args:
+          problem: The sick one; left as it is.
+
+        Returns:
+          Another problem.
+
+        Example:
+          >>> import jax.numpy as jnp, optax
+          >>> problem = Problem(lambda w, x: jnp.sum(w * x), jnp.ones(2), optax.sgd(1.0))
+          >>> tx = Remedy("slower", lambda problem: problem, rate=0.1).treat(problem).tx
+          >>> print(tx.update(jnp.ones(2), tx.init(problem.params))[0])
+          [-0.1 -0.1]
+        """
+        treated = self.apply(problem)
+        if self.rate == 1:
+            return treated
+        return dataclasses.replace(treated, tx=_slowed(treated.transform, self.rate))
+
+    @property
+    def lines(self) -> str:
+        """The recipe, its rate included."""
+        if self.rate == 1:
+            return self.recipe
+        return f"{self.recipe}\ntx = optax.chain(tx, optax.scale({self.rate!r}))".lstrip()
 
     def follows(self, accepted: Sequence[Remedy]) -> tuple[Remedy, ...]:
         """Those of the accepted remedies that it leaves in force.
@@ -59,3 +95,27 @@ class Remedy:
         if self.alone:
             return ()
         return tuple(one for one in accepted if not self.part or one.part != self.part)
+
+
+def in_order(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
+    """Remedies in the order in which to apply them.
+
+    Args:
+      remedies: In the order in which they were accepted.
+
+    Returns:
+      Those that wrap what others set come after them.
+
+    Example:
+      >>> def remedy(name, wraps=0):
+      ...     return Remedy(name, lambda problem: problem, wraps=wraps)
+      >>> [one.name for one in in_order([remedy("loss_scale", 2), remedy("adam_atan2")])]
+      ['adam_atan2', 'loss_scale']
+    """
+    return tuple(sorted(remedies, key=lambda remedy: remedy.wraps))
+
+
+# The same object for the same transform, so that problems slowed down can run side by side.
+@functools.lru_cache(maxsize=8)
+def _slowed(tx: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+    return optax.chain(tx, optax.scale(rate))

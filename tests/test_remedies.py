@@ -1,0 +1,377 @@
+"""One table of remedies for advice, trials and README; recipes that do what was tried."""
+
+import ast
+import dataclasses
+import json
+import typing
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vanishjax as vj
+from benchmarks.record import RESULTS
+from benchmarks.tables import remedy_id
+from vanishjax.health import FITTING, REMEDIES, finding, fitting
+from vanishjax.health.advice import traits
+from vanishjax.treatment import Context, remedies
+from vanishjax.treatment.remedies import KNOWN
+from vanishjax.treatment.remedy import in_order
+from vanishjax.treatment.trial import race
+
+KEY = jax.random.fold_in(jax.random.key(5), 7)
+BATCH = jax.random.normal(jax.random.key(0), (32, 6)), jnp.arange(32) % 4
+# A rate and a key that no short text gives by chance.
+RATE = 1e-3 * 1.2345678901
+
+
+def network(activation="relu", depth=3, **options):
+    options = {"tx": optax.adam(3e-3), "key": jax.random.key(1)} | options
+    return vj.mlp_problem(6, (8,) * depth, 4, activation=activation, **options)
+
+
+PROBLEM = network()
+
+
+def context(problem=PROBLEM, **settings):
+    settings = {"learning_rate": RATE, "total_steps": 77, "key": KEY} | settings
+    return Context(problem, BATCH, **settings)
+
+
+def run_recipe(recipe, problem, batch=BATCH):
+    """What the recipe leaves in a script's parameters and transform."""
+    script = {
+        "vj": vj,
+        "jax": jax,
+        "jnp": jnp,
+        "optax": optax,
+        "loss_fn": problem.plain_loss,
+        "params": problem.params,
+        "batch": batch,
+        "tx": problem.tx,
+    }
+    exec(recipe, script)  # noqa: S102  # as a user does
+    return script["params"], script["tx"]
+
+
+def updates_of(tx, params, gradients):
+    """Two steps' updates."""
+    state, found = tx.init(params), []
+    for gradient in gradients:
+        updates, state = tx.update(gradient, state, params)
+        found.append(updates)
+    return found
+
+
+def assert_recipe_makes(problem, recipe, treated, batch=BATCH):
+    params, tx = run_recipe(recipe, problem, batch)
+    chex.assert_trees_all_equal(params, treated.params)
+    gradients = [
+        jax.tree.map(
+            lambda x, i=i: jnp.sin(i + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
+        )
+        for i in range(2)
+    ]
+    found, expected = (updates_of(one, params, gradients) for one in (tx, treated.tx))
+    chex.assert_trees_all_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "rezero"])
+def test_a_recipe_is_what_was_tried(name):
+    remedy = KNOWN[name](context())
+    assert remedy.name == name
+    assert_recipe_makes(PROBLEM, remedy.lines, remedy.treat(PROBLEM))
+    if remedy.part == "kernels":
+        before, after = (p.params["hidden_0"]["kernel"] for p in (PROBLEM, remedy.treat(PROBLEM)))
+        assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("slow_lsuv", "adam_atan2"),
+        ("adam_atan2", "slow_looks_linear"),
+        ("loss_scale", "adam_atan2"),
+        ("clip", "muon"),
+        ("loss_scale", "clip", "muon"),
+        ("loss_scale", "slow_redraw"),
+    ],
+    ids="+".join,
+)
+def test_a_recipe_of_several(names):
+    whole = in_order(KNOWN[name](context()) for name in names)
+    treated = PROBLEM
+    for remedy in whole:
+        treated = remedy.treat(treated)
+    assert_recipe_makes(PROBLEM, "\n".join(remedy.lines for remedy in whole), treated)
+    state = treated.tx.init(treated.params)
+    if "loss_scale" in names:
+        assert vj.read_loss_scale(state) == remedies.LOSS_SCALE
+    if "clip" in names:
+        large = jax.tree.map(lambda x: jnp.full_like(x, 1e6), treated.params)
+        gradients = [large, large]
+        plain = KNOWN["muon"](context()).treat(PROBLEM).tx
+        with_clip, without = (
+            updates_of(tx, PROBLEM.params, gradients) for tx in (treated.tx, plain)
+        )
+        assert not jax.tree.all(jax.tree.map(np.array_equal, with_clip, without))
+
+
+def test_another_optimizer_leaves_the_users_own_loss_scale():
+    problem = network(tx=vj.dynamic_loss_scale(optax.adam(1e-3), initial_scale=64.0))
+    remedy = KNOWN["adam_atan2"](context(problem, loss_scale=64.0))
+    treated = remedy.treat(problem)
+    assert vj.read_loss_scale(treated.tx.init(treated.params)) == 64
+    assert_recipe_makes(problem, remedy.lines, treated)
+
+
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(3), jax.random.key(3, impl="rbg")], ids=str)
+def test_any_kind_of_key_is_printed_as_used(key):
+    remedy = KNOWN["redraw"](context(key=key))
+    assert_recipe_makes(PROBLEM, remedy.lines, remedy.treat(PROBLEM))
+
+
+def test_another_architecture_is_a_comment():
+    remedy = KNOWN["rezero"](context())
+    assert all(line.startswith("# ") for line in remedy.lines.splitlines())
+    assert run_recipe(remedy.lines, PROBLEM) == (PROBLEM.params, PROBLEM.tx)
+
+
+def test_the_table_is_whole():
+    rules = set(typing.get_args(finding.Rule))
+    assert set(FITTING) <= rules
+    assert set(KNOWN) <= set(REMEDIES)
+    # What can be tried comes first.
+    assert set(list(REMEDIES)[: len(KNOWN)]) == set(KNOWN)
+    for fit in FITTING.values():
+        assert {*fit.advised, *fit.also_tried} <= set(REMEDIES)
+    for name, advice in REMEDIES.items():
+        assert name.isidentifier()
+        assert not advice.text.endswith(".")
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_code_in_the_table_is_python_of_this_package(name):
+    code = REMEDIES[name].code
+    if code is None:
+        return
+    assert "\n" not in code
+    names = [ast.unparse(node) for node in ast.walk(ast.parse(code)) if is_attribute(node)]
+    for root, *path in (name.split(".") for name in names):
+        value = {"vj": vj, "optax": optax, "jax": jax}.get(root)
+        for part in path if value is not None else ():
+            value = getattr(value, part)
+
+
+def is_attribute(node):
+    return isinstance(node, ast.Attribute) and "(" not in ast.unparse(node)
+
+
+def test_nothing_is_advised_that_failed_when_it_was_measured():
+    matrix = json.loads((RESULTS / "cure.json").read_text())["results"]["matrix"]
+    measured = 0
+    for network_name, row in matrix.items():
+        shares = {remedy_id(name): share for name, share in row.items() if name != "diagnosis"}
+        if row["diagnosis"] in FITTING:
+            for name in FITTING[row["diagnosis"]].advised:
+                if shares.get(name) is not None:  # refused, or not to be tried
+                    measured += 1
+                    assert shares[name] > 0.49, (network_name, name)
+    assert measured > 10
+
+
+def test_what_cure_tries_is_in_the_order_of_the_table():
+    tried = fitting(["vanishing_gradient", "underflow"])
+    places = [list(REMEDIES).index(name) for name in tried]
+    assert places == sorted(places)
+    assert tried[0] == "loss_scale"
+    assert fitting(["unmeasured"]) == ()
+
+
+def test_a_finding_takes_remedies_of_the_table_alone():
+    with pytest.raises(ValueError, match=r"memory: remedy_ids must be ids .* got \['prayer'\]"):
+        vj.Finding("memory", "note", (), {}, "It forgets.", ("prayer",))
+    own = vj.Finding("nonfinite", "critical", (), {}, "0 / 0.", ("add 1e-6 to the divisor",))
+    assert (own.remedies, own.code) == (("add 1e-6 to the divisor",), (None,))
+    one = vj.Finding("memory", "note", (), {}, "It forgets.", ("gates", "leaky_relu"))
+    assert one.remedies[0] == "a forget gate that starts open; without gates, an LSTM or a GRU"
+    assert one.to_dict()["remedy_ids"] == ["gates", "leaky_relu"]
+    assert one.to_dict()["remedies"] == list(one.remedies)
+    assert one.to_dict()["code"] == [None, "h = jax.nn.leaky_relu(h)"]
+
+
+def scaled(problem, factor):
+    params = jax.tree.map(lambda x: factor * x, problem.params)
+    return dataclasses.replace(problem, params=params)
+
+
+def advice_of(problem, rule):
+    found = vj.diagnose(problem.loss_fn, problem.params, BATCH).findings
+    return next(one for one in found if one.rule == rule)
+
+
+@pytest.mark.parametrize(
+    ("activation", "never", "first"),
+    [
+        ("relu", ("tanh", "relu)"), "slow_looks_linear"),
+        ("tanh", ("tanh",), "lsuv"),
+        ("sigmoid", ("rectifier", "relu"), "lsuv"),
+    ],
+)
+def test_a_network_is_not_told_what_it_has(activation, never, first):
+    vanished = advice_of(scaled(network(activation, 40), 0.5), "vanishing_gradient")
+    assert vanished.remedy_ids[0] == first
+    for word in never:
+        assert word not in " ".join(vanished.remedies)
+
+
+def test_an_exploding_tanh_chain_is_not_told_what_fails_there():
+    wide = vj.mlp_problem(6, (32,) * 64, 4, activation="tanh")
+    found = advice_of(scaled(wide, 5.0), "exploding_gradient")
+    assert found.remedy_ids == ("slow_small_lsuv", "tiny_lsuv", "rezero")
+
+
+def test_a_network_with_skips_is_not_told_to_add_them():
+    def loss_fn(params, batch):
+        h = batch[0] @ params["first"]
+        for kernel in params["blocks"]:
+            h = h + jax.nn.relu(h @ kernel)
+        return jnp.mean((h @ params["last"]) ** 2)
+
+    draw = jax.nn.initializers.normal(1.0)
+    keys = jax.random.split(KEY, 42)
+    params = {
+        "first": draw(keys[0], (6, 8)),
+        "blocks": [3 * draw(key, (8, 8)) for key in keys[1:-1]],
+        "last": draw(keys[-1], (8, 2)),
+    }
+    verdict = vj.diagnose(loss_fn, params, BATCH)
+    assert "residual" in traits(verdict.probe)
+    found = next(one for one in verdict.findings if one.rule == "exploding_gradient")
+    assert "rezero" not in found.remedy_ids
+    assert found.remedy_ids[0] == "slow_looks_linear"
+
+
+def test_a_recurrent_network_is_not_told_to_change_kernels_that_stay_as_they_are():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(nn.RNN(nn.SimpleCell(8))(x)[:, -1])
+
+    x = jax.random.normal(KEY, (16, 30, 4))
+    params = Net().init(KEY, x)["params"]
+    probe = vj.probe(lambda p, x: jnp.mean(Net().apply({"params": p}, x) ** 2), params, x)
+    assert traits(probe) == {"recurrent", "unit_slope"}
+
+
+def stateful(problem):
+    """The same network with dropout of its inputs, a count of steps, metrics, and an evaluation."""
+
+    def loss_fn(params, batch, *, state, key):
+        inputs, labels = batch
+        kept = jax.random.bernoulli(key, 0.9, inputs.shape)
+        loss = problem.loss_fn(params, (inputs * kept, labels))
+        return loss + 100.0, ({"steps": state["steps"] + 1}, {"loss_again": loss})
+
+    def evaluate_fn(params, batch, *, state, key):
+        assert key is None
+        return problem.loss_fn(params, batch), (state, {})
+
+    return vj.Problem(
+        loss_fn,
+        problem.params,
+        problem.tx,
+        model_state={"steps": jnp.zeros([], jnp.int32)},
+        has_aux=True,
+        with_key=True,
+        with_state=True,
+        evaluate_fn=evaluate_fn,
+    )
+
+
+def test_a_problem_with_state_keys_metrics_and_an_evaluation_is_cured():
+    x = jax.random.normal(jax.random.key(0), (8, 64, 6))
+    batches = [(inputs, jnp.argmax(inputs[:, :4], axis=1)) for inputs in x]
+    problem = stateful(network("sigmoid", 14, tx=vj.adam(3e-3)))
+    lsuv = KNOWN["lsuv"](Context(problem, batches[0]))
+    tried = [lsuv, dataclasses.replace(remedies.slower(lsuv, 14), rate=0.01)]
+    treatment = vj.cure(problem, batches, steps=30, remedies=tried)
+    outcomes = {trial.remedy: trial.outcome for trial in treatment.trials}
+    assert outcomes["lsuv"] == "accepted", str(treatment)
+    assert outcomes["slow_lsuv"] == "no better"
+    assert int(treatment.problem.model_state["steps"]) == 30
+    assert int(treatment.start.model_state["steps"]) == int(problem.model_state["steps"]) == 0
+    # Trained by the loss with 100 more, judged by the other.
+    assert all(trial.losses[0] > 100 for trial in treatment.trials if len(trial.losses))
+    assert all(trial.loss < 50 for trial in treatment.trials if trial.outcome != "failed")
+    assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
+
+
+def test_labels_that_cannot_be_learned_accept_nothing():
+    """Better steps move the output bias to how frequent the labels are, and that is all."""
+    keys = jax.random.split(jax.random.key(3))
+    x = jax.random.normal(keys[0], (16, 64, 6))
+    y = jax.random.choice(keys[1], 4, (16, 64), p=jnp.array([0.7, 0.1, 0.1, 0.1]))
+    problem = network("sigmoid", 16, tx=optax.sgd(1e-3))
+    tried = [KNOWN[name](Context(problem, (x[0], y[0]))) for name in ("small_lsuv", "adam_atan2")]
+    treatment = vj.cure(problem, list(zip(x, y, strict=True)), steps=40, remedies=tried)
+    assert treatment.accepted == ()
+    small, untreated = treatment.trials[1], treatment.trials[0]
+    assert small.loss < 0.9 * untreated.loss
+    assert "one output for all inputs reaches" in small.reason
+
+
+def test_every_step_of_a_trial_draws_anew():
+    def loss_fn(w, batch, *, key):
+        return w * jax.random.normal(key) if key is not None else w
+
+    problem = vj.Problem(loss_fn, jnp.ones(()), optax.sgd(0.0), with_key=True)
+    one, other = (
+        race([problem], jnp.ones((5, 2)), jnp.ones((2, 2)), jax.random.key(i))[0] for i in (1, 2)
+    )
+    assert len({*one.losses.tolist(), *other.losses.tolist()}) == 10
+    np.testing.assert_array_equal(one.held_out, 1.0)
+
+
+def test_what_needs_a_rectifier_refuses_before_it_looks(monkeypatch):
+    def looked(*_):
+        raise AssertionError("it looked")
+
+    monkeypatch.setattr(remedies, "probe", looked)
+    monkeypatch.setattr(remedies, "find_layers", looked)
+    for name in ("looks_linear", "slow_looks_linear"):
+        make = context(network("tanh"), activations=("unit_slope", None))
+        if name == "slow_looks_linear":
+            make.__dict__["layers"] = vj.find_layers(make.problem.params)
+        with pytest.raises(ValueError, match="its activations aren't rectifiers"):
+            KNOWN[name](make).treat(make.problem)
+
+
+class Transformer(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        h = nn.Embed(11, 16)(tokens)
+        for _ in range(2):
+            h = h + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(h))
+            h = h + nn.Dense(16)(nn.relu(nn.Dense(32)(nn.LayerNorm()(h))))
+        return nn.Dense(11)(h)
+
+
+def test_what_is_not_for_a_transformer_refuses_by_name_without_training():
+    tokens = jax.random.randint(KEY, (6, 4, 5), 0, 11)
+    params = Transformer().init(KEY, tokens[0])["params"]
+
+    def loss_fn(params, batch):
+        logits = Transformer().apply({"params": params}, batch)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch).mean()
+
+    problem = vj.Problem(loss_fn, params, optax.adam(1e-3))
+    with pytest.raises(ValueError, match="no bias beside it"):
+        KNOWN["looks_linear"](Context(problem, tokens[0])).treat(problem)
+    treated = KNOWN["deep_muon"](Context(problem, tokens[0])).treat(problem)
+    with pytest.raises(ValueError, match="no bias beside it"):
+        jax.eval_shape(treated.tx.init, params)
