@@ -31,6 +31,10 @@ _REDUCTION = "reduce_"
 _REACH = 40.0
 _POINTS = 1024
 _FLAT = 0.02  # a slope that is smaller, relative to the largest, counts as none (softsign: .002)
+# Its whole rise over its steepest slope: tanh 2, sigmoid 4, a guarded logarithm .04, 1 / x .01.
+_LEAST_WIDTH = 0.05
+# Share of the rise that lies far out: softsign .02, a guarded logarithm .07, a root .2.
+_UNENDED = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +212,14 @@ def _slopes(slope: Callable[[Any], Any], aval: Any) -> tuple[float, bool]:
             ]
         )
     steepest = float(np.max(slopes, initial=0.0, where=np.isfinite(slopes)))
-    far = np.where(np.isfinite(slopes), slopes, np.inf)[np.abs(points) > _REACH / 2]
-    return steepest, bool(np.all(far <= _FLAT * steepest))
+    known = np.where(np.isfinite(slopes), slopes, np.inf)
+    far = np.abs(points) > _REACH / 2
+    # A logarithm, a root or an inverse is steep at a point alone, and flat beside that.
+    change = known * np.gradient(points)
+    whole = np.sum(change)
+    is_wide = whole >= _LEAST_WIDTH * steepest
+    has_ended = np.sum(change[far]) <= _UNENDED * whole
+    return steepest, bool(np.all(known[far] <= _FLAT * steepest) and is_wide and has_ended)
 
 
 def _text(activation: Activation) -> Any:

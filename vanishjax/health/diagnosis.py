@@ -14,6 +14,7 @@ from vanishjax import report
 from vanishjax.compilation import jit_once
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, json_value
+from vanishjax.health.origin import fault_of
 from vanishjax.health.probe import Probe, probe
 from vanishjax.health.response import Response, effectiveness, step_response
 from vanishjax.health.rules import apply_rules
@@ -115,13 +116,14 @@ def diagnose(
       (False, ['mean_collapse', 'vanishing_gradient', 'blind_optimizer'])
     """
     measured = probe(loss_fn, params, batch)
+    fault = fault_of(measured, loss_fn, params, batch)
     if tx is None:
-        return Diagnosis(apply_rules(Examination(measured)), measured)
+        return Diagnosis(apply_rules(Examination(measured, fault=fault)), measured)
     parameters = measured.parameters
     response = _step_response(tx, params, parameters.layers)
     share = np.asarray(effectiveness(response, parameters.rms), np.float64)
     step = _step_rms(response, parameters.rms)
-    seen = Examination(measured, share, np.asarray(response.degree), step)
+    seen = Examination(measured, share, np.asarray(response.degree), step, fault)
     return Diagnosis(apply_rules(seen), measured, share)
 
 

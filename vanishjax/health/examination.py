@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.health.origin import Fault
 from vanishjax.health.probe import Probe
 
 # What the cotangent's energy may lose or win between the output and a layer, in nats. Of 56
@@ -29,12 +30,15 @@ class Examination:
         gradient, 0 if it doesn't depend on its size; None without an optimizer.
       step_rms: For each layer of parameters the root mean square of one step; None without an
         optimizer.
+      fault: What made the loss or a gradient infinite or NaN; None if nothing did, or it can't be
+        told.
     """
 
     probe: Probe
     effectiveness: np.ndarray[Any, Any] | None = None
     degree: np.ndarray[Any, Any] | None = None
     step_rms: np.ndarray[Any, Any] | None = None
+    fault: Fault | None = None
 
     @property
     def is_linear(self) -> bool:

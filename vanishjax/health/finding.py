@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,26 @@ Rule = Literal[
     "bad_start",
     "unmeasured",
     "memory",
+    "lost_updates",
+    "does_not_learn",
 ]
 Severity = Literal["critical", "warning", "note"]
+
+
+class Where(NamedTuple):
+    """A line of the user's code, and the operation there.
+
+    Example:
+      >>> print(Where("train.py", 12, "log"))
+      train.py:12 log
+    """
+
+    file: str
+    line: int
+    operation: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.operation}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +59,7 @@ class Finding:
       evidence: The numbers that the rule saw, by name.
       cause: One plain sentence.
       remedies: What to do, the best first.
+      where: The line and the operation in the user's own code, where there is one.
     """
 
     rule: Rule
@@ -49,6 +68,7 @@ class Finding:
     evidence: Mapping[str, float]
     cause: str
     remedies: tuple[str, ...] = ()
+    where: Where | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON types.
@@ -63,6 +83,7 @@ class Finding:
             "layers": list(self.layers),
             "evidence": json_value(dict(self.evidence)),
             "remedies": list(self.remedies),
+            "where": None if self.where is None else str(self.where),
         }
 
 

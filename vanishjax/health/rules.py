@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vanishjax._jaxpr import Span
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
@@ -85,7 +86,17 @@ def nonfinite(seen: Examination) -> Finding | None:
         layers = pick(parameters.layers.names, wrong)
         cause = "The loss is finite, but its gradient isn't: something has an infinite slope."
         remedies = ("guard a root's or quotient's argument with jnp.where", "skip_nonfinite")
-    return Finding("nonfinite", "critical", layers, evidence, cause, remedies)
+    where = None
+    if seen.fault is not None and not broken.any():
+        where, cause, remedies, span = seen.fault
+        evidence |= {} if span is None else _operand(span)
+    return Finding("nonfinite", "critical", layers, evidence, cause, remedies, where)
+
+
+def _operand(span: Span) -> dict[str, float]:
+    """What went into the operation that made infinity or NaN."""
+    least, largest, zeros = span
+    return {"operand_least": least, "operand_largest": largest, "operand_zeros": float(zeros)}
 
 
 def saturated_units(seen: Examination) -> Finding | None:

@@ -110,6 +110,7 @@ def _finding(finding: Mapping[str, Any]) -> str:
     lines = [
         textwrap.fill(head, _WIDTH, subsequent_indent="    "),
         textwrap.fill(finding["cause"], _WIDTH, initial_indent="    ", subsequent_indent="    "),
+        f"    at {finding['where']}" if finding.get("where") else "",
         textwrap.fill(evidence, _WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
     for number, remedy in enumerate(finding["remedies"], 1):
