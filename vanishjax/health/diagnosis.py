@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import optax
 
@@ -14,6 +15,7 @@ from vanishjax import report
 from vanishjax.compilation import jit_once
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, json_value
+from vanishjax.health.lost import moved_share
 from vanishjax.health.origin import fault_of
 from vanishjax.health.probe import Probe, probe
 from vanishjax.health.response import Response, effectiveness, step_response
@@ -123,7 +125,8 @@ def diagnose(
     response = _step_response(tx, params, parameters.layers)
     share = np.asarray(effectiveness(response, parameters.rms), np.float64)
     step = _step_rms(response, parameters.rms)
-    seen = Examination(measured, share, np.asarray(response.degree), step, fault)
+    moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
+    seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved)
     return Diagnosis(apply_rules(seen), measured, share)
 
 

@@ -32,6 +32,8 @@ class Examination:
         optimizer.
       fault: What made the loss or a gradient infinite or NaN; None if nothing did, or it can't be
         told.
+      moved: For each layer of parameters the share of its 16-bit entries that one step moves to
+        another number; None where none is lost.
     """
 
     probe: Probe
@@ -39,6 +41,7 @@ class Examination:
     degree: np.ndarray[Any, Any] | None = None
     step_rms: np.ndarray[Any, Any] | None = None
     fault: Fault | None = None
+    moved: np.ndarray[Any, Any] | None = None
 
     @property
     def is_linear(self) -> bool:

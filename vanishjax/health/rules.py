@@ -16,6 +16,7 @@ from vanishjax._jaxpr import Span
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
+from vanishjax.health.lost import lost_updates
 from vanishjax.health.memory import memory
 from vanishjax.health.probe import ParameterGradients, Probe
 from vanishjax.health.start import bad_start
@@ -290,6 +291,7 @@ RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
     "bad_start": bad_start,
     "underflow": underflow,
     "blind_optimizer": blind_optimizer,
+    "lost_updates": lost_updates,
     "unmeasured": unmeasured,
     "memory": memory,
 }
