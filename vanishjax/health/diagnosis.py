@@ -15,6 +15,7 @@ from vanishjax import report
 from vanishjax.compilation import jit_once
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, json_value
+from vanishjax.health.learning import Learning, learn
 from vanishjax.health.lost import moved_share
 from vanishjax.health.origin import fault_of
 from vanishjax.health.probe import Probe, probe
@@ -31,6 +32,7 @@ class Diagnosis:
       probe: The measurements.
       effectiveness: For each layer of parameters (`probe.parameters.layers`) the share of its step
         that the optimizer takes; None if none was given.
+      learning: Some steps of training; None if none were asked for.
 
     Example:
       >>> import jax.numpy as jnp
@@ -42,12 +44,23 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     probe: Probe
     effectiveness: np.ndarray[Any, Any] | None = None
+    learning: Learning | None = None
+
+    @property
+    def losses(self) -> np.ndarray[Any, Any] | None:
+        """`[steps + 1]`, the loss over the steps of training; None if none were asked for."""
+        return None if self.learning is None else self.learning.losses
 
     @property
     def verdict(self) -> Literal["healthy", "sick", "unknown"]:
-        """Whether it will train: "unknown" where something that matters couldn't be measured."""
+        """Whether it will train.
+
+        "unknown" where something that matters couldn't be measured, unless training showed it.
+        """
         if any(finding.severity == "critical" for finding in self.findings):
             return "sick"
+        if self.learning is not None and self.learning.learns:
+            return "healthy"
         hidden = (one.rule == "unmeasured" and one.severity == "warning" for one in self.findings)
         return "unknown" if any(hidden) else "healthy"
 
@@ -67,6 +80,7 @@ class Diagnosis:
             "findings": [finding.to_dict() for finding in self.findings],
             "probe": self.probe.to_dict(),
             "effectiveness": json_value(self.effectiveness),
+            "learning": None if self.learning is None else json_value(self.learning.to_dict()),
         }
 
     def plot(self, path: str | Path) -> Path:
@@ -90,6 +104,9 @@ def diagnose(
     params: Any,
     batch: Any,
     tx: optax.GradientTransformation | None = None,
+    *,
+    steps: int | None = None,
+    held_out: Any = None,
 ) -> Diagnosis:
     """Says whether a network will train, and if not, which layers starve, why, and what helps.
 
@@ -102,6 +119,11 @@ def diagnose(
       batch: A few hundred examples tell more than a few.
       tx: The optimizer. Its steps are measured at all sizes of gradient to see what its eps eats,
         and one whose steps shrink with the gradient (SGD) is held to a stricter limit.
+      steps: If given, a copy of the network is also trained so many steps on the batch, with `tx`
+        or else Adam at 1e-3: `does_not_learn` fires where the loss gets no better than that of the
+        best constant output. That decides a verdict that would be "unknown", and takes back no
+        other finding.
+      held_out: Another batch, whose loss those steps are judged by.
 
     Returns:
       The verdict: `str()` is a report, `plot(path)` a picture.
@@ -119,15 +141,20 @@ def diagnose(
     """
     measured = probe(loss_fn, params, batch)
     fault = fault_of(measured, loss_fn, params, batch)
+    learning = None
+    if steps is not None:
+        constant = measured.constant_loss
+        learning = learn(loss_fn, params, batch, tx, steps, constant=constant, held_out=held_out)
     if tx is None:
-        return Diagnosis(apply_rules(Examination(measured, fault=fault)), measured)
+        seen = Examination(measured, fault=fault, learning=learning)
+        return Diagnosis(apply_rules(seen), measured, learning=learning)
     parameters = measured.parameters
     response = _step_response(tx, params, parameters.layers)
     share = np.asarray(effectiveness(response, parameters.rms), np.float64)
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
-    seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved)
-    return Diagnosis(apply_rules(seen), measured, share)
+    seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learning)
+    return Diagnosis(apply_rules(seen), measured, share, learning)
 
 
 def _step_rms(response: Response, gradient_rms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

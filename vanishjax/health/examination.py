@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.health.learning import Learning
 from vanishjax.health.origin import Fault
 from vanishjax.health.probe import Probe
 
@@ -34,6 +35,7 @@ class Examination:
         told.
       moved: For each layer of parameters the share of its 16-bit entries that one step moves to
         another number; None where none is lost.
+      learning: Some steps of training; None if none were asked for.
     """
 
     probe: Probe
@@ -42,6 +44,7 @@ class Examination:
     step_rms: np.ndarray[Any, Any] | None = None
     fault: Fault | None = None
     moved: np.ndarray[Any, Any] | None = None
+    learning: Learning | None = None
 
     @property
     def is_linear(self) -> bool:

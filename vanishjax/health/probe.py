@@ -272,9 +272,7 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
     anatomy = _jaxpr.dissect(program, trace)
     widths: dict[int, int] = {}
 
-    types: dict[int, str] = {
-        site.tap: str(site.output.aval.dtype) for site in anatomy.sites.values()
-    }
+    types = {site.tap: site.dtype for site in anatomy.sites.values()}
 
     def observe(site: _jaxpr.Site, x: jax.Array) -> Statistics:
         widths[site.tap] = int(np.prod([x.shape[axis] for axis in site.units], dtype=int))

@@ -16,6 +16,7 @@ from vanishjax._jaxpr import Span
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
+from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_updates
 from vanishjax.health.memory import memory
 from vanishjax.health.probe import ParameterGradients, Probe
@@ -294,6 +295,7 @@ RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
     "lost_updates": lost_updates,
     "unmeasured": unmeasured,
     "memory": memory,
+    "does_not_learn": lambda seen: does_not_learn(seen.learning),
 }
 """The rules in the order in which they explain one another."""
 

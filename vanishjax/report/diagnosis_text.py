@@ -47,6 +47,8 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
     verdict = printable_tree(verdict)
     findings, probe = verdict["findings"], verdict["probe"]
     blocks = [_headline(verdict), *map(_finding, findings)]
+    if verdict.get("learning"):
+        blocks.append(_learning(verdict["learning"]))
     if probe["names"]:
         blocks.append(_layers(probe))
     share = verdict.get("effectiveness")
@@ -103,7 +105,8 @@ def _headline(verdict: Mapping[str, Any]) -> str:
 
 def _finding(finding: Mapping[str, Any]) -> str:
     names = layer_ranges(finding["layers"])
-    head = f"{_MARKS[finding['severity']]} {finding['rule'].replace('_', ' ')}: {names}"
+    head = f"{_MARKS[finding['severity']]} {finding['rule'].replace('_', ' ')}"
+    head += f": {names}" if names else ""
     evidence = " · ".join(
         f"{name.replace('_', ' ')} {_number(value)}" for name, value in finding["evidence"].items()
     )
@@ -120,6 +123,21 @@ def _finding(finding: Mapping[str, Any]) -> str:
             )
         )
     return "\n".join(line for line in lines if line.strip())
+
+
+def _learning(learning: Mapping[str, Any]) -> str:
+    """What some steps of training came to, in a line."""
+    steps = learning["steps"]
+    how = " with Adam at 1e-3" if learning["usual"] else ""
+    loss = "loss" if learning["held_out"] is None else "held-out loss"
+    line = (
+        f"Trained {steps} step{'s' if steps > 1 else ''}{how}: {loss} {_number(learning['start'])} "
+        f"to {_number(learning['end'])}"
+    )
+    if learning["constant"] is not None:
+        line += f", best constant output {_number(learning['constant'])}"
+    line += ": it learns." if learning["learns"] else ": it doesn't learn."
+    return textwrap.fill(line, _WIDTH)
 
 
 def _layers(probe: Mapping[str, Any]) -> str:
