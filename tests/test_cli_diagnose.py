@@ -135,7 +135,8 @@ def test_strict_is_for_machines(arguments, status):
 def test_every_option_reaches_the_network(here, monkeypatch):
     seen = []
 
-    def look(loss_fn, params, batch, tx):
+    def look(loss_fn, params, batch, tx, *, steps):
+        assert steps is None
         seen.append((params, batch, tx))
         raise ValueError("seen")
 

@@ -13,7 +13,7 @@ from PIL import Image
 import vanishjax as vj
 from vanishjax.health import rules
 from vanishjax.health.rules import Examination, apply_rules
-from vanishjax.report import layer_ranges
+from vanishjax.report import diagnosis_text, layer_ranges
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (128, 8))
@@ -294,6 +294,35 @@ def test_verdicts_are_json_and_pictures(sick, rule, tmp_path):
         pixels = np.asarray(image.convert("L"))
     assert pixels.shape[1] == 1500
     assert (pixels < 128).mean() > 0.005
+
+
+def test_a_report_fits_a_screen_and_leaves_out_boxes():
+    found = vj.diagnose(*_of(mlp("sigmoid", 24)), vj.adam(1e-3)).to_dict()
+    assert len(found["findings"]) == 3
+    lines = diagnosis_text(found).splitlines()
+    assert 30 < len(lines) <= 40
+    assert any(line.startswith("...") for line in lines)
+    assert lines[-1].startswith("output/kernel")
+
+    names = ["a/kernel/value", "value/kernel/value[0]", "value/kernel/value[1]"]
+    probe = {name: [0.0] * 3 for name in found["probe"] if isinstance(found["probe"][name], list)}
+    probe |= {"names": names, "loss": 1.0, "sum_log_chi": 0.0}
+    finding = {
+        "rule": "memory",
+        "severity": "note",
+        "layers": names,
+        "evidence": {},
+        "cause": "Between a/kernel/value and value/kernel/value[0].",
+        "remedies": [],
+    }
+    told = diagnosis_text({"verdict": "healthy", "findings": [finding], "probe": probe})
+    assert "a/kernel, value/kernel[0..1]" in told
+    assert "Between a/kernel and value/kernel[0]." in told
+    assert "/value" not in told
+    boxed = finding | {"layers": ["dict/value", "b/kernel"]}
+    assert "dict/value" in diagnosis_text(
+        {"verdict": "healthy", "findings": [boxed], "probe": probe | {"names": []}}
+    )
 
 
 def test_ranges_of_layers():

@@ -563,6 +563,38 @@ def test_what_is_no_ailment(fields):
     assert verdict(history(**fields)) == {}
 
 
+@pytest.mark.parametrize("gradient", [[1.0, 0.5, 2.0], [1.0, 0.0, 2.0]])
+def test_what_is_frozen_from_the_start_is_a_note(gradient):
+    still = {"still_steps": lambda t: [0, t + 1, 0]}
+    frozen = still | {"gradient_norm": gradient, "update_norm": [0.01, 0, 0.01]}
+    (finding,) = assess(history(**frozen), NAMES)
+    assert (finding.rule, finding.severity, finding.layers) == ("stalled_layer", "note", ("b",))
+    moved_once = frozen | {"update_norm": lambda t: [0.01, 0 if t > 4 else 0.01, 0.01]}
+    tiny = frozen | {"gradient_norm": [1.0, 1e-20, 2.0]}
+    for course in (moved_once, tiny):
+        found = {one.rule: one.severity for one in assess(history(**course), NAMES)}
+        assert found["stalled_layer"] == "warning"
+    nothing_moves = {"still_steps": lambda t: t + 1, "update_norm": 0.0}
+    (finding,) = assess(history(**nothing_moves), NAMES)
+    assert (finding.rule, finding.severity) == ("stalled_layer", "critical")
+
+
+def test_frozen_layers_of_a_run_raise_no_warning():
+    labels = {"head": "train", "body": "freeze"}
+    groups = {"train": optax.adam(1e-2), "freeze": optax.set_to_zero()}
+    tx = monitor(optax.partition(groups, labels))
+    params = {"body": jnp.ones((3, 3)), "head": jnp.ones((3, 1))}
+    state, healths = tx.init(params), []
+    layers = vj.find_layers(params)
+    for _ in range(10):
+        gradient = jax.grad(lambda p: jnp.sum(jnp.tanh(p["body"] @ p["head"]) ** 2))(params)
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        healths.append(read_health(state))
+    (finding,) = assess(healths, layers)
+    assert (finding.severity, finding.layers) == ("note", ("body",))
+
+
 def test_change_needs_a_history_and_severity_an_extent():
     assert verdict(history(7, gradient_norm=lambda t: falling(2 * t))) == {}
     repeated = history(2, gradient_norm=lambda t: falling(12 * t)) * 6

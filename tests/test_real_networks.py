@@ -372,6 +372,10 @@ SICK = {
         "saturated_attention",
     ),
     "logits": (lambda: transformer(1, change=(100, "head")), "bad_start"),
+    "embedding": (
+        lambda: transformer(2, scanned=True, change=(1e-6, "embedding", "position")),
+        "exploding_gradient",
+    ),
     "BatchNorm and dropout": (lambda: images(ConvNet(bias=-50.0, dropout=0.1)), "dead_units"),
     "diverging equilibrium": (lambda: equilibrium(6.0), "exploding_gradient"),
 }
@@ -410,6 +414,8 @@ def test_what_starves_is_named_and_what_is_fed_is_not():
     penalized = finding("penalized chain", "vanishing_gradient")
     assert "1" in penalized.layers
     assert set(finding("logits", "bad_start").layers) == {"head/kernel"}
+    embedding = finding("embedding", "exploding_gradient")
+    assert "what Embed_0/embedding puts out" in embedding.cause
     attention = finding("queries and keys", "saturated_attention")
     assert all("query" in name or "key" in name for name in attention.layers)
 

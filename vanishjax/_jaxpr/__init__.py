@@ -5,7 +5,20 @@ from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
 from vanishjax._jaxpr.chain import Link, links
 from vanishjax._jaxpr.contraction import Matrix
+from vanishjax._jaxpr.examine import Path
 from vanishjax._jaxpr.intake import kernel_inputs
+from vanishjax._jaxpr.origin import (
+    Origin,
+    Span,
+    Step,
+    common_lines,
+    custom_function,
+    find_origin,
+    library_function,
+    spans_of,
+    steps_of,
+    user_place,
+)
 from vanishjax._jaxpr.paths import Paths
 from vanishjax._jaxpr.program import Program, flatten, is_array, split_arrays, trace_loss
 from vanishjax._jaxpr.rows import WHOLE, Cut, Update
@@ -13,6 +26,7 @@ from vanishjax._jaxpr.tail import constant_tail
 from vanishjax._jaxpr.taps import dummies_for, tapped_loss
 from vanishjax._jaxpr.uses import Trace, parameter_uses
 from vanishjax._jaxpr.values import Use
+from vanishjax._jaxpr.versions import Place
 from vanishjax._jaxpr.watched import Watched
 
 __all__ = [
@@ -24,24 +38,36 @@ __all__ = [
     "Link",
     "Looping",
     "Matrix",
+    "Origin",
     "Passing",
+    "Path",
     "Paths",
+    "Place",
     "Program",
     "Site",
+    "Span",
+    "Step",
     "Trace",
     "Update",
     "Use",
     "Watched",
     "adjusted_forward",
+    "common_lines",
     "constant_tail",
+    "custom_function",
     "dissect",
     "dummies_for",
+    "find_origin",
     "flatten",
     "is_array",
     "kernel_inputs",
+    "library_function",
     "links",
     "parameter_uses",
+    "spans_of",
     "split_arrays",
+    "steps_of",
     "tapped_loss",
     "trace_loss",
+    "user_place",
 ]

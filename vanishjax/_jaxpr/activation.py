@@ -32,6 +32,10 @@ _REACH = 40.0
 _POINTS = 1024
 _FLAT = 0.02  # a slope that is smaller, relative to the largest, counts as none (softsign: .002)
 _ALIKE = 0.02  # slopes that differ by less than this count as one
+# Its whole rise over its steepest slope: tanh 2, sigmoid 4, a guarded logarithm .04, 1 / x .01.
+_LEAST_WIDTH = 0.05
+# Share of the rise that lies far out: softsign .02, a guarded logarithm .07, a root .2.
+_UNENDED = 0.05
 
 
 class Shape(NamedTuple):
@@ -228,8 +232,15 @@ def _slopes(slope: Callable[[Any], Any], aval: Any) -> Shape:
     kind = _kind(slopes)
     slopes = np.abs(slopes)
     steepest = float(np.max(slopes, initial=0.0, where=np.isfinite(slopes)))
-    far = np.where(np.isfinite(slopes), slopes, np.inf)[np.abs(points) > _REACH / 2]
-    return Shape(steepest, bool(np.all(far <= _FLAT * steepest)), kind)
+    known = np.where(np.isfinite(slopes), slopes, np.inf)
+    far = np.abs(points) > _REACH / 2
+    # A logarithm, a root or an inverse is steep at a point alone, and flat beside that.
+    change = known * np.gradient(points)
+    whole = np.sum(change)
+    is_wide = whole >= _LEAST_WIDTH * steepest
+    has_ended = np.sum(change[far]) <= _UNENDED * whole
+    bounded = bool(np.all(known[far] <= _FLAT * steepest) and is_wide and has_ended)
+    return Shape(steepest, bounded, kind)
 
 
 def _kind(slopes: np.ndarray[Any, Any]) -> str:

@@ -22,7 +22,7 @@ from vanishjax._jaxpr.program import Program
 from vanishjax._jaxpr.reach import GRADIENT, Reach
 from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.values import Use
-from vanishjax._jaxpr.versions import scan_split, shape_of
+from vanishjax._jaxpr.versions import dtype_of, scan_split, shape_of
 from vanishjax._jaxpr.watched import Watched, find_softmaxes, intake_of
 
 
@@ -49,6 +49,11 @@ class Site:
     units: tuple[int, ...]
     output: Var
     output_samples: tuple[int, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The number type of the kernel's output, and so of its cotangent."""
+        return str(dtype_of(self.output))
 
 
 class Passing(NamedTuple):

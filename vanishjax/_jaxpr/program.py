@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
 from vanishjax._jaxpr.versions import bind, called, constants, open_jaxpr, scan_split, shape_of
 
-_INLINED = frozenset(
+INLINED = frozenset(
     ["jit", "pjit", "closed_call", "core_call", "core_closed_call", "remat", "remat2", "checkpoint"]
 )
 
@@ -171,7 +171,7 @@ class Evaluator:
         write(jaxpr.invars, arguments)
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
-            inner = called(eqn) if eqn.primitive.name in _INLINED else None
+            inner = called(eqn) if eqn.primitive.name in INLINED else None
             if inner is not None:
                 results = self(open_jaxpr(inner), constants(inner), operands)
             elif eqn.primitive.name == "scan":

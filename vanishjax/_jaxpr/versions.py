@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
@@ -67,6 +68,14 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return list(results) if eqn.primitive.multiple_results else [results]
 
 
+def varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """An array, marked as differing along axes of a mesh, inside a shard_map that checks that."""
+    kind = jax.typeof(x)
+    known = kind.vma if hasattr(kind, "vma") else kind.mat.varying
+    missing = tuple(axis for axis in axes if axis not in known)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
 def shape_of(x: Any) -> Any:
     """A value's shape; what has none is returned as it is."""
     return getattr(x, "shape", x)
@@ -80,3 +89,32 @@ def dtype_of(variable: Any) -> Any:
 def is_key(aval: Any) -> bool:
     """Whether a variable holds random keys."""
     return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
+
+
+class Place(NamedTuple):
+    """A line of Python, and the function that it is in."""
+
+    file: str
+    line: int
+    column: int
+    function: str
+
+
+def places(eqn: JaxprEqn) -> list[Place]:
+    """The lines that made an equation, the innermost first; none where JAX doesn't tell.
+
+    Inside a jitted function JAX tells of the lines up to that function alone.
+    """
+    traceback = eqn.source_info.traceback
+    if traceback is None:
+        return []
+    frames = (
+        source_info_util.raw_frame_to_frame(code, instruction)
+        for code, instruction in zip(*traceback.raw_frames(), strict=True)
+    )
+    return [Place(f.file_name, f.start_line, f.start_column, f.function_name) for f in frames]
+
+
+def is_jax(place: Place) -> bool:
+    """Whether a line is JAX's own, or Python's."""
+    return not source_info_util.is_user_filename(place.file)

@@ -27,7 +27,7 @@ from vanishjax.cli.network import (
     network_options,
     progress,
 )
-from vanishjax.cli.options import file_path
+from vanishjax.cli.options import file_path, whole
 
 if TYPE_CHECKING:
     from vanishjax.health import Diagnosis
@@ -44,6 +44,12 @@ _COMPILING = "compiling the network"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this command's options."""
     add_target_options(parser, f"training examples to look at (default: {BATCH_SIZE}, or all)")
+    parser.add_argument(
+        "--steps",
+        type=whole(1),
+        metavar="N",
+        help="also train so many steps on these examples, and say whether it learns",
+    )
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
@@ -80,14 +86,14 @@ def run(options: argparse.Namespace) -> int:
                 results_folder(NAME, options.out, FILES, options.overwrite)
             )
         if options.target is None:
-            verdict = _diagnose_mlp(chosen)
+            verdict = _diagnose_mlp(chosen, options.steps)
         else:
-            verdict = _diagnose_target(options.target)
+            verdict = _diagnose_target(options.target, options.steps)
         _show(verdict, folder, options.json)
     return 1 if options.strict and not verdict.healthy else 0
 
 
-def _diagnose_mlp(options: argparse.Namespace) -> Diagnosis:
+def _diagnose_mlp(options: argparse.Namespace, steps: int | None) -> Diagnosis:
     size = options.batch_size or BATCH_SIZE
     # A small data set is only too small for a batch asked for.
     dataset = load_examples(options, options.batch_size or 1)
@@ -96,17 +102,17 @@ def _diagnose_mlp(options: argparse.Namespace) -> Diagnosis:
 
         batch = (dataset.train.inputs[:size], dataset.train.labels[:size])
         problem = make_problem(options, dataset, batch)
-        return diagnose(problem.loss_fn, problem.params, batch, problem.tx)
+        return diagnose(problem.loss_fn, problem.params, batch, problem.tx, steps=steps)
 
 
-def _diagnose_target(name: str) -> Diagnosis:
+def _diagnose_target(name: str, steps: int | None) -> Diagnosis:
     from vanishjax.cli.target import looking_at, open_target
 
     with progress(_COMPILING), open_target(name) as target:
         from vanishjax.health import diagnose
 
         with looking_at(name):
-            return diagnose(target.problem, target.batch)
+            return diagnose(target.problem, target.batch, steps=steps)
 
 
 def _show(verdict: Diagnosis, folder: Path | None, as_json: bool) -> None:

@@ -34,6 +34,10 @@ STALLED_OBSERVATIONS = 3
 DEAD_RISE = 0.25
 DEAD_FRACTION = 0.5
 
+# A gradient this much smaller than the largest may be lost in the optimizer; a larger one is held
+# back on purpose where no update comes of it.
+LOST_GRADIENT = 1e-6
+
 _ORDER = {"critical": 0, "warning": 1, "note": 2}
 
 
@@ -160,8 +164,20 @@ def _stalled(course: _Course) -> list[Finding]:
     stalled = seen.still_steps[-1] >= STALLED_OBSERVATIONS
     rounded = stalled & (seen.update_norm[-1] > 0)
     findings = []
-    if (stalled & ~rounded).any():
-        mask = stalled & ~rounded
+    frozen = stalled & ~rounded & _frozen(course)
+    if frozen.any():
+        findings.append(
+            Finding(
+                "stalled_layer",
+                "note",
+                course.named(frozen),
+                {"still_observations": float(seen.still_steps[-1][frozen].min())},
+                "They have had no update from the start, while others move: frozen, it seems.",
+                ("nothing, if they are frozen on purpose", "else diagnose the network"),
+            )
+        )
+    if (stalled & ~rounded & ~frozen).any():
+        mask = stalled & ~rounded & ~frozen
         findings.append(
             Finding(
                 "stalled_layer",
@@ -191,6 +207,15 @@ def _stalled(course: _Course) -> list[Finding]:
             )
         )
     return findings
+
+
+def _frozen(course: _Course) -> Any:
+    """Layers that never had an update, and whose gradient isn't so small that it could be why."""
+    seen = course.seen
+    still = (seen.update_norm == 0).all(axis=0) & (seen.update_norm[-1] > 0).any()
+    largest = seen.gradient_norm.max(axis=1, keepdims=True)
+    stopped = (seen.gradient_norm == 0).all(axis=0)
+    return still & (stopped | (seen.gradient_norm > LOST_GRADIENT * largest).all(axis=0))
 
 
 def _blind(course: _Course) -> list[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import optax
 
@@ -14,6 +15,9 @@ from vanishjax import report
 from vanishjax.compilation import jit_once
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, json_value
+from vanishjax.health.learning import Learning, learn
+from vanishjax.health.lost import moved_share
+from vanishjax.health.origin import fault_of
 from vanishjax.health.probe import Probe, probe
 from vanishjax.health.response import Response, effectiveness, step_response
 from vanishjax.health.rules import apply_rules
@@ -30,6 +34,7 @@ class Diagnosis:
       probe: The measurements.
       effectiveness: For each layer of parameters (`probe.parameters.layers`) the share of its step
         that the optimizer takes; None if none was given.
+      learning: Some steps of training; None if none were asked for.
 
     Example:
       >>> import jax.numpy as jnp
@@ -41,12 +46,23 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     probe: Probe
     effectiveness: np.ndarray[Any, Any] | None = None
+    learning: Learning | None = None
+
+    @property
+    def losses(self) -> np.ndarray[Any, Any] | None:
+        """`[steps + 1]`, the loss over the steps of training; None if none were asked for."""
+        return None if self.learning is None else self.learning.losses
 
     @property
     def verdict(self) -> Literal["healthy", "sick", "unknown"]:
-        """Whether it will train: "unknown" where something that matters couldn't be measured."""
+        """Whether it will train.
+
+        "unknown" where something that matters couldn't be measured, unless training showed it.
+        """
         if any(finding.severity == "critical" for finding in self.findings):
             return "sick"
+        if self.learning is not None and self.learning.learns:
+            return "healthy"
         hidden = (one.rule == "unmeasured" and one.severity == "warning" for one in self.findings)
         return "unknown" if any(hidden) else "healthy"
 
@@ -66,6 +82,7 @@ class Diagnosis:
             "findings": [finding.to_dict() for finding in self.findings],
             "probe": self.probe.to_dict(),
             "effectiveness": json_value(self.effectiveness),
+            "learning": None if self.learning is None else json_value(self.learning.to_dict()),
         }
 
     def plot(self, path: str | Path) -> Path:
@@ -94,6 +111,8 @@ def diagnose(
     has_aux: bool = False,
     with_key: bool = False,
     with_state: bool = False,
+    steps: int | None = None,
+    held_out: Any = None,
 ) -> Diagnosis:
     """Says whether a network will train, and if not, which layers starve, why, and what helps.
 
@@ -114,6 +133,11 @@ def diagnose(
       has_aux: As in `Problem`.
       with_key: As in `Problem`.
       with_state: As in `Problem`.
+      steps: If given, a copy of the network is also trained so many steps on the batch, with `tx`
+        or else Adam at 1e-3: `does_not_learn` fires where the loss gets no better than that of the
+        best constant output. That decides a verdict that would be "unknown", and takes back no
+        other finding.
+      held_out: Another batch, whose loss those steps are judged by.
 
     Returns:
       The verdict: `str()` is a report, `plot(path)` a picture.
@@ -142,14 +166,28 @@ def diagnose(
     )
     measured = probe(problem, batch)
     params, tx = gathered(problem.params), problem.tx
+    fault = fault_of(measured, problem.plain_loss, params, batch)
+    learning = None
+    if steps is not None:
+        learning = learn(
+            problem.plain_loss,
+            params,
+            batch,
+            tx,
+            steps,
+            constant=measured.constant_loss,
+            held_out=held_out,
+        )
     if tx is None:
-        return Diagnosis(apply_rules(Examination(measured)), measured)
+        seen = Examination(measured, fault=fault, learning=learning)
+        return Diagnosis(apply_rules(seen), measured, learning=learning)
     parameters = measured.parameters
     response = _step_response(tx, params, parameters.layers)
     share = np.asarray(effectiveness(response, parameters.rms), np.float64)
     step = _step_rms(response, parameters.rms)
-    seen = Examination(measured, share, np.asarray(response.degree), step)
-    return Diagnosis(apply_rules(seen), measured, share)
+    moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
+    seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learning)
+    return Diagnosis(apply_rules(seen), measured, share, learning)
 
 
 def _step_rms(response: Response, gradient_rms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.health.learning import Learning
+from vanishjax.health.origin import Fault
 from vanishjax.health.probe import Probe
 
 # What the cotangent's energy may lose or win between the output and a layer, in nats. Of 56
@@ -29,12 +31,20 @@ class Examination:
         gradient, 0 if it doesn't depend on its size; None without an optimizer.
       step_rms: For each layer of parameters the root mean square of one step; None without an
         optimizer.
+      fault: What made the loss or a gradient infinite or NaN; None if nothing did, or it can't be
+        told.
+      moved: For each layer of parameters the share of its 16-bit entries that one step moves to
+        another number; None where none is lost.
+      learning: Some steps of training; None if none were asked for.
     """
 
     probe: Probe
     effectiveness: np.ndarray[Any, Any] | None = None
     degree: np.ndarray[Any, Any] | None = None
     step_rms: np.ndarray[Any, Any] | None = None
+    fault: Fault | None = None
+    moved: np.ndarray[Any, Any] | None = None
+    learning: Learning | None = None
 
     @property
     def is_linear(self) -> bool:

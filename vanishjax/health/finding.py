@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,26 @@ Rule = Literal[
     "bad_start",
     "unmeasured",
     "memory",
+    "lost_updates",
+    "does_not_learn",
 ]
 Severity = Literal["critical", "warning", "note"]
+
+
+class Where(NamedTuple):
+    """A line of the user's code, and the operation there.
+
+    Example:
+      >>> print(Where("train.py", 12, "log"))
+      train.py:12 log
+    """
+
+    file: str
+    line: int
+    operation: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.operation}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +62,7 @@ class Finding:
       cause: One plain sentence.
       remedy_ids: What to do, the best first: ids of `vanishjax.health.REMEDIES`, or a sentence for
         what mends one operation alone.
+      where: The line and the operation in the user's own code, where there is one.
 
     Raises:
       ValueError: An id that isn't in that table.
@@ -55,6 +74,7 @@ class Finding:
     evidence: Mapping[str, float]
     cause: str
     remedy_ids: tuple[str, ...] = ()
+    where: Where | None = None
 
     def __post_init__(self) -> None:
         unknown = [one for one in self.remedy_ids if one not in REMEDIES and " " not in one]
@@ -89,6 +109,7 @@ class Finding:
             "remedy_ids": list(self.remedy_ids),
             "remedies": list(self.remedies),
             "code": list(self.code),
+            "where": None if self.where is None else str(self.where),
         }
 
 

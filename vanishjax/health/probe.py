@@ -80,6 +80,7 @@ class Probe:
       activations: For each layer the kind of its activation, "rectifier", "unit_slope" (as
         tanh) or "other"; None without one.
       is_chain: Whether all gradient to earlier layers passes through this layer's output.
+      dtypes: The number type that limits the gradient: of the kernel or of its output.
       loss: The loss.
       batch_size: Length of the batch's first axis, 0 if unknown.
       parameters: The gradients of all parameters.
@@ -270,6 +271,7 @@ class _Plan(NamedTuple):
     events: tuple[_jaxpr.Event, ...]
     widths: tuple[tuple[int, int], ...]  # by tap
     activations: tuple[tuple[int, str | None], ...]  # by tap
+    types: tuple[tuple[int, str], ...]  # of the kernels' outputs, by tap
     dtypes: tuple[str, ...]  # of the layers of parameters
     unmeasured: tuple[str, ...]
     paths: _jaxpr.Paths
@@ -316,12 +318,14 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
     widths: dict[int, int] = {}
     activations: dict[int, str | None] = {}
 
+    types = {site.tap: site.dtype for site in anatomy.sites.values()}
+
     def observe(site: _jaxpr.Site, x: jax.Array) -> Statistics:
         widths[site.tap] = int(np.prod([x.shape[axis] for axis in site.units], dtype=int))
         activations[site.tap] = None if site.activation is None else site.activation.kind
         return statistics(x, site.activation, site.samples, site.units)
 
-    narrow = any(x.dtype == jnp.float16 for x in leaves)
+    narrow = "float16" in {*types.values(), *(str(x.dtype) for x in leaves)}
     log_scale = _FLOAT16_LOG_SCALE if narrow else 0.0
 
     def tapped(leaves: list[Any], dummies: list[Any]) -> Any:
@@ -375,6 +379,7 @@ def _measure(loss: _Loss, leaves: list[Any], arrays: list[Any]) -> _Measured:
         anatomy.events,
         tuple(widths.items()),
         tuple(activations.items()),
+        tuple(types.items()),
         _dtypes(layers, leaves),
         tuple(layers.leaves[leaf].path for leaf in anatomy.hidden),
         anatomy.paths,
@@ -395,6 +400,11 @@ def _dtypes(layers: Layers, leaves: Sequence[Any]) -> tuple[str, ...]:
         for _ in np.ndindex(leaf.stack)
     ]
     return tuple(names[place] for place in layers.order)
+
+
+def _narrower(a: str, b: str) -> str:
+    """Of two number types the one that holds no numbers as small, or else the coarser one."""
+    return max(a, b, key=lambda x: (float(jnp.finfo(x).tiny), float(jnp.finfo(x).eps)))
 
 
 # From taps to layers.
@@ -427,8 +437,12 @@ def _assemble(values: _Values, plan: _Plan, batch: Any) -> Probe:
         log_chi = np.append(2 * (flows[:-1] - flows[1:]), 0.0)[: len(sites)]
         total = float(2 * (flows[0] - flows[-1])) if len(sites) else 0.0
     names, places = _names(plan.layers, [passed[i] for i in sites])
-    widths, activations = dict(plan.widths), dict(plan.activations)
-    parameters = _parameters(values, plan, places, taken[:-1][sites])
+    widths, activations, types = dict(plan.widths), dict(plan.activations), dict(plan.types)
+    dtypes = tuple(
+        _narrower(types[passed[i].event.tap], plan.dtypes[place])
+        for i, place in zip(sites, places, strict=True)
+    )
+    parameters = _parameters(values, plan, places, taken[:-1][sites], dtypes)
     watched = _watched(values, plan, [passed[i] for i in sites], names)
     supply = Supply.of(passed, log_norm, places, plan.paths)
 
@@ -452,7 +466,7 @@ def _assemble(values: _Values, plan: _Plan, batch: Any) -> Probe:
         **{field: of_sites(field) for field in Statistics._fields},
         widths=np.array([widths[passed[i].event.tap] for i in sites], int),
         is_chain=normalizes[sites],
-        dtypes=tuple(plan.dtypes[place] for place in places),
+        dtypes=dtypes,
         loss=float(values.loss),
         batch_size=_batch_size(batch),
         parameters=parameters,
@@ -551,7 +565,11 @@ _UNDERFLOW_FREE = 2.0**10
 
 
 def _parameters(
-    values: _Values, plan: _Plan, places: np.ndarray[Any, Any], taken: Vector
+    values: _Values,
+    plan: _Plan,
+    places: np.ndarray[Any, Any],
+    taken: Vector,
+    dtypes: Sequence[str],
 ) -> ParameterGradients:
     """The gradients of all parameters; a kernel with a single tap is right where it underflows."""
     rms = np.asarray(values.rms, np.float64)
@@ -559,8 +577,8 @@ def _parameters(
         log_rms = np.log(rms)
     uses = np.bincount(places, minlength=len(rms))
     tapped = np.asarray(values.log_tapped_rms, np.float64)
-    for place, log_scale in zip(places, taken, strict=True):
-        least = _UNDERFLOW_FREE * float(jnp.finfo(plan.dtypes[place]).tiny)
+    for place, log_scale, dtype in zip(places, taken, dtypes, strict=True):
+        least = _UNDERFLOW_FREE * float(jnp.finfo(dtype).tiny)
         followed = tapped[place] + log_scale
         if uses[place] == 1 and not rms[place] > least and not np.isnan(followed):
             log_rms[place] = followed

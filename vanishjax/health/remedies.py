@@ -157,6 +157,10 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "diagnose": Advice(
             "diagnose the network as it is now", "vj.diagnose(loss_fn, params, batch, tx)"
         ),
+        "more_steps": Advice("train for more steps"),
+        "another_rate": Advice("another learning rate"),
+        "labels": Advice("check that inputs and labels belong together"),
+        "cure": Advice("try remedies on this network", "vj.cure(problem, batches, steps=100)"),
         "train_and_look": Advice("train it for some steps on one batch, and look at the loss"),
         "contract": Advice("smaller kernels inside the solver (a spectral norm below 1)"),
         "solve_better": Advice("more iterations, or a smaller tolerance, on the way back"),
@@ -254,6 +258,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         "saturated_attention": Fitting(("small_queries", "scaled_scores", "qk_norm")),
         "bad_start": Fitting(("small_output", "lsuv")),
         "memory": Fitting(("orthogonal_cell", "gates", "skip_time")),
+        "lost_updates": Fitting(("stochastic_round", "kahan_sum", "float32", "larger_rate")),
     }
 )
 """What fits each cause, by the rule that found it."""

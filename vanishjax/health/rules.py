@@ -12,10 +12,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vanishjax._jaxpr import Span
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
+from vanishjax.health.learning import does_not_learn
+from vanishjax.health.lost import lost_updates
 from vanishjax.health.memory import memory
 from vanishjax.health.probe import ParameterGradients, Probe
 from vanishjax.health.start import bad_start
@@ -43,6 +46,9 @@ SATURATED_UNITS = 0.8
 
 # An optimizer that takes less than this share of its step in most layers is as good as still.
 BLIND_STEP = 0.1
+
+# What a layer puts out, over what layers do in the middle: below that normalizations divide by it.
+_SMALL = 1e-2
 
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
@@ -84,7 +90,17 @@ def nonfinite(seen: Examination) -> Finding | None:
         layers = pick(parameters.layers.names, wrong)
         cause = "The loss is finite, but its gradient isn't: something has an infinite slope."
         remedies = ("guard", "skip_nonfinite")
-    return Finding("nonfinite", "critical", layers, evidence, cause, remedies)
+    where = None
+    if seen.fault is not None and not broken.any():
+        where, cause, remedies, span = seen.fault
+        evidence |= {} if span is None else _operand(span)
+    return Finding("nonfinite", "critical", layers, evidence, cause, remedies, where)
+
+
+def _operand(span: Span) -> dict[str, float]:
+    """What went into the operation that made infinity or NaN."""
+    least, largest, zeros = span
+    return {"operand_least": least, "operand_largest": largest, "operand_zeros": float(zeros)}
 
 
 def saturated_units(seen: Examination) -> Finding | None:
@@ -144,6 +160,9 @@ def exploding_gradient(seen: Examination) -> Finding | None:
         return None
     factors = chain_factors(probe)
     chi, gain = factors["chi"], factors["weight_gain"]
+    divided = _divided_by_little(seen, pick(probe.names, flooded), float(np.max(reached)))
+    if divided is not None:
+        return divided
     return Finding(
         "exploding_gradient",
         "critical",
@@ -152,6 +171,32 @@ def exploding_gradient(seen: Examination) -> Finding | None:
         f"Every layer multiplies the gradient's energy by {chi:.2g}, so the first gets exp("
         f"{np.max(reached):.0f}) times it: the weights' gain, {gain:.2g}, is too large.",
         advised("exploding_gradient", probe),
+    )
+
+
+def _divided_by_little(seen: Examination, layers: tuple[str, ...], total: float) -> Finding | None:
+    """The first layers' outputs are tiny, and normalizations divide by their size."""
+    probe = seen.probe
+    sizes = probe.preactivation_rms
+    tiny = (sizes > 0) & (sizes < _SMALL * np.median(sizes))
+    count = len(tiny) if tiny.all() else int(np.argmin(tiny))  # of those that come first
+    # Up to the next sum of blocks: what is normalized before the block shows only there.
+    later = np.flatnonzero(probe.log_chi[count:])
+    grown = float(np.nansum(probe.log_chi[: count + 1 + (int(later[0]) if len(later) else 0)]))
+    if not count or grown < total / 2:
+        return None
+    name, size = probe.names[0], float(sizes[0])
+    return Finding(
+        "exploding_gradient",
+        "critical",
+        layers,
+        {"sum_log_chi": total, "in_the_first_layers": grown, "size": size, "limit": seen.reach},
+        f"Behind {name} the gradient's energy grows by exp({grown:.0f}): what {name} puts out, "
+        f"{size:.1e}, is divided by its own size, as a normalization does.",
+        (
+            f"larger values in {name}: its outputs should be of size 1",
+            "clip_by_layer_norm or adaptive_clip",
+        ),
     )
 
 
@@ -266,8 +311,10 @@ RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
     "bad_start": bad_start,
     "underflow": underflow,
     "blind_optimizer": blind_optimizer,
+    "lost_updates": lost_updates,
     "unmeasured": unmeasured,
     "memory": memory,
+    "does_not_learn": lambda seen: does_not_learn(seen.learning),
 }
 """The rules in the order in which they explain one another."""
 

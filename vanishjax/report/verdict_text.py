@@ -15,7 +15,9 @@ __all__ = ["diagnosis_text", "layer_ranges"]
 
 _MARKS = {"critical": "✗", "warning": "!", "note": "·"}
 _WIDTH = 96
-_SHOWN_LAYERS = 12
+_SHOWN_LAYERS, _LEAST_LAYERS = 12, 4
+_LINES = 40  # of a screen
+_BOXED = re.compile(r"/value(?=[][@\s,.;:]|$)")
 _BAR = 8
 _DEADLY = 13.0  # decades of energy, 30 nats: an empty bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -45,11 +47,14 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
           1. leaky_relu
                h = jax.nn.leaky_relu(h)
     """
-    verdict = printable_tree(verdict)
+    verdict = _unboxed(printable_tree(verdict))
     findings, probe = verdict["findings"], verdict["probe"]
     blocks = [_headline(verdict), *map(_finding, findings)]
+    if verdict.get("learning"):
+        blocks.append(_learning(verdict["learning"]))
     if probe["names"]:
-        blocks.append(_layers(probe))
+        used = sum(block.count("\n") + 2 for block in blocks)
+        blocks.append(_layers(probe, max(_LEAST_LAYERS, _LINES - used - 1)))
     share = verdict.get("effectiveness")
     if share and all(value is None for value in share):
         blocks.append(
@@ -57,6 +62,23 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
             "needs the loss function)."
         )
     return "\n\n".join(blocks)
+
+
+def _unboxed(verdict: Mapping[str, Any]) -> Any:
+    """The verdict without the last key of all paths of Flax's nnx, "value"."""
+    names = [*verdict["probe"]["names"]]
+    names += [name for finding in verdict["findings"] for name in finding["layers"]]
+    if not names or not all(_BOXED.search(name) for name in names):
+        return verdict
+
+    def unboxed(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {key: unboxed(value) for key, value in x.items()}
+        if isinstance(x, list):
+            return [unboxed(value) for value in x]
+        return _BOXED.sub("", x) if isinstance(x, str) else x
+
+    return unboxed(verdict)
 
 
 def layer_ranges(names: Sequence[str]) -> str:
@@ -104,13 +126,15 @@ def _headline(verdict: Mapping[str, Any]) -> str:
 
 def _finding(finding: Mapping[str, Any]) -> str:
     names = layer_ranges(finding["layers"])
-    head = f"{_MARKS[finding['severity']]} {finding['rule'].replace('_', ' ')}: {names}"
+    head = f"{_MARKS[finding['severity']]} {finding['rule'].replace('_', ' ')}"
+    head += f": {names}" if names else ""
     evidence = " · ".join(
         f"{name.replace('_', ' ')} {_number(value)}" for name, value in finding["evidence"].items()
     )
     lines = [
         textwrap.fill(head, _WIDTH, subsequent_indent="    "),
         textwrap.fill(finding["cause"], _WIDTH, initial_indent="    ", subsequent_indent="    "),
+        f"    at {finding['where']}" if finding.get("where") else "",
         textwrap.fill(evidence, _WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
     codes = finding.get("code", ())
@@ -126,20 +150,35 @@ def _finding(finding: Mapping[str, Any]) -> str:
     return "\n".join(line for line in lines if line.strip())
 
 
-def _layers(probe: Mapping[str, Any]) -> str:
+def _learning(learning: Mapping[str, Any]) -> str:
+    """What some steps of training came to, in a line."""
+    steps = learning["steps"]
+    how = " with Adam at 1e-3" if learning["usual"] else ""
+    loss = "loss" if learning["held_out"] is None else "held-out loss"
+    line = (
+        f"Trained {steps} step{'s' if steps > 1 else ''}{how}: {loss} {_number(learning['start'])} "
+        f"to {_number(learning['end'])}"
+    )
+    if learning["constant"] is not None:
+        line += f", best constant output {_number(learning['constant'])}"
+    line += ": it learns." if learning["learns"] else ": it doesn't learn."
+    return textwrap.fill(line, _WIDTH)
+
+
+def _layers(probe: Mapping[str, Any], lines: int) -> str:
     """A table of layers, the middle of a deep network left out."""
     names, chi = probe["names"], probe["log_chi"]
     decades = _decades(chi)
-    shown = _shown(len(names))
+    shown = _shown(len(names), min(lines - 1, _SHOWN_LAYERS))
     width = max(5, *(len(names[i]) for i in shown if i is not None))
-    lines = [
+    rows = [
         f"{'layer':{width}}  ln chi  energy reaching it  gradient     input  centered   rank  "
         "dead  sat."
     ]
     longest = max(_DEADLY, *(abs(x) for x in decades if x is not None))
     for i in shown:
         if i is None:
-            lines.append("...")
+            rows.append("...")
             continue
         row = [
             f"{names[i]:{width}}",
@@ -152,14 +191,14 @@ def _layers(probe: Mapping[str, Any]) -> str:
             f"{_percent(probe['dead_fraction'][i]):>4}",
             f"{_percent(probe['saturated_fraction'][i]):>4}",
         ]
-        lines.append("  ".join(row))
-    return "\n".join(lines)
+        rows.append("  ".join(row))
+    return "\n".join(rows)
 
 
-def _shown(count: int) -> list[int | None]:
-    if count <= _SHOWN_LAYERS:
+def _shown(count: int, most: int) -> list[int | None]:
+    if count <= most:
         return list(range(count))
-    half = _SHOWN_LAYERS // 2
+    half = most // 2
     return [*range(half), None, *range(count - half, count)]
 
 

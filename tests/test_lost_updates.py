@@ -1,0 +1,84 @@
+"""Number types too narrow: steps that are rounded away, gradients that underflow on the way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vanishjax as vj
+from vanishjax.health.lost import moved_share
+
+X = jax.random.normal(jax.random.key(1), (64, 8))
+LABELS = jnp.arange(64) % 4
+
+
+def mlp(**settings):
+    return vj.mlp_problem(8, (48, 48), 4, activation="tanh", **settings)
+
+
+def narrow(dtype=jnp.bfloat16):
+    return mlp(dtype=dtype, param_dtype=dtype)
+
+
+def finding(problem, tx, rule="lost_updates"):
+    found = vj.diagnose(problem.loss_fn, problem.params, (X, LABELS), tx)
+    return next((one for one in found.findings if one.rule == rule), None)
+
+
+@pytest.mark.parametrize(
+    ("rate", "severity"), [(1e-3, None), (1e-4, "warning"), (1e-5, "critical")]
+)
+def test_bfloat16_parameters_lose_small_steps(rate, severity):
+    found = finding(narrow(), vj.adam(rate))
+    if severity is None:
+        assert found is None
+        return
+    assert found.severity == severity
+    assert "hidden_0/kernel" in found.layers
+    assert "bias" not in "".join(found.layers)  # zeros move by any step
+    assert "stochastic_round" in found.remedies[0]
+    assert "kahan_sum" in found.remedies[0]
+    assert "float32" in found.remedies[1]
+
+
+@pytest.mark.parametrize("keep", [vj.stochastic_round, vj.kahan_sum])
+def test_what_keeps_the_updates_loses_none(keep):
+    kept = optax.chain(vj.adam(1e-5), keep())
+    assert finding(narrow(), kept) is None
+    assert finding(narrow(), optax.chain(optax.clip(1.0), optax.chain(kept))) is None
+    assert finding(mlp(), vj.adam(1e-7)) is None  # float32
+    assert finding(mlp(dtype=jnp.bfloat16), vj.adam(1e-7)) is None  # master copies
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("step", [3e-6, 1e-4, 1e-2])
+def test_the_share_that_moves_is_that_of_the_sums(dtype, step):
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 40, 50)).astype(dtype)}
+    params |= {"b": jnp.zeros(20, dtype), "wide": jnp.ones(5)}
+    layers = vj.find_layers(params)
+    share = moved_share(params, layers, np.full(len(layers), step), ())
+    sums = {}
+    for name, x in params.items():
+        wide = np.asarray(x, np.float32)
+        # What is added grows the number: below a power of two the next one down is nearer.
+        moved = jnp.asarray(wide + np.copysign(np.float32(step), wide), x.dtype) != x
+        sums[name] = float(np.mean(moved)) if x.dtype == dtype else np.nan
+    expected = [sums[name] for name in layers.names]
+    np.testing.assert_allclose(share, expected, atol=2e-3)
+
+
+def test_the_type_in_which_a_gradient_underflows_is_that_of_the_activations():
+    problem = mlp(dtype=jnp.float16)
+    assert {x.dtype for x in jax.tree.leaves(problem.params)} == {jnp.dtype(jnp.float32)}
+
+    def small(p, b):
+        return 1e-6 * problem.loss_fn(p, b)
+
+    found = vj.diagnose(small, problem.params, (X, LABELS))
+    (underflow,) = [one for one in found.findings if one.rule == "underflow"]
+    assert "float16" in underflow.cause
+    assert "float32 can hold" not in underflow.cause
+    assert "dynamic_loss_scale" in underflow.remedies[0]
+    assert set(found.probe.dtypes) == {"float16"}
+    assert vj.diagnose(problem.loss_fn, problem.params, (X, LABELS)).healthy

@@ -1,0 +1,204 @@
+"""Whether a network learns: some steps of training, and what is left of the loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vanishjax import _jaxpr
+from vanishjax.compilation import jit_recent
+from vanishjax.health.finding import Finding
+from vanishjax.transforms.arguments import as_transform
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+# Without an optimizer of the user's.
+USUAL_RATE = 1e-3
+
+# How far below the best constant output's loss counts: that one is found in 150 steps of Adam.
+_BELOW = 1e-3
+# Where that loss is unknown, the share of the first loss that must go.
+_FALL = 0.05
+# A loss that fell by this share of its whole fall in the last quarter is falling still.
+_FALLING = 0.02
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learning:
+    """Some steps of training on one batch.
+
+    Attributes:
+      losses: `[steps + 1]`: before the first step, and after each.
+      held_out: The same of the batch held out; None without one.
+      constant: The loss of the best constant output; NaN if unknown.
+      usual: Whether it was Adam at 1e-3, for want of the user's optimizer.
+    """
+
+    losses: Vector
+    held_out: Vector | None
+    constant: float
+    usual: bool
+
+    @property
+    def judged(self) -> Vector:
+        """The losses that count: of what is held out, or else of the batch."""
+        return self.losses if self.held_out is None else self.held_out
+
+    @property
+    def start(self) -> float:
+        """The loss before the first step."""
+        return float(self.judged[0])
+
+    @property
+    def end(self) -> float:
+        """The loss over the last steps, its jumps evened out."""
+        return float(np.median(self._last(10)))
+
+    @property
+    def learns(self) -> bool:
+        """Whether the loss fell below its start, and below what a constant output reaches."""
+        if not np.isfinite(self.end):
+            return False
+        noise = 2 * float(np.std(np.diff(self._last(4)))) if len(self.judged) > 4 else 0.0
+        if not math.isfinite(self.constant):
+            return self.end < self.start - max(noise, _FALL * abs(self.start))
+        margin = noise + _BELOW * abs(self.constant)
+        return self.end < min(self.start, self.constant) - margin
+
+    @property
+    def is_falling(self) -> bool:
+        """Whether the loss still falls at the end."""
+        quarter = len(self.judged) // 4
+        if quarter < 2 or not np.isfinite(self.judged).all():
+            return False
+        last, before = self.judged[-quarter:], self.judged[-2 * quarter : -quarter]
+        fall = float(np.mean(before) - np.mean(last))
+        return fall > max(_FALLING * (self.start - self.end), float(np.std(np.diff(last))), 0.0)
+
+    def _last(self, part: int) -> Vector:
+        return self.judged[-max(1, (len(self.judged) - 1) // part) :]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The course and the verdict as JSON types, but for numbers that aren't finite."""
+        return {
+            "steps": len(self.losses) - 1,
+            "losses": self.losses,
+            "held_out": self.held_out,
+            "start": self.start,
+            "end": self.end,
+            "constant": self.constant,
+            "usual": self.usual,
+            "learns": self.learns,
+        }
+
+
+def learn(
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    batch: Any,
+    tx: optax.GradientTransformation | None,
+    steps: int,
+    *,
+    constant: float = math.nan,
+    held_out: Any = None,
+) -> Learning:
+    """Trains some steps on one batch, in one compiled loop; the parameters given stay.
+
+    Args:
+      loss_fn: As in `probe`.
+      params: What to start from.
+      batch: What to train on.
+      tx: The optimizer; Adam at 1e-3 if None.
+      steps: How many.
+      constant: The loss of the best constant output.
+      held_out: Another batch, to judge by.
+
+    Returns:
+      The course.
+
+    Raises:
+      ValueError: `steps` isn't a whole number of at least 1.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    extended = as_transform(optax.adam(USUAL_RATE) if tx is None else tx, "tx")
+    batches = [batch] if held_out is None else [batch, held_out]
+    split = [_jaxpr.split_arrays(one) for one in batches]
+
+    def loss_of(params: Any, number: int, arrays: list[list[Any]]) -> jax.Array:
+        value = loss_fn(params, split[number][1](arrays[number]))
+        return value[0] if isinstance(value, tuple) else value
+
+    def train(params: Any, arrays: list[list[Any]]) -> tuple[jax.Array, ...]:
+        def own(params: Any) -> jax.Array:
+            return loss_of(params, 0, arrays)
+
+        def others(params: Any) -> tuple[jax.Array, ...]:
+            return tuple(loss_of(params, i, arrays) for i in range(1, len(batches)))
+
+        def step(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, ...]]:
+            params, state = carry
+            value, gradient = jax.value_and_grad(own)(params)
+            updates, state = extended.update(
+                gradient, state, params, value=value, grad=gradient, value_fn=own
+            )
+            return (optax.apply_updates(params, updates), state), (value, *others(params))
+
+        (last, _), losses = jax.lax.scan(step, (params, extended.init(params)), length=steps)
+        ends = own(last), *others(last)
+        return tuple(jnp.append(x, end) for x, end in zip(losses, ends, strict=True))
+
+    losses = jit_recent(train)(jax.tree.map(jnp.asarray, params), [one[0] for one in split])
+    own, *rest = (np.asarray(x, np.float64) for x in losses)
+    return Learning(own, rest[0] if rest else None, constant, tx is None)
+
+
+def does_not_learn(learning: Learning | None) -> Finding | None:
+    """Steps of training that lead to no better loss than that of a constant output."""
+    if learning is None or learning.learns:
+        return None
+    steps = len(learning.losses) - 1
+    evidence = {"steps": float(steps), "start": learning.start, "end": learning.end}
+    if math.isfinite(learning.constant):
+        evidence["constant_loss"] = learning.constant
+    wrong = np.flatnonzero(~np.isfinite(learning.losses))
+    if len(wrong):
+        return Finding(
+            "does_not_learn",
+            "critical",
+            (),
+            evidence | {"finite_steps": float(wrong[0])},
+            f"The loss is infinite or NaN from step {wrong[0]} of {steps} on.",
+            ("smaller_rate", "global_clip"),
+        )
+    if learning.is_falling:
+        return Finding(
+            "does_not_learn",
+            "warning",
+            (),
+            evidence,
+            f"After {steps} steps the loss is no better than a constant output's, but it still "
+            "falls.",
+            ("more_steps", "larger_rate"),
+        )
+    better = learning.end < learning.start
+    return Finding(
+        "does_not_learn",
+        "critical",
+        (),
+        evidence,
+        f"{steps} steps of training "
+        + ("get no further than the best constant output." if better else "don't lower the loss."),
+        (
+            "another_rate",
+            "labels",
+            "cure",
+        ),
+    )
