@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vanishjax.health.probe import Probe
+from vanishjax.health.measurements import Probe
 from vanishjax.health.remedies import FITTING, REMEDIES, Trait
 
 _KINDS: tuple[Trait, ...] = ("rectifier", "unit_slope")

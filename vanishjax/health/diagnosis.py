@@ -17,8 +17,9 @@ from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, json_value
 from vanishjax.health.learning import Learning, learn
 from vanishjax.health.lost import moved_share
+from vanishjax.health.measurements import Probe
 from vanishjax.health.origin import fault_of
-from vanishjax.health.probe import Probe, probe
+from vanishjax.health.probe import probe
 from vanishjax.health.response import Response, effectiveness, step_response
 from vanishjax.health.rules import apply_rules
 from vanishjax.placement import gathered

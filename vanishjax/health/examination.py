@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vanishjax.health.learning import Learning
+from vanishjax.health.measurements import Probe
 from vanishjax.health.origin import Fault
-from vanishjax.health.probe import Probe
 
 # What the cotangent's energy may lose or win between the output and a layer, in nats. Of 56
 # networks (8 initialisations, 7 depths) Adam trains those with less than 30, momentum those with

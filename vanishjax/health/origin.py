@@ -12,7 +12,7 @@ import numpy as np
 from vanishjax import _jaxpr
 from vanishjax._jaxpr import Origin, Place, Span, Step
 from vanishjax.health.finding import Where
-from vanishjax.health.probe import Probe
+from vanishjax.health.measurements import Probe
 
 _NAMES = {
     "convert_element_type": "cast",

@@ -19,8 +19,8 @@ from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
 from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_updates
+from vanishjax.health.measurements import ParameterGradients, Probe
 from vanishjax.health.memory import memory
-from vanishjax.health.probe import ParameterGradients, Probe
 from vanishjax.health.start import bad_start
 from vanishjax.health.starvation import (
     chain_factors,

@@ -9,7 +9,7 @@ import numpy as np
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.examination import ADAPTIVE_REACH, Examination
 from vanishjax.health.finding import Finding, Severity
-from vanishjax.health.probe import Probe
+from vanishjax.health.measurements import Probe
 
 # Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
 # units dead on a batch, and trains; with all dead nothing gets through.

@@ -12,11 +12,9 @@ import jax.numpy as jnp
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
+from vanishjax.initializers.network import network
 from vanishjax.layers import Leaf
-from vanishjax.layers.order import layers_met, parameter_leaves
-from vanishjax.placement import gathered, placed_like
-from vanishjax.problem import MISSING, Problem, network_of
-from vanishjax.validation import check_floating
+from vanishjax.problem import MISSING, Problem
 
 
 def pca(loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any = MISSING) -> Any:
@@ -65,27 +63,20 @@ def pca(loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any
       section 3.2; Seuret et al., PCA-initialized deep neural networks applied to document image
       analysis, 2017. The rotation, which leaves other initialisations their structure, is ours.
     """
-    given, batch = network_of(loss_fn, params, batch)
-    problem, batch = given.gathered(), gathered(batch)
-    loss_fn, params = problem.plain_loss, problem.params
-    check_floating(params)
-    leaves, structure = jax.tree_util.tree_flatten(params)
-    inputs, _ = _jaxpr.split_arrays(batch)
-    program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch))
-    trace = _jaxpr.parameter_uses(program)
-    uses = collections.Counter(use.leaf for use in trace.uses)
-    layers = layers_met(parameter_leaves(params), trace)
+    found = network(loss_fn, params, batch)
+    traced, leaves = found.traced, found.leaves
+    uses = collections.Counter(use.leaf for use in traced.trace.uses)
     first = {
         use.leaf: leaf
-        for use in trace.uses
-        for leaf in [layers.leaves[use.leaf]]
+        for use in traced.trace.uses
+        for leaf in [traced.layers.leaves[use.leaf]]
         if uses[use.leaf] == 1 and use.depths.ndim == 0 and use.depths == 1
         if not leaf.axes and leaf.is_matrix
     }
     if first:
-        anatomy = _jaxpr.dissect(program, trace)
-        leaves = jit_once(functools.partial(_turned, program, anatomy, first))(leaves, inputs)
-    return placed_like(jax.tree_util.tree_unflatten(structure, leaves), given.params)
+        turned = functools.partial(_turned, traced.program, traced.anatomy, first)
+        leaves = jit_once(turned)(leaves, found.inputs)
+    return found.with_leaves(leaves)
 
 
 def _turned(

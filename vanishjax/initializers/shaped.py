@@ -14,6 +14,7 @@ import numpy as np
 from vanishjax import _jaxpr, numerics
 from vanishjax.activations import ACTIVATIONS, Activation, resolve_activation
 from vanishjax.compilation import jit_once
+from vanishjax.initializers.network import network
 from vanishjax.initializers.principal import pca
 from vanishjax.initializers.shaping import (
     Role,
@@ -24,14 +25,11 @@ from vanishjax.initializers.shaping import (
 )
 from vanishjax.layers import Dense, Layers, dense_layers
 from vanishjax.layers.matrices import bias_of
-from vanishjax.layers.order import layers_met, parameter_leaves
-from vanishjax.placement import gathered, placed_like
-from vanishjax.problem import MISSING, Problem, network_of
+from vanishjax.problem import MISSING, Problem
 from vanishjax.theory import shape
 from vanishjax.theory.quadrature import activation_name, evaluate
 from vanishjax.theory.shaping import Method
 from vanishjax.transforms.orthogonalization import polar_factor
-from vanishjax.validation import check_floating
 
 _PLAIN = "shaped is for plain chains of kernels, biases and activations"
 _KNOWN: tuple[Activation, ...] = (
@@ -109,34 +107,26 @@ def shaped(
       Xiao et al. 2018, for the convolutions. Absorbing the change into parameters is this
       package's.
     """
-    given, batch = network_of(loss_fn, params, batch)
-    problem, batch = given.gathered(), gathered(batch)
-    loss_fn, params = problem.plain_loss, problem.params
-    check_floating(params)
-    leaves, structure = jax.tree_util.tree_flatten(params)
-    inputs, _ = _jaxpr.split_arrays(batch)
-    program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch))
-    trace = _jaxpr.parameter_uses(program)
-    layers = layers_met(parameter_leaves(params), trace)
-    anatomy = _jaxpr.dissect(program, trace)
-    chain = _chain(layers, trace, anatomy, params)
+    found = network(loss_fn, params, batch)
+    program, layers, anatomy = found.traced.program, found.traced.layers, found.traced.anatomy
+    chain = _chain(layers, found.traced.trace, anatomy, found.params)
     activations = _activations(chain, activation)
     depth = count_layers(chain.dense)
     shapes = {f: shape(f, depth, method=method) for f in dict.fromkeys(activations)}
     roles = roles_in_chain(chain.dense, [shapes[f] for f in activations])
 
-    values, rebuild = layers.by_path(params)
+    values, rebuild = layers.by_path(found.params)
     values |= _typed(jit_once(functools.partial(_started, chain, roles))(values), values)
     _check_rank(chain, roles, values)
-    values, _ = layers.by_path(pca(loss_fn, rebuild(values), batch))
+    values, _ = layers.by_path(pca(found.loss_fn, rebuild(values), found.batch))
     leaves = [values[leaf.path] for leaf in layers.leaves]
-    linked = jit_once(functools.partial(_jaxpr.links, program, anatomy))([*leaves, *inputs])
+    linked = jit_once(functools.partial(_jaxpr.links, program, anatomy))([*leaves, *found.inputs])
     ordered = _ordered(chain, jax.device_get(linked))
     _check_links(chain, ordered, leaves)
     first, _ = chain.order[0]
     values |= _typed(_scaled(chain.dense[first], roles[first], values, ordered[0]), values)
     leaves = [values[leaf.path] for leaf in layers.leaves]
-    return placed_like(jax.tree_util.tree_unflatten(structure, leaves), given.params)
+    return found.with_leaves(leaves)
 
 
 class _Chain(NamedTuple):

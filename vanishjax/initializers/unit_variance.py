@@ -13,12 +13,10 @@ import numpy as np
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
+from vanishjax.initializers.network import network
 from vanishjax.layers import Layers, Leaf
 from vanishjax.layers.matrices import bias_of
-from vanishjax.layers.order import layers_met, parameter_leaves
-from vanishjax.placement import gathered, placed_like
-from vanishjax.problem import MISSING, Problem, network_of
-from vanishjax.validation import check_floating
+from vanishjax.problem import MISSING, Problem
 
 
 def lsuv(
@@ -79,22 +77,13 @@ def lsuv(
     """
     if not variance > 0:
         raise ValueError(f"variance must be positive, got {variance}")
-    given, batch = network_of(loss_fn, params, batch)
-    problem, batch = given.gathered(), gathered(batch)
-    loss_fn, params = problem.plain_loss, problem.params
-    check_floating(params)
-    leaves, structure = jax.tree_util.tree_flatten(params)
-    inputs, _ = _jaxpr.split_arrays(batch)
-    program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch))
-    trace = _jaxpr.parameter_uses(program)
-    layers = layers_met(parameter_leaves(params), trace)
-    anatomy = _jaxpr.dissect(program, trace)
-    kernels = _kernels(layers, trace, anatomy, centered)
+    found = network(loss_fn, params, batch)
+    program, anatomy = found.traced.program, found.traced.anatomy
+    kernels = _kernels(found.traced.layers, found.traced.trace, anatomy, centered)
     adjusted = jit_once(
         functools.partial(_adjusted, program, anatomy, kernels, orthogonal, variance**0.5)
     )
-    new = jax.tree_util.tree_unflatten(structure, adjusted(leaves, inputs))
-    return placed_like(new, given.params)
+    return found.with_leaves(adjusted(found.leaves, found.inputs))
 
 
 class _Kernel(NamedTuple):

@@ -1,0 +1,148 @@
+"""What a probe measures: of every layer of the network, and of every layer of parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from vanishjax.health.finding import json_value
+from vanishjax.health.supply import Supply
+from vanishjax.layers import Layers
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ParameterGradients:
+    """The gradient of every layer of parameters, biases included: arrays `[len(layers)]`.
+
+    Attributes:
+      layers: The layers.
+      rms: Root mean square, as the optimizer gets it.
+      log_rms: Its logarithm, had nothing underflowed; that of `rms` where the cotangent can't be
+        followed.
+      zero_fraction: Share of entries that are exactly 0.
+      nonfinite: Whether any entry is infinite or NaN.
+      parameter_rms: Root mean square of the parameters themselves.
+    """
+
+    layers: Layers
+    rms: Vector
+    log_rms: Vector
+    zero_fraction: Vector
+    nonfinite: np.ndarray[Any, np.dtype[np.bool_]]
+    parameter_rms: Vector
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+    """What `probe` measured; arrays are `[layers]`, float64, in depth order.
+
+    A layer here is a place where a kernel meets the data: a matrix product, a convolution or a
+    lookup. Its cotangent is that of the loss with respect to the kernel's output.
+
+    Attributes:
+      names: A name for each layer: the kernel's path and its index in a stack; "@" and a number
+        where one kernel is used many times.
+      log_chi: ln(|cotangent here|^2 / |cotangent at the next layer|^2), 0 at the last layer. In a
+        residual network the cotangents compared are those of the stream that the blocks add to;
+        layers before the first output through which all gradient passes count as one.
+      sum_log_chi: Their sum: how much of the gradient's energy reaches the first layer, in nats.
+      gradient_rms: Root mean square of the kernel's gradient, as the optimizer gets it.
+      log_gradient_rms: Its logarithm had nothing underflowed on the way.
+      backward_rms: Root mean square of the cotangent.
+      log_backward_rms: Its logarithm, right even where the cotangent itself would be 0.
+      preactivation_rms: Of what the layer's activation is applied to.
+      activation_rms: Of what comes out.
+      centered_energy: Share of the activations' energy that tells inputs apart; NaN for one input.
+      effective_rank: Dimensions in which they differ, (tr C)^2 / tr C^2 of their covariance.
+      widths: Units of each layer.
+      dead_fraction: Share of units whose activation has slope 0 at every input.
+      saturated_fraction: Share of slopes below 5 % of the steepest, of a bounded activation.
+      slope_rms: Root mean square of the activation's slope.
+      activations: For each layer the kind of its activation, "rectifier", "unit_slope" (as
+        tanh) or "other"; None without one.
+      is_chain: Whether all gradient to earlier layers passes through this layer's output.
+      dtypes: The number type that limits the gradient: of the kernel or of its output.
+      loss: The loss.
+      batch_size: Length of the batch's first axis, 0 if unknown.
+      parameters: The gradients of all parameters.
+      unmeasured: Kernels inside functions that can't be looked into, such as a `custom_vjp`.
+      reach: Nats of the gradient's energy between where it is largest downstream of a layer, along
+        the paths on which it flows, and the layer; of a kernel that is used many times the least
+        loss of all its uses. 0 or less.
+      factors: Paths of parameters that multiply the data entry by entry: gains.
+      token_energy: Share of the energy that tells positions of a sequence apart, in what the last
+        kernel of several positions takes in; NaN without one.
+      token_layer: The index of that kernel's layer; -1 without one.
+      softmaxes: For each softmax inside the network the names of the layers that feed it, and the
+        share of its rows that are all but one-hot.
+      constant_loss: The least loss that one output of the last layer for all inputs reaches; NaN
+        where the last layer stands in a loop.
+      memory: For each kernel that a loop uses anew in every step the nats of energy that the
+        gradient loses in a step back, and the number of steps.
+      supply: By which paths the gradient gets to each layer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vanishjax.health import probe
+      >>> found = probe(lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2), jnp.ones((3, 2)), jnp.eye(3))
+      >>> print(len(found), found.widths, found.dead_fraction, found.preactivation_rms)
+      1 [2] [0.] [1.]
+
+    References:
+      Schoenholz et al., Deep information propagation, 2017, for chi.
+    """
+
+    names: tuple[str, ...]
+    log_chi: Vector
+    sum_log_chi: float
+    gradient_rms: Vector
+    log_gradient_rms: Vector
+    backward_rms: Vector
+    log_backward_rms: Vector
+    preactivation_rms: Vector
+    activation_rms: Vector
+    centered_energy: Vector
+    effective_rank: Vector
+    widths: np.ndarray[Any, np.dtype[np.int64]]
+    dead_fraction: Vector
+    saturated_fraction: Vector
+    slope_rms: Vector
+    is_chain: np.ndarray[Any, np.dtype[np.bool_]]
+    dtypes: tuple[str, ...]
+    loss: float
+    batch_size: int
+    parameters: ParameterGradients
+    activations: tuple[str | None, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+    reach: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
+    factors: tuple[str, ...] = ()
+    token_energy: float = math.nan
+    token_layer: int = -1
+    softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
+    constant_loss: float = math.nan
+    memory: tuple[tuple[str, float, int], ...] = ()
+    supply: Supply | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurements as JSON types; None where a number isn't finite."""
+        plain = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("parameters", "supply")
+        }
+        own = {
+            field.name: getattr(self.parameters, field.name)
+            for field in dataclasses.fields(self.parameters)
+            if field.name != "layers"
+        }
+        parameters = {"names": self.parameters.layers.names, **own}
+        whole: dict[str, Any] = json_value(plain | {"parameters": parameters})
+        return whole

@@ -1,0 +1,57 @@
+"""A loss as a program, with what it tells of the parameters: traced once, for all that ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from vanishjax import _jaxpr
+from vanishjax.layers.division import Layers
+from vanishjax.layers.order import layers_met, parameter_leaves
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracedLoss:
+    """A traced loss.
+
+    Attributes:
+      program: Its equations, with calls written out.
+      trace: Where the data meets the parameters.
+      layers: The parameters' layers, in the order in which the data meets them.
+    """
+
+    program: _jaxpr.Program
+    trace: _jaxpr.Trace
+    layers: Layers
+
+    @functools.cached_property
+    def anatomy(self) -> _jaxpr.Anatomy:
+        """Its sites and bottlenecks."""
+        return _jaxpr.dissect(self.program, self.trace)
+
+
+def traced_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> TracedLoss:
+    """Traces a loss; nothing is computed.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`.
+      params: Its parameters.
+      batch: What it takes.
+
+    Returns:
+      The program and the layers.
+
+    Raises:
+      ValueError: The loss isn't a scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = traced_loss(lambda w, x: jnp.mean(x @ w), jnp.ones((3, 2)), jnp.ones((5, 3)))
+      >>> len(found.layers), len(found.anatomy.sites)
+      (1, 1)
+    """
+    program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch))
+    trace = _jaxpr.parameter_uses(program)
+    return TracedLoss(program, trace, layers_met(parameter_leaves(params), trace))
