@@ -51,6 +51,7 @@ BENCHMARKS = {
     "signals": Benchmark(),
     "lost_peers": Benchmark(),
     "damage": Benchmark(),
+    "photographs": Benchmark(data=True, needs_data=True),
     "article": Benchmark(data=True, needs_data=True),
     "diagnosis": Benchmark(),
     "published_rules": Benchmark(),

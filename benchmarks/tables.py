@@ -1,4 +1,4 @@
-"""README's tables, made from the JSON files and the package's table of remedies.
+"""The tables of benchmarks/README.md, made from the JSON files and the package's table of remedies.
 
 `python -m benchmarks.tables` writes them in place.
 """
@@ -17,7 +17,9 @@ from benchmarks.speed_tables import ratio
 from vanishjax.health import FITTING, REMEDIES
 from vanishjax.treatment.remedies import KNOWN
 
-README = Path(__file__).parents[1] / "README.md"
+# Where the tables stand: those of the front page, and all the others.
+EVIDENCE = Path(__file__).parent / "README.md"
+FRONT = EVIDENCE.parents[1] / "README.md"
 
 
 def article(results):
@@ -335,6 +337,93 @@ def scaling(results):
     return rows
 
 
+def front():
+    """The three answers of the front page."""
+    chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
+    cells = [cell for own in chains.values() for cell in own]
+
+    def accuracy(depth, activation):
+        own = [
+            cell
+            for cell in cells
+            if (cell["network"]["depth"], cell["network"]["activation"]) == (depth, activation)
+        ]
+        by = max({cell["contender"] for cell in own}, key=lambda name: _mean(_best(own, name)))
+        scores = _best(own, by)
+        seeds = f"{len(scores)} seed" + "s" * (len(scores) > 1)
+        return f"{100 * _mean(scores):.1f} % ({seeds})"
+
+    seen, cured = verdicts["held_out"], cures["fresh"]["summary"]
+    sick, sound = seen["sick_cases"], seen["healthy_cases"]
+    return [
+        "| question | answer | evidence |",
+        "|---|---|---|",
+        f"| Does it train? | a plain sigmoid network of 1,000 layers on MNIST: "
+        f"{accuracy(1000, 'sigmoid')}, the best of depth 2 in as many steps: "
+        f"{accuracy(2, 'sigmoid')} | [chains](benchmarks/README.md#does-it-train) |",
+        f"| Does it see? | {seen['networks']} held-out MLPs: {round(seen['recall'] * sick)} of "
+        f"{sick} sick cases found, {round(seen['false_alarms'] * sound)} false alarms in {sound} "
+        "healthy ones | [verdicts](benchmarks/README.md#does-it-see) |",
+        f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs "
+        f"repaired, {cured['control_repaired']:.0%} by chance, for "
+        f"{cured['cost']['median']:.2f} of a training run | "
+        "[cures](benchmarks/README.md#does-it-cure) |",
+    ]
+
+
+def _best(cells, contender):
+    own = [cell for cell in cells if cell["contender"] == contender]
+    return [cell["test_accuracy"] for cell in best(own)]
+
+
+def _mean(numbers):
+    return math.fsum(numbers) / len(numbers)
+
+
+def _results(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())["results"]
+
+
+def damage(results):
+    """How damaged files of every kind ended."""
+    ends = ("refused", "right", "other")
+    rows = [
+        "| kind of file | tried | refused in one line | read right | other |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, counts in results.items():
+        # A checkpoint's counts tell the damage as well: "flip refused".
+        found = {
+            end: sum(n for name, n in counts.items() if name.split()[-1] == end) for end in ends
+        }
+        cells = [kind.replace("_", ", "), counts["tried"], *(found[end] for end in ends)]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return rows
+
+
+def photographs(results):
+    """Digits known in photographs, as they are and framed."""
+    rows = ["| photograph | as it is | framed |", "|---|---|---|"]
+    for kind, found in results.items():
+        means = (math.fsum(counts) / len(counts) for counts in found["right"].values())
+        of = found["digits"]
+        rows.append(f"| {kind} | {' | '.join(f'{mean:.0f} of {of}' for mean in means)} |")
+    return rows
+
+
+def low_precision(results):
+    """Training with 16-bit parameters."""
+    rows = [
+        "| parameters | training loss | test accuracy % | bytes a parameter |",
+        "|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        loss = math.fsum(found["train_loss"]) / len(found["train_loss"])
+        accuracy = _percent(found["test_accuracy"])
+        rows.append(f"| {name} | {loss:.4f} | {accuracy} | {found['bytes_a_parameter']:g} |")
+    return rows
+
+
 TABLES = {
     "argument_order": speed_tables.argument_order,
     "article": article,
@@ -342,15 +431,19 @@ TABLES = {
     "cure, deep": cure_deep,
     "cure, fresh": functools.partial(cure, part="fresh"),
     "cure, matrix": cure_matrix,
+    "damage": damage,
     "deep_chains": deep_chains,
     "depth": speed_tables.depth,
     "diagnosis": diagnosis,
+    "front": front,
     "headline": headline,
     "headline, beyond": beyond,
     "headline, healthy": healthy,
     "lost_peers": lost_peers,
+    "low_precision": low_precision,
     "monitoring": speed_tables.monitoring,
     "parallel_step": speed_tables.parallel_step,
+    "photographs": photographs,
     "published_rules": published_rules,
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
@@ -367,24 +460,29 @@ TABLES = {
 
 def render(name: str) -> str:
     """A table as Markdown; before a comma stands the benchmark, where one has two tables."""
-    if TABLES[name] in (remedies, remedies_by_cause):
+    if TABLES[name] in (front, remedies, remedies_by_cause):
         return "\n".join(TABLES[name]())
-    content = json.loads((RESULTS / f"{name.partition(',')[0]}.json").read_text())
-    return "\n".join(TABLES[name](content["results"]))
+    return "\n".join(TABLES[name](_results(name.partition(",")[0])))
+
+
+def page_of(name: str) -> Path:
+    """The page that a table stands on."""
+    return FRONT if name == "front" else EVIDENCE
 
 
 def main() -> None:
-    """Writes every table between its markers in README."""
-    text = README.read_text()
+    """Writes every table between its markers."""
     for name in TABLES:
+        page = page_of(name)
+        text = page.read_text()
         # The line break before the end belongs to the table: an empty place has none to spare.
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(
             pattern, lambda m, name=name: f"{m[1]}{render(name)}\n{m[2]}", text, flags=re.DOTALL
         )
         if count != 1:
-            raise SystemExit(f"README.md: expected one place for the table {name}, found {count}")
-    README.write_text(text)
+            raise SystemExit(f"{page}: expected one place for the table {name}, found {count}")
+        page.write_text(text)
 
 
 def _accepted(runs) -> str:

@@ -1,4 +1,36 @@
-"""The command line: `vanishjax compare`, `atlas`, `diagnose`, `cure`, `train` and `predict`."""
+"""The command line: `vanishjax compare`, `atlas`, `diagnose`, `cure`, `train` and `predict`.
+
+  vanishjax train --data mnist --hidden 64,32 --optimizer adam --epochs 5 --batch-size 64
+  vanishjax train --data mnist --optimizer sgd --momentum 0.9 --nesterov
+  vanishjax train --data mnist --loss squared_error    # one linear output, scored by its MAE
+  vanishjax train --epochs 50 --checkpoint-every 500 --out run  # saves the run as it goes
+  vanishjax train --epochs 50 --checkpoint-every 500 --out run --resume    # after a kill or Ctrl-C
+  vanishjax train --depth 12 --activation sigmoid --monitor                # a look at every layer
+  vanishjax train --devices 4 --shard-state --accumulate 2                 # many devices
+  vanishjax train --coordinator HOST:1234 --processes 2 --process-id 0 --out /shared/run
+  vanishjax predict IMAGE.png                          # by the newest trained network
+  vanishjax compare --activation tanh --depths 4,16,64 --optimizers adam,lion
+  vanishjax atlas --inits lecun,critical_orthogonal --out atlas
+  vanishjax diagnose --activation sigmoid --depth 24           # won't train, and why
+  vanishjax diagnose net.py:make --strict --out report         # your own network, in any JAX
+  vanishjax cure --activation sigmoid --depth 24    # the race as a picture, and the lines to copy
+  vanishjax cure net.py:make --steps 200            # your own network; batches instead of a batch
+
+`make()` returns `(loss_fn, params, batch)`, `(problem, batch)` or `(model, loss_fn, batch)`, with
+an optimizer after it if you like. `--strict` gives status 1 to a network that won't train, or of
+which that is unknown. Of several processes (the same command with another `--process-id` each)
+every one computes its part of each batch and only the first writes; the folder must be shared. One
+that dies or stalls ends the others with a line that names it, and `--resume` goes on, with as many
+processes as there are then.
+
+`--data` takes `digits`, `mnist`, `fashion_mnist` (downloaded once, verified at every use, or read
+from `--data-dir`), an `.npz` file with `x` and `y`, or a folder of IDX files. Every command takes
+`--help` and `--json`, and all that have something to draw `--out`; one run at a time writes into a
+folder. Exit status: 0 done, 1 the run failed, 2 bad usage or input, 130 ended by Ctrl-C, 143 by
+SIGTERM, 129 by SIGHUP; `train`, `compare` and `atlas` keep what was done then. An `atlas` that was
+killed goes on where it was when the same command is given again. `--tensorboard DIR` writes scalars
+(`pip install tensorboardX`).
+"""
 
 import contextlib
 import os
