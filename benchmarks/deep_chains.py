@@ -2,7 +2,7 @@
 
 Every contender trains the same networks on the same batches; the rate is chosen on validation data,
 and the accuracy on the test data at that rate is shown. `deep_adam` starts from Flax's default
-initialisation and sees gradients and parameters alone; "shaped, deep_adam" starts from
+initialization and sees gradients and parameters alone; "shaped, deep_adam" starts from
 `initializers.shaped`, whose first kernel looks at a batch. Beside them a network of depth 2 and a
 linear classifier, trained for as many steps: what is shaped is nearly linear at the start, so
 whoever isn't better than that one has gained nothing. optax's own optimizers get the layers apart,
@@ -53,7 +53,7 @@ class Contender(NamedTuple):
       make: The transform, from a rate, the network and its layers.
       rates: To choose from, the likeliest first.
       shaped: Whether `initializers.shaped` comes before.
-      critical: Whether kernels are drawn critical and orthogonal, and biases centred.
+      critical: Whether kernels are drawn critical and orthogonal, and biases centered.
     """
 
     make: object

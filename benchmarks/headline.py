@@ -1,4 +1,4 @@
-"""Plain networks, Flax's default initialisation, trained by transforms alone: how deep?
+"""Plain networks, Flax's default initialization, trained by transforms alone: how deep?
 
 Every contender trains the same networks on the same batches, with every rate of its grid falling
 linearly to 2 %, and every seed; the rate is chosen on validation data, and the accuracy on the

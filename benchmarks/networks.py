@@ -24,7 +24,7 @@ SGD_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Handwritten digits, 64 pixels, standardised."""
+    """Handwritten digits, 64 pixels, standardized."""
     data = load_dataset("digits", validation_split=0.2, seed=0)
     return data.train.inputs, data.train.labels
 
@@ -90,7 +90,7 @@ class Network:
 
 
 def of_module(module: nn.Module) -> dict[str, Any]:
-    """How a linen module is initialised and applied."""
+    """How a linen module is initialized and applied."""
 
     def init(key: Any, inputs: Any) -> Any:
         return module.init(key, inputs[:1])["params"]
@@ -107,7 +107,7 @@ def gain(scale: float) -> Any:
 
 
 def constant(value: float) -> Any:
-    """An initialiser."""
+    """An initializer."""
     return nn.initializers.constant(value)
 
 

@@ -37,7 +37,7 @@ def main():
     results = {"diagnosis": verdict.to_dict(), "treatment": treatment.to_dict()}
     settings = {
         "data": "digits",
-        "model": f"64-{depth} x {WIDTH}-10, {ACTIVATION}, LeCun initialisation",
+        "model": f"64-{depth} x {WIDTH}-10, {ACTIVATION}, LeCun initialization",
         "optimizer": f"adam, rate {RATE:g}",
         "batch_size": BATCH,
         "batches": count,

@@ -1,7 +1,7 @@
 """README's pictures, drawn from the JSON files: `python -m benchmarks.plots` writes them anew.
 
-White ground and Okabe and Ito's colours, so that they read the same in print, in dark mode and to
-people of every colour vision. Each PNG carries the digest of the JSON it was drawn from.
+White ground and Okabe and Ito's colors, so that they read the same in print, in dark mode and to
+people of every color vision. Each PNG carries the digest of the JSON it was drawn from.
 """
 
 import collections
@@ -20,7 +20,7 @@ from vanishjax.report.plots import MUTED, OKABE_ITO
 from vanishjax.report.treatment_plot import plot_treatment
 
 SMALLEST_FLOAT32 = 1.2e-38
-# Colours are enough of; more only cost bytes.
+# Colors are enough of; more only cost bytes.
 PALETTE = 256
 
 
@@ -102,7 +102,7 @@ def headline(results, settings, path):
         "optax muon": ("black", "D", 4, "--"),
     }
     caption = (
-        "MNIST, width 64, LeCun initialisation, 3 epochs at batch 64; mean of "
+        "MNIST, width 64, LeCun initialization, 3 epochs at batch 64; mean of "
         f"{len(settings['seeds'])} seeds, bars from the least to the greatest; rate chosen on "
         "validation data."
     )

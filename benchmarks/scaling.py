@@ -2,7 +2,7 @@
 
 A training step of an unrolled MLP, 8 hidden layers of 256, is compiled for eight devices, with the
 state whole on each of them ("data parallel"), with the optimizer's state divided ("zero1") and with
-the parameters divided too ("fsdp"). Its collectives are counted in the optimised program, and from
+the parameters divided too ("fsdp"). Its collectives are counted in the optimized program, and from
 their sizes the bytes that a device sends in a step if each is done as a ring: of n devices, each
 sends 2 B (n - 1) / n for an all-reduce of B bytes, B (n - 1) / n for an all-gather or
 reduce-scatter.
@@ -72,7 +72,7 @@ def sent(found, devices):
 
 
 def program_of(problem, tx, batch, sharded):
-    """The optimised program of a step."""
+    """The optimized program of a step."""
     layout, step = make_layout("jit", None, sharded), local_step(problem.loss_fn, tx)
     compiled = layout.compile(lambda state, _, batch, rest: step(state, batch, rest))
     state = layout.place(vj.TrainState.create(problem.params, tx))

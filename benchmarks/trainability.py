@@ -1,4 +1,4 @@
-"""Test accuracy by optimizer, depth, activation and initialiser, and what theory says of it.
+"""Test accuracy by optimizer, depth, activation and initializer, and what theory says of it.
 
 The `vanishjax atlas` command on the digits that the package ships: rates chosen on validation data,
 falling to 2 %, test accuracy shown, and over it the predicted sum of ln chi. A run that was broken

@@ -165,7 +165,7 @@ def test_networks_are_drawn_as_the_model_draws_them():
             assert float(found[index]) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_critical_networks_are_centred_unless_a_stream_feeds_them():
+def test_critical_networks_are_centered_unless_a_stream_feeds_them():
     for residual in (None, "scaled"):
         grid = Grid(width=8, seeds=(4,), kernel_init="critical_orthogonal", residual=residual)
         start = draw_networks(4, grid, TRAIN, classes=2)

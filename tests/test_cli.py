@@ -202,7 +202,7 @@ def test_the_seed_decides_everything(here):
     assert first == same
     assert first["test_loss"] != other["test_loss"]
     assert parameters("runs/train-001").tolist() == parameters("runs/train-002").tolist()
-    # Where nothing is learnt, the parameters are those that were drawn.
+    # Where nothing is learned, the parameters are those that were drawn.
     vanishjax("train", "--quick", "--seed", 1, "--learning-rate", "1e-30")
     vanishjax("train", "--quick", "--seed", 2, "--learning-rate", "1e-30")
     drawn, others = parameters("runs/train-004"), parameters("runs/train-005")

@@ -82,7 +82,7 @@ def test_a_deep_sigmoid_is_not(sick):
     first, *rest = ran.out.splitlines()
     assert first == "Won't train: mean collapse and vanishing gradient."
     assert any(line.startswith("✗ vanishing gradient: hidden_0/kernel") for line in rest)
-    assert any("1. re-initialise" in line for line in rest)
+    assert any("1. re-initialize" in line for line in rest)
     assert rest[-1] == f"saved diagnosis.json and diagnosis.png in {folder}"
     assert max(map(len, rest[:-1])) <= 100
     assert {path.name for path in folder.iterdir()} == {"diagnosis.json", "diagnosis.png"}
@@ -180,7 +180,7 @@ def test_every_option_reaches_the_network(here, monkeypatch):
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_array_equal(updates["output"]["kernel"], -0.5 * params["output"]["kernel"])
 
-    # Centred where an activation feeds the next layer, not where a stream does.
+    # Centered where an activation feeds the next layer, not where a stream does.
     params, residual_params = critical[0], residual[0]
     bias = initializers.critical_bias("sigmoid")
     drawn = initializers.critical_normal("sigmoid")
@@ -408,14 +408,14 @@ def test_older_results_are_replaced_only_on_request(networks):
 
 
 @pytest.mark.parametrize(
-    ("target", "colour"), [("networks:healthy", "1;32"), ("networks:with_tx", "1;31")]
+    ("target", "color"), [("networks:healthy", "1;32"), ("networks:with_tx", "1;31")]
 )
-def test_a_terminal_gets_colour_and_progress(networks, monkeypatch, target, colour):
+def test_a_terminal_gets_color_and_progress(networks, monkeypatch, target, color):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     ran = vanishjax("diagnose", target)
     assert ran.status == 0
-    assert ran.out.startswith(f"\x1b[{colour}m")
+    assert ran.out.startswith(f"\x1b[{color}m")
     assert "compiling the network" in ran.err
     assert "\x1b" not in vanishjax("diagnose", target, "--json").out
 

@@ -226,7 +226,7 @@ def test_a_terminal_shows_one_row_that_changes(here, monkeypatch):
         assert cli.main([*SIGMOID, "--monitor", "--json"]) == 0
     json.loads(out.getvalue())
     shown = screen.getvalue()
-    assert "\x1b[38;5;" in shown  # coloured
+    assert "\x1b[38;5;" in shown  # colored
     assert "\x1b[1A" in shown  # drawn over
     text = "\n".join(shown.splitlines()[-3:])
     assert "step 54/54  loss 2.3" in text
@@ -343,7 +343,7 @@ def test_heat_row_pools_by_the_worst():
     assert len(report.heat_row(rms, 0).plain) == 1
 
 
-def test_heat_row_is_told_apart_by_every_colour_vision():
+def test_heat_row_is_told_apart_by_every_color_vision():
     # Red and green never tell; the ends differ in blue, which nearly everyone sees.
     spans = report.heat_row([1e-9, 1.0], 2).spans
     assert [str(span.style).lower() for span in spans] == ["#d55e00", "#0072b2"]

@@ -79,7 +79,7 @@ def test_sixteen_bits_are_not_cut_to_eight(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "I;16"])
-def test_a_transparent_colour_is_white(tmp_path, mode):
+def test_a_transparent_color_is_white(tmp_path, mode):
     ink = np.zeros((28, 28), np.uint8)
     ink[10:18, 10:18] = 200
     picture = Image.fromarray(ink.astype(np.uint16) if mode == "I;16" else ink)
@@ -91,10 +91,10 @@ def test_a_transparent_colour_is_white(tmp_path, mode):
     np.testing.assert_allclose(read_image(path), expected, atol=0.005)
 
 
-def test_colours_are_weighed_by_their_luminance(tmp_path):
+def test_colors_are_weighed_by_their_luminance(tmp_path):
     page = np.zeros((28, 28, 3), np.uint8)
-    for row, colour in enumerate(np.eye(3, dtype=np.uint8) * 255, start=10):
-        page[row, 10:18] = colour
+    for row, color in enumerate(np.eye(3, dtype=np.uint8) * 255, start=10):
+        page[row, 10:18] = color
     ink = read_image(save(tmp_path, Image.fromarray(page)))
     np.testing.assert_allclose(ink[10:13, 14], [0.299, 0.587, 0.114], atol=0.003)
 

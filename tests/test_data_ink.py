@@ -38,7 +38,7 @@ def uneven(ink, rng):
     return (0.3 + 0.4 * x + 0.25 * y) * (1 - 0.85 * ink) + rng.normal(0, 0.01, ink.shape)
 
 
-def grey_paper(ink, rng):
+def gray_paper(ink, rng):
     return 0.45 - 0.35 * ink + rng.normal(0, 0.02, ink.shape)
 
 
@@ -77,7 +77,7 @@ def alike(a, b):
 
 @pytest.mark.parametrize("name", STROKES)
 @pytest.mark.parametrize(
-    "photograph", [uneven, grey_paper, chalk, pencil, small, off_center, with_dirt]
+    "photograph", [uneven, gray_paper, chalk, pencil, small, off_center, with_dirt]
 )
 def test_a_photograph_shows_what_a_scan_does(photograph, name):
     rng = np.random.default_rng(0)
@@ -95,8 +95,8 @@ def test_a_photograph_shows_what_a_scan_does(photograph, name):
 
 def test_an_image_that_is_framed_already_is_used_as_it_is():
     image, _ = frame_ink(drawing("zed"), SHAPE, MNIST)
-    for grey, said in ((image, []), (1 - image, ["dark ink on white inverted"])):
-        again, done = frame_ink(grey, SHAPE, MNIST)
+    for gray, said in ((image, []), (1 - image, ["dark ink on white inverted"])):
+        again, done = frame_ink(gray, SHAPE, MNIST)
         np.testing.assert_allclose(again, image, atol=1e-6)
         assert done == said
 

@@ -44,7 +44,7 @@ def test_constant_features_are_found_in_spite_of_rounding():
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.int64, np.float16, np.float64])
-def test_standardised_features(dtype):
+def test_standardized_features(dtype):
     train = (RNG.random((500, 3)) * 100).astype(dtype)
     inputs = fit_normalization("standard", train).apply(train)
     assert inputs.dtype == np.float32

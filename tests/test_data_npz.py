@@ -95,7 +95,7 @@ def labels(value, at=9, dtype=np.int64):
         ({"x": X, "y": Y, "y_validation": Y}, "has y_validation but not x_validation"),
         ({"x": X[:, 0], "y": Y}, r"x: shape \(60,\) is not \[n, features\]"),
         ({"x": X[0, 0], "y": Y}, r"x: shape \(\) is not"),
-        ({"x": np.zeros((60, 2, 2, 3)), "y": Y}, "x: shape .*grey"),
+        ({"x": np.zeros((60, 2, 2, 3)), "y": Y}, "x: shape .*gray"),
         ({"x": X[:0], "y": Y[:0]}, r"x: shape \(0, 5\) is empty"),
         ({"x": X[:, :0], "y": Y}, r"x: shape \(60, 0\) is empty"),
         ({"x": X.astype(str), "y": Y}, "x: dtype <U.* is not real numbers"),
@@ -142,11 +142,11 @@ def test_targets_must_be_numbers(tmp_path):
         load_dataset(save(tmp_path, x=X, y=Y.astype(str)), targets="real")
 
 
-def test_standardising_may_not_overflow(tmp_path):
+def test_standardizing_may_not_overflow(tmp_path):
     x = np.zeros((60, 1))
     x[0::2] = 1e-100
     path = save(tmp_path, x=x, y=Y, x_test=x + 2, y_test=Y)
-    with pytest.raises(DataError, match="normalised test inputs overflow float32"):
+    with pytest.raises(DataError, match="normalized test inputs overflow float32"):
         load_dataset(path, normalization="standard")
 
 

@@ -82,7 +82,7 @@ def test_scanned_depths_are_those_of_the_unrolled_loop(length, late):
     assert found == expected
 
 
-def test_unused_parameters_stand_behind_their_neighbour():
+def test_unused_parameters_stand_behind_their_neighbor():
     def loss_fn(params, x):
         return jnp.mean(jnp.tanh(x @ params["b"]) @ params["d"])
 

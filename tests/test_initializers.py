@@ -1,4 +1,4 @@
-"""Critical initialisers: their matrices, their homes in Flax, and the gradients they keep."""
+"""Critical initializers: their matrices, their homes in Flax, and the gradients they keep."""
 
 import math
 
@@ -149,7 +149,7 @@ def test_stacks_hold_an_orthogonal_matrix_a_layer(make, dtype):
 
 
 def test_made_inside_a_trace():
-    """A module may make its initialiser in `setup`, under `jit`, `vmap` or `grad`."""
+    """A module may make its initializer in `setup`, under `jit`, `vmap` or `grad`."""
 
     class Net(nn.Module):
         @nn.compact
@@ -233,7 +233,7 @@ def test_critical_networks_keep_their_gradients(name):
     assert gradient_growth(name, critical_normal(name)) == pytest.approx(expected, rel=0.03)
 
 
-def test_a_centred_sigmoid_keeps_its_gradients():
+def test_a_centered_sigmoid_keeps_its_gradients():
     kernels, biases = critical_orthogonal("sigmoid"), critical_bias("sigmoid")
     expected = theoretical_growth(
         "centered_sigmoid", *theory.critical_point("centered_sigmoid", 1e-4)[:2]
@@ -258,7 +258,7 @@ def test_a_sigmoid_as_it_comes_loses_its_gradients():
 
 
 def centered_network(params, x, names):
-    """The network of sigmoid(x) - 1/2 that a centred sigmoid network must equal."""
+    """The network of sigmoid(x) - 1/2 that a centered sigmoid network must equal."""
     h = x
     for number, name in enumerate(names):
         W, b = params[name]["kernel"], params[name]["bias"]
@@ -267,7 +267,7 @@ def centered_network(params, x, names):
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
-def test_centring_makes_the_centred_network(scan):
+def test_centering_makes_the_centered_network(scan):
     problem = mlp_problem(
         6,
         (8,) * 4,
@@ -294,7 +294,7 @@ def test_centring_makes_the_centred_network(scan):
     np.testing.assert_allclose(problem.predict_fn(centered, x), expected, atol=2e-5)
 
 
-def test_centring_nnx_and_convolutions():
+def test_centering_nnx_and_convolutions():
     class Net(nnx.Module):
         def __init__(self, rngs):
             init = critical_orthogonal("sigmoid")
@@ -312,7 +312,7 @@ def test_centring_nnx_and_convolutions():
     np.testing.assert_allclose(model(x), expected, atol=1e-5)
 
 
-def test_centring_leaves_the_rest_alone():
+def test_centering_leaves_the_rest_alone():
     params = {
         "a": {"kernel": jnp.ones([2, 2]), "bias": jnp.ones(2, jnp.bfloat16)},
         "b": {"kernel": jnp.ones([2, 2])},
@@ -328,7 +328,7 @@ def test_centring_leaves_the_rest_alone():
     assert center_biases({}, "sigmoid") == {}
 
 
-def test_centring_of_several_features():
+def test_centering_of_several_features():
     """`nn.DenseGeneral` with two output axes, and one input axis or two."""
     params = {
         "a": {"kernel": jnp.ones([5, 4]), "bias": jnp.zeros(4)},
@@ -359,7 +359,7 @@ def a_layer_and_a_stack(length):
     }
 
 
-def test_centring_of_a_stack_that_its_shapes_tell():
+def test_centering_of_a_stack_that_its_shapes_tell():
     centered = center_biases(a_layer_and_a_stack(3), "sigmoid")
     np.testing.assert_array_equal(centered["a"]["bias"], np.zeros(4))
     np.testing.assert_array_equal(centered["b"]["bias"], np.full((3, 4), -2.0))

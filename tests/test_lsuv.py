@@ -161,7 +161,7 @@ def test_scale_alone_keeps_directions_and_biases():
         np.testing.assert_allclose(jnp.sqrt(jnp.mean(z**2)), 1, rtol=1e-5)
 
 
-def test_a_deep_sigmoid_network_is_cured_by_centring_and_not_without():
+def test_a_deep_sigmoid_network_is_cured_by_centering_and_not_without():
     problem = vj.mlp_problem(6, (32,) * 32, 3, activation="sigmoid", key=jax.random.key(1))
     verdict = {
         centered: vj.diagnose(
@@ -190,7 +190,7 @@ def test_left_alone():
     after = lsuv(loss_fn, params, BATCH)
     for name in ("tied", "zero", "gain", "unused"):
         np.testing.assert_array_equal(after[name], params[name])
-    # No bias beside it: rescaled, not centred.
+    # No bias beside it: rescaled, not centered.
     assert not np.array_equal(after["head"]["kernel"], params["head"]["kernel"])
 
 

@@ -437,8 +437,8 @@ def test_a_norm_beyond_the_largest_number(factory):
 def test_constants_give_what_arguments_give(name):
     """XLA reorders the products of what it knows: 1e-30^2 times 1e30^2 is 0 times infinity.
 
-    Of constants nothing is left without their mean but rounding errors, which a normalised step
-    makes large: there both must be finite, and zero to rounding where nothing is normalised.
+    Of constants nothing is left without their mean but rounding errors, which a normalized step
+    makes large: there both must be finite, and zero to rounding where nothing is normalized.
     """
     params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
     tx = FACTORIES[name]()

@@ -167,7 +167,7 @@ def test_every_layer_of_a_stack_draws_its_own_weights(net):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("net", NETS)
-def test_initialisers_and_param_dtype(net, scan):
+def test_initializers_and_param_dtype(net, scan):
     def seven(key, shape, dtype):
         return jnp.full(shape, 7, dtype)
 
@@ -180,7 +180,7 @@ def test_initialisers_and_param_dtype(net, scan):
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_default_initialiser_is_lecun_normal(net):
+def test_default_initializer_is_lecun_normal(net):
     params = net(hidden=(256, 256, 256), scan=True).params
     variance = np.var(params["hidden_stack"]["kernel"]) * 256
     assert abs(variance - 1) < 6 * math.sqrt(2 / (2 * 256**2))
@@ -266,7 +266,7 @@ def test_program_size_does_not_grow_with_depth(net, residual, x):
     assert equations(3, scan=False) < equations(6, scan=False)
 
 
-def test_partitioned_initialisers_name_the_stacked_axis():
+def test_partitioned_initializers_name_the_stacked_axis():
     partitioned = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     params = linen_net(scan=True, kernel_init=partitioned).params
     assert params["hidden_stack"]["kernel"].names == ("layers", None, "model")

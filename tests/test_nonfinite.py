@@ -128,7 +128,7 @@ FORWARD = {
     logarithm_of_negative: ("log", "logarithm of a negative", "above 0"),
     masked_row: ("subtract", "all masked", "finfo"),
     harmless_mask: ("sqrt", "negative number", "above 0"),
-    square: ("power", "overflows", "re-initialise"),
+    square: ("power", "overflows", "re-initialize"),
     cast: ("cast", "overflows: float16", "bfloat16"),
     arc_cosine: ("acos", "between -1 and 1", "clip"),
     factorization: ("cholesky", "positive definite", "identity"),

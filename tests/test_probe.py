@@ -229,7 +229,7 @@ def test_any_model_is_probed(name):
     layers = found.parameters.layers
     norms = np.asarray(layers.norms(gradients))
     sizes = np.asarray(layers.reduce(lambda x, axes: jnp.sum(jnp.ones_like(x), axes), gradients))
-    # A bias before a normalisation has no gradient but rounding.
+    # A bias before a normalization has no gradient but rounding.
     rounding = 1e-6 * norms.max()
     np.testing.assert_allclose(found.parameters.rms, norms / sizes**0.5, rtol=1e-4, atol=rounding)
     # The logarithms that the taps carry agree with plain gradients where those are normal.
@@ -307,7 +307,7 @@ def test_a_batch_may_hold_settings():
 
 
 @pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "identity"])
-def test_activations_are_recognised(name):
+def test_activations_are_recognized(name):
     f = ACTIVATIONS[name]
     found = []
 

@@ -77,17 +77,17 @@ def test_compare_table_rows(result):
     )
 
 
-def test_compare_table_fits_80_columns_and_colours_its_verdicts(result):
+def test_compare_table_fits_80_columns_and_colors_its_verdicts(result):
     # As wide as rows get: a small rate, a tiny gradient, a verdict that is split.
     result["cells"].append(cell("rmsprop", 32, [0.81, 0.1], first=3e-20, rate=0.0003))
     lines = show(report.compare_table(result), width=80)
     assert not any("…" in line for line in lines)
     assert len(lines) == len(show(report.compare_table(result), width=200))
-    coloured = "\n".join(
+    colored = "\n".join(
         show(report.compare_table(result), force_terminal=True, color_system="standard")
     )
-    for colour, verdict in ((32, "trains"), (31, "starves"), (35, "diverges")):
-        assert f"\x1b[{colour}m{verdict}\x1b[0m" in coloured
+    for color, verdict in ((32, "trains"), (31, "starves"), (35, "diverges")):
+        assert f"\x1b[{color}m{verdict}\x1b[0m" in colored
 
 
 def test_compare_table_of_one_seed_has_no_deviation(result):
@@ -208,9 +208,9 @@ def pixels(path, size):
     return array
 
 
-def share(array, colour):
-    """Fraction of the pixels that have the colour."""
-    target = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+def share(array, color):
+    """Fraction of the pixels that have the color."""
+    target = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return (np.abs(array.astype(int) - target).max(-1) <= 2).mean()
 
 
@@ -369,7 +369,7 @@ def test_reports_load_neither_matplotlib_nor_jax():
 
 @pytest.fixture
 def atlas():
-    """Sigmoid networks that lose 6 nats a layer, and those of another initialiser, half as many."""
+    """Sigmoid networks that lose 6 nats a layer, and those of another initializer, half as many."""
     cells = [
         {
             "activation": "sigmoid",

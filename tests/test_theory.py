@@ -94,7 +94,7 @@ def test_least_critical_points():
         ("silu", 2, ".50000000000000"),
     ],
 )
-def test_chi_of_common_initialisers(name, sigma_w2, digits):
+def test_chi_of_common_initializers(name, sigma_w2, digits):
     found = theory.fixed_point(name, sigma_w2, 0)
     assert_digits(found.chi, digits)
     scale = INF if found.chi == pytest.approx(1, abs=1e-12) else -1 / math.log(found.chi)

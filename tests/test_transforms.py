@@ -94,7 +94,7 @@ def stack(trees):
     return jax.tree.leaves(jax.tree.map(lambda *xs: np.stack(xs), *trees))
 
 
-def test_centred_rmsprop_equals_optax():
+def test_centered_rmsprop_equals_optax():
     # r^2 - m^2 cancels, so both carry the rounding of r^2 into the difference; eps bounds it.
     mine = trajectory(vj.rmsprop(0.1, 0.5, 0.1, centered=True), gradients(), parameters())
     peer = trajectory(optax.rmsprop(0.1, 0.5, 0.1, centered=True), gradients(), parameters())

@@ -212,7 +212,7 @@ def test_each_cause_has_its_cure(problem, expected):
 
 
 def test_depth_asks_for_small_variance_and_small_steps():
-    """At this depth unit variance is chaos, and the rate given tears any initialisation down."""
+    """At this depth unit variance is chaos, and the rate given tears any initialization down."""
     key = jax.random.key(2)
     problem = vj.mlp_problem(8, (32,) * 96, 4, activation="tanh", tx=vj.adam(3e-3), key=key)
     params = {**problem.params}

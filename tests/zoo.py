@@ -378,8 +378,8 @@ def no_batch() -> Model:
     return Model(loss_fn, weights("a", "b"), None, ["b", "a"])
 
 
-def regularised() -> Model:
-    """Weight normalisation, casts and a penalty on all weights, one of them not in the net."""
+def regularized() -> Model:
+    """Weight normalization, casts and a penalty on all weights, one of them not in the net."""
 
     def loss_fn(params, x):
         for name in "dac":
@@ -517,8 +517,8 @@ def scan_last_axis() -> Model:
     return scan_model(reverse=True, axis=2)
 
 
-def scan_normalised() -> Model:
-    """Kernels are cast and normalised before the scan runs along them."""
+def scan_normalized() -> Model:
+    """Kernels are cast and normalized before the scan runs along them."""
 
     def loss_fn(params, x):
         w = params["w"].astype(jnp.bfloat16)
@@ -694,7 +694,7 @@ ZOO = {
         tied_weight,
         residual,
         no_batch,
-        regularised,
+        regularized,
         vmapped,
         scalar_biases,
         while_loop,
@@ -705,7 +705,7 @@ ZOO = {
         scan_long,
         scan_of_one,
         scan_last_axis,
-        scan_normalised,
+        scan_normalized,
         scan_prepared,
         scan_outputs,
         scan_nested,

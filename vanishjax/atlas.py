@@ -49,7 +49,7 @@ class Grid:
       depths: Numbers of hidden layers.
       width: Width of every hidden layer.
       activation: Of every hidden layer.
-      kernel_init: A key of `initializers.INITIALIZERS`; the critical ones with centred biases.
+      kernel_init: A key of `initializers.INITIALIZERS`; the critical ones with centered biases.
       residual: Skip connections, as in `mlp_problem`.
       learning_rates: Rates to choose from, for all; None takes each contender's own.
       seeds: One run each: they draw the parameters and the order of the examples.
@@ -303,7 +303,7 @@ def measure(
 
     Yields:
       `train_cell`'s mapping with "optimizer", "depth", the RMS of the first and of the last
-      layer's kernel gradient at initialisation (mean over seeds), "sum_log_chi" if it `predicts`,
+      layer's kernel gradient at initialization (mean over seeds), "sum_log_chi" if it `predicts`,
       "steps" and "seconds" (compilation included).
 
     Raises:
@@ -343,7 +343,7 @@ def measure(
 def check_grid(grid: Grid, examples: int, classes: int) -> None:
     """Raises ValueError if a grid can't be measured on data.
 
-    That is an unknown optimizer or initialiser, an activation without a critical point for a
+    That is an unknown optimizer or initializer, an activation without a critical point for a
     critical one, fewer than two classes, or a batch larger than the training data.
 
     Example:

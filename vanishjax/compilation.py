@@ -12,7 +12,7 @@ _Fn = TypeVar("_Fn", bound=Callable[..., Any])
 
 # Compiler options under which a program is ready in half the time, and slow.
 RUNS_ONCE = {"xla_backend_optimization_level": 0}
-# Entries of arrays up to which that pays: measured with `step_response`, where an optimised program
+# Entries of arrays up to which that pays: measured with `step_response`, where an optimized program
 # takes 1.3 s longer to compile and a quick one 1 us longer an entry to run.
 _FEW = 2**18
 # Programs that are kept of one function, for calls with the same static arguments and shapes.
@@ -67,7 +67,7 @@ def jit_recent(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), options: 
 def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = ()) -> _Fn:
     """As `jit_recent`, for what is mostly called once with arrays of the same shapes.
 
-    On small arrays, on the CPU, the compiler optimises nothing: the optimisation would take longer
+    On small arrays, on the CPU, the compiler optimizes nothing: the optimization would take longer
     than it saves.
 
     Args:
@@ -82,13 +82,13 @@ def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = ()) -> _Fn:
       >>> jit_once(jnp.sum)(jnp.ones(3))
       Array(3., dtype=float32)
     """
-    optimised = jit_recent(fn, static_argnums=static_argnums)
+    optimized = jit_recent(fn, static_argnums=static_argnums)
     quick = jit_recent(fn, static_argnums=static_argnums, options=RUNS_ONCE)
 
     @functools.wraps(fn)
     def call(*arguments: Any) -> Any:
         few = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(arguments)) < _FEW
         small = few and jax.default_backend() == "cpu"
-        return (quick if small else optimised)(*arguments)
+        return (quick if small else optimized)(*arguments)
 
     return call  # type: ignore[return-value]  # the same arguments and results

@@ -85,7 +85,7 @@ class TrainedModel:
     Attributes:
       params: Parameters of `MLP`.
       architecture: Arguments of `MLP`, as JSON can hold them, and "in_features".
-      description: What else was saved: the data's name, the image shape, the normalisation.
+      description: What else was saved: the data's name, the image shape, the normalization.
     """
 
     params: Any

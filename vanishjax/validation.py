@@ -115,10 +115,10 @@ def lookup(kind: str, name: str, known: Mapping[str, _T]) -> _T:
     """The value of a name; raises ValueError for an unknown one, suggesting the nearest.
 
     Example:
-      >>> lookup("colour", "reed", {"green": 1, "red": 2})
+      >>> lookup("color", "reed", {"green": 1, "red": 2})
       Traceback (most recent call last):
       ...
-      ValueError: unknown colour 'reed': did you mean 'red'? Known: green, red
+      ValueError: unknown color 'reed': did you mean 'red'? Known: green, red
     """
     if isinstance(name, str) and name in known:
         return known[name]

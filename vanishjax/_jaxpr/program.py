@@ -80,7 +80,7 @@ def is_array(x: Any) -> bool:
 
 
 def flatten(program: Program) -> Program:
-    """The same program with its calls and rematerialisations written out.
+    """The same program with its calls and rematerializations written out.
 
     Loops, branches and functions with derivatives of their own stay. Every equation of the result
     is an object of its own, and stands for one place of the program.

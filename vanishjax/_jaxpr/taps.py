@@ -41,7 +41,7 @@ def tapped_loss(
       arguments: The parameters' leaves, then the batch's arrays.
       dummies: For each tap float32 zeros of its loops' lengths: see `dummies_for`. The gradient
         with respect to them is log(rms) of the cotangent there, given that the bottlenecks further
-        down have normalised theirs.
+        down have normalized theirs.
       watch: If given, `watch(watched, x)` of a watched equation's result or operand; anything.
 
     Returns:

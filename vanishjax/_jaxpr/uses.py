@@ -2,7 +2,7 @@
 
 The walk carries an abstract value along every variable: does it depend on the data, how many
 parameters lie on the longest path from the data to it (its depth), and which parameters went into
-it that no data has met yet (casts, weight normalisation, slices, regularisers). A parameter is
+it that no data has met yet (casts, weight normalization, slices, regularizers). A parameter is
 *used* by the equation in which a value made from it alone meets a data-dependent value, and the
 depth of that use is one more than the depth of the data. Dead equations are skipped.
 
@@ -68,13 +68,13 @@ def parameter_uses(program: Program) -> Trace:
 
     A use is a meeting with the data, which are the arrays of the batch or, if it has none, the
     arrays that the loss closes over. A term that the loss adds up from parameters alone (a
-    regulariser) is no use.
+    regularizer) is no use.
 
     Args:
       program: The loss.
 
     Returns:
-      The uses, and what was learnt about the loss.
+      The uses, and what was learned about the loss.
 
     Example:
       >>> import jax.numpy as jnp

@@ -75,7 +75,7 @@ class Value(NamedTuple):
     data: bool
     depth: int
     pieces: dict[int, Piece]
-    # Uses that count only if something nonlinear happens to the sum: else it's a regulariser.
+    # Uses that count only if something nonlinear happens to the sum: else it's a regularizer.
     pending: frozenset[Use] = frozenset()
 
 
@@ -123,7 +123,7 @@ def _blend(a: Piece, b: Piece) -> Piece:
 
 
 def keeps_sums(primitive: str, operands: Sequence[Value]) -> bool:
-    """Whether a regulariser in one operand is still one in the result."""
+    """Whether a regularizer in one operand is still one in the result."""
     if primitive in _LINEAR:
         return True
     others = operands[1:] if primitive == "div" else [v for v in operands if not v.pending]

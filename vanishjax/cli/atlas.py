@@ -1,11 +1,11 @@
-"""Map how deep optimizers train, by activation and initialiser, and how deep is predicted.
+"""Map how deep optimizers train, by activation and initializer, and how deep is predicted.
 
 The prediction is the sum of ln chi: how much of the gradient reaches the first layer of the new
 networks. Lines on the map show where it passes what momentum and Adam can make up for.
 
 It may take hours, and may be killed: every cell is on the disk as soon as it is measured, and the
 same command goes on where it was, in --out or in the newest unfinished folder under runs/. More
-optimizers, depths, activations or initialisers may be asked for then; the rest must be the same.
+optimizers, depths, activations or initializers may be asked for then; the rest must be the same.
 
   vanishjax atlas --activations sigmoid,tanh --inits lecun,critical_orthogonal --out atlas
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vanishjax.training.data import Dataset
 
 NAME = "atlas"
-HELP = "map the trainable depth by optimizer, activation and initialiser (may be resumed)"
+HELP = "map the trainable depth by optimizer, activation and initializer (may be resumed)"
 JOURNAL_FILE, RESULT_FILE, MAP_FILE = "atlas.jsonl", "atlas.json", "atlas.png"
 
 DEFAULTS = {
@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--inits",
         type=list_of(one_of("initializer", INITIALIZERS), distinct=True),
         metavar="NAMES",
-        help=f"initialisers of the kernels, of {', '.join(INITIALIZERS)} (default: "
+        help=f"initializers of the kernels, of {', '.join(INITIALIZERS)} (default: "
         "lecun,critical_orthogonal)",
     )
     add_grid_options(parser, DEFAULTS, QUICK)
@@ -118,7 +118,7 @@ class Asked(NamedTuple):
     """What the options ask for.
 
     Attributes:
-      kinds: Activations and initialisers, as pairs.
+      kinds: Activations and initializers, as pairs.
       grid: The arguments of every `Grid`, those of its kind apart.
       settings: What all cells have in common, and a journal's must agree with.
     """

@@ -133,7 +133,7 @@ def load_examples(options: argparse.Namespace, least: int) -> Dataset:
 
 
 def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> Problem:
-    """The network that `vanishjax train` would start with, by any initialiser."""
+    """The network that `vanishjax train` would start with, by any initializer."""
     import dataclasses
 
     import jax

@@ -46,10 +46,10 @@ def run(options: argparse.Namespace) -> int:
         )
     path = given / MODEL_FILE if given.is_dir() else given
 
-    from vanishjax.training.data import Framing, Normalization, frame_ink, read_grey, read_image
+    from vanishjax.training.data import Framing, Normalization, frame_ink, read_gray, read_image
 
     # The image is looked at before the heavy imports: a wrong path should cost no wait.
-    grey = read_grey(options.image)
+    gray = read_gray(options.image)
 
     import jax
     import jax.numpy as jnp
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     if options.as_is or framing is None:
         image = read_image(options.image, shape)
     else:
-        image, done = frame_ink(grey, shape, Framing.from_dict(framing))
+        image, done = frame_ink(gray, shape, Framing.from_dict(framing))
     if not options.json:
         for line in done:
             warn(line)

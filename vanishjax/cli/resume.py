@@ -15,7 +15,7 @@ from vanishjax.cli.options import whole
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vanishjax.cli.observation import Observer
+    from vanishjax.cli.observer import Observer
     from vanishjax.training import Checkpoints
 
 FOLDER = "checkpoints"

@@ -57,7 +57,7 @@ from vanishjax.cli.trained import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vanishjax.cli.observation import Observer
+    from vanishjax.cli.observer import Observer
     from vanishjax.training import Progress
 
 HELP = "train a network and save it"
@@ -191,7 +191,7 @@ def _observer(plan: Plan, every: int, console: Console, writes: bool) -> Observe
     import jax
     import jax.numpy as jnp
 
-    from vanishjax.cli.observation import Observer, open_events
+    from vanishjax.cli.observer import Observer, open_events
 
     options, events = plan.options, None
     if options.tensorboard is not None and writes:

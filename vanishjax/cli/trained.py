@@ -10,7 +10,7 @@ from vanishjax.cli.options import warn
 from vanishjax.cli.plan import Plan, arrays_of
 
 if TYPE_CHECKING:
-    from vanishjax.cli.observation import Observer
+    from vanishjax.cli.observer import Observer
     from vanishjax.training import History
 
 NAME = "train"

@@ -125,7 +125,7 @@ def diagnose(
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. Or a problem.
-      params: Its parameters, as they are now: at initialisation or at any later step.
+      params: Its parameters, as they are now: at initialization or at any later step.
       batch: A few hundred examples tell more than a few.
       tx: The optimizer. Its steps are measured at all sizes of gradient to see what its eps eats,
         and one whose steps shrink with the gradient (SGD) is held to a stricter limit. By name, if

@@ -13,7 +13,7 @@ from vanishjax.health.measurements import Probe
 from vanishjax.health.origin import Fault
 
 # What the cotangent's energy may lose or win between the output and a layer, in nats. Of 56
-# networks (8 initialisations, 7 depths) Adam trains those with less than 30, momentum those with
+# networks (8 initializations, 7 depths) Adam trains those with less than 30, momentum those with
 # less than 8.4; `benchmarks.diagnosis` tries both on others.
 ADAPTIVE_REACH = 30.0
 LINEAR_REACH = 8.4

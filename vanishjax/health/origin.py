@@ -238,14 +238,14 @@ def _forward_text(
         dtype = origin.step.equation.params["new_dtype"]
         return (
             f"The cast overflows: {dtype} has no numbers as large as {_largest(origin.step):.3g}.",
-            ("bfloat16, which has float32's range", "smaller activations: normalise them"),
+            ("bfloat16, which has float32's range", "smaller activations: normalize them"),
         )
     return (
         f"{_name(origin.step).capitalize()} overflows: what goes in reaches "
         f"{_largest(origin.step):.3g}.",
         (
-            "re-initialise from data: initializers.lsuv; or at criticality: critical_orthogonal",
-            "a normalised or residual architecture",
+            "re-initialize from data: initializers.lsuv; or at criticality: critical_orthogonal",
+            "a normalized or residual architecture",
             "a bounded activation",
         ),
     )

@@ -1,7 +1,7 @@
-"""Initialisers at the critical point, where gradients neither vanish nor explode.
+"""Initializers at the critical point, where gradients neither vanish nor explode.
 
 `critical_orthogonal` and `critical_normal` go where Flax takes a ``kernel_init``, `critical_bias`
-where it takes a ``bias_init``. What a bias initialiser can't do, because it doesn't see the kernel,
+where it takes a ``bias_init``. What a bias initializer can't do, because it doesn't see the kernel,
 `center_biases` does afterwards: take the mean that a sigmoid adds out of the next layer. `lsuv`
 does the same for any model, by looking at data instead of theory; `looks_linear` is for rectifiers.
 `redraw` is for parameters beyond repair.

@@ -1,4 +1,4 @@
-"""Initialisers at the critical point of mean-field theory."""
+"""Initializers at the critical point of mean-field theory."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ def center_biases(
     Pairs of arrays named ``kernel`` and ``bias`` side by side are changed, the rest is returned as
     it is. The kernels that the data meets first are left out: no activation feeds them. It can't be
     seen from parameters what else lies between two layers: leave out of `params` those that
-    another activation, a normalisation or a skip connection feeds. A padded convolution's border is
-    centred too much.
+    another activation, a normalization or a skip connection feeds. A padded convolution's border is
+    centered too much.
 
     Args:
       params: Any tree of parameters, of linen or nnx.

@@ -1,4 +1,4 @@
-"""Looks-linear initialisation: rectifier networks that start as linear ones."""
+"""Looks-linear initialization: rectifier networks that start as linear ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def looks_linear(key: jax.Array, params: Any, layers: Layers | None = None) -> A
               W_{out} = \begin{pmatrix} A \\ -A \end{pmatrix}
 
     with orthogonal A and zero biases. Neither gradient nor rank is lost, at any depth, where other
-    initialisations of rectifiers lose one direction after another.
+    initializations of rectifiers lose one direction after another.
 
     Args:
       key: Draws the orthogonal matrices.

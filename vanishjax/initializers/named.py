@@ -1,4 +1,4 @@
-"""Initialisers by name, as the commands and the atlas take them."""
+"""Initializers by name, as the commands and the atlas take them."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -36,14 +36,14 @@ class Initialization(NamedTuple):
 
 
 def initialization(name: str, activation: str | Activation) -> Initialization:
-    """The initialisers of a name.
+    """The initializers of a name.
 
     Args:
       name: A key of `INITIALIZERS`; "lecun" is Flax's own.
       activation: Of the network's layers.
 
     Returns:
-      The initialisers, and whether the biases are to be centred after them.
+      The initializers, and whether the biases are to be centered after them.
 
     Raises:
       ValueError: An unknown name, or an activation without a critical point (softplus).

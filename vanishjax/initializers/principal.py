@@ -34,7 +34,7 @@ def pca(loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. It's traced, and run once.
         Or a `Problem`, with the batch alone beside it.
-      params: Its parameters; initialise them before, but apply `vanishjax.initializers.lsuv`, which
+      params: Its parameters; initialize them before, but apply `vanishjax.initializers.lsuv`, which
         sets the biases, after.
       batch: The more examples, the more components are known (one less than examples); beyond those
         a kernel keeps directions of its own.
@@ -61,7 +61,7 @@ def pca(loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any
     References:
       Krähenbühl et al., Data-dependent initializations of convolutional neural networks, 2016,
       section 3.2; Seuret et al., PCA-initialized deep neural networks applied to document image
-      analysis, 2017. The rotation, which leaves other initialisations their structure, is ours.
+      analysis, 2017. The rotation, which leaves other initializations their structure, is ours.
     """
     found = network(loss_fn, params, batch)
     traced, leaves = found.traced, found.leaves

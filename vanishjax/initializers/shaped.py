@@ -69,7 +69,7 @@ def shaped(
     other taps being zero. The first kernel is made orthogonal, turned toward the principal
     components of the inputs (`vanishjax.initializers.pca`), and scaled so that what it puts out has
     mean beta and deviation alpha on the batch; the last one gets entries of the size of LeCun's
-    initialisation before it's scaled, unless it's zero.
+    initialization before it's scaled, unless it's zero.
 
     Such a network is nearly linear at the start: see a linear classifier beside it.
 

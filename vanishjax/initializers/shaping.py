@@ -154,7 +154,7 @@ def delta_orthogonal(
     r"""Convolution kernels that are orthogonal in the middle and zero elsewhere.
 
     What a layer puts out at one position is then an orthogonal matrix times what it took in there,
-    so that no direction and no frequency is lost, at any depth. An initialiser itself, to go where
+    so that no direction and no frequency is lost, at any depth. An initializer itself, to go where
     Flax takes a ``kernel_init``.
 
     Args:

@@ -1,4 +1,4 @@
-"""Layer-sequential unit-variance initialisation of any model, from one batch."""
+"""Layer-sequential unit-variance initialization of any model, from one batch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lsuv(
               b_l \leftarrow -\overline{h W_l}
 
     with the mean taken for each unit over the batch and Q_l the orthogonal polar factor of W_l.
-    Centring is what saves deep sigmoid networks, where all inputs arrive at nearly the same point;
+    Centering is what saves deep sigmoid networks, where all inputs arrive at nearly the same point;
     unit variance alone doesn't.
 
     Args:
@@ -73,7 +73,7 @@ def lsuv(
 
     References:
       Mishkin and Matas, All you need is a good init, 2016, algorithm 1; Saxe et al., 2014, for
-      orthogonal kernels; centring is this package's.
+      orthogonal kernels; centering is this package's.
     """
     if not variance > 0:
         raise ValueError(f"variance must be positive, got {variance}")

@@ -47,14 +47,14 @@ class MLP(nn.Module):  # type: ignore[misc]
     h_0 = f(W_0 x + b_0), h_l = f(W_l h_{l-1} + b_l), output W h_{D-1} + b. A hidden layer after
     the first that is as wide as the one before it is *square* and may have a skip connection:
     "scaled" gives h_l = h_{l-1} + f(W_l h_{l-1} + b_l) / sqrt(L) for L square layers, "rezero"
-    h_l = h_{l-1} + alpha_l f(W_l h_{l-1} + b_l) with a learnt scalar alpha_l that starts at 0.
+    h_l = h_{l-1} + alpha_l f(W_l h_{l-1} + b_l) with a learned scalar alpha_l that starts at 0.
 
     Attributes:
       hidden: Widths of the D hidden layers.
       classes: Number of outputs; 1 for regression.
       activation: f, a key of `activations.ACTIVATIONS` or a function.
-      kernel_init: Initialiser of every kernel; Flax's default, LeCun normal.
-      bias_init: Initialiser of every bias.
+      kernel_init: Initializer of every kernel; Flax's default, LeCun normal.
+      bias_init: Initializer of every bias.
       residual: Skip connections of the square layers: None, "scaled" or "rezero".
       scan: Keeps the layers after the first as one stack of weights ``[D-1, width, width]`` and
         scans over it, so that depth costs no compile time; needs equal widths.

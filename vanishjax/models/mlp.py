@@ -47,8 +47,8 @@ def mlp_problem(
       hidden: Widths of the hidden layers.
       classes: Number of outputs; 1 for regression.
       activation: A key of `activations.ACTIVATIONS` or a function.
-      kernel_init: Initialiser of every kernel.
-      bias_init: Initialiser of every bias.
+      kernel_init: Initializer of every kernel.
+      bias_init: Initializer of every bias.
       residual: Skip connections of the square layers: None, "scaled" or "rezero", see `MLP`.
       scan: Whether the hidden layers are one stack; None stacks three or more of equal width.
       loss: "cross_entropy" or "squared_error", computed in float32 or wider.

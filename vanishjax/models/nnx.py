@@ -58,8 +58,8 @@ class NnxMLP(nnx.Module):  # type: ignore[misc]
       hidden: Widths of the D hidden layers.
       classes: Number of outputs; 1 for regression.
       activation: A key of `activations.ACTIVATIONS` or a function.
-      kernel_init: Initialiser of every kernel; Flax's default, LeCun normal.
-      bias_init: Initialiser of every bias.
+      kernel_init: Initializer of every kernel; Flax's default, LeCun normal.
+      bias_init: Initializer of every bias.
       residual: Skip connections of the square layers: None, "scaled" or "rezero".
       scan: One stack of weights ``[D-1, width, width]`` for the layers after the first.
       dtype: Type of the computation; inferred from inputs and parameters if None.

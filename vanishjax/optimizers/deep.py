@@ -24,7 +24,7 @@ def deep_muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for chains of dense layers in which all inputs arrive at nearly the same point.
 
-    Each kernel's gradient loses its mean-activation part and is brought to one size; orthogonalised
+    Each kernel's gradient loses its mean-activation part and is brought to one size; orthogonalized
     Nesterov momentum makes the steps of all kernels but the last, the sign of the momentum those
     of the last and of the biases; and a step of a kernel moves its bias so that the layer's mean
     output stays (`vanishjax.center`). Trains plain sigmoid networks of 64 layers, where Adam and
@@ -65,7 +65,7 @@ def deep_muon(
 
     References:
       Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024, for the
-      orthogonalised momentum; the rest is this package's.
+      orthogonalized momentum; the rest is this package's.
     """
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, got {total_steps}")

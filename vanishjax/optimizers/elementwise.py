@@ -246,7 +246,7 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """RMSProp, optionally centred or with momentum.
+    """RMSProp, optionally centered or with momentum.
 
     Args:
       learning_rate: A float or a schedule.

@@ -131,7 +131,7 @@ def muon(
     muon_weight_dimension_numbers: Any = None,
     layers: Layers | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Muon: orthogonalised momentum for matrices, Adam for the rest.
+    """Muon: orthogonalized momentum for matrices, Adam for the rest.
 
     Matrices are what the layers know as such (`Leaf.is_matrix`): kernels and convolutions, stacked
     or not, each as the matrix that multiplies the data. Pass layers found with the loss, see

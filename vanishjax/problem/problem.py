@@ -381,7 +381,7 @@ class Problem:
         """Makes the problem anew with some of its arguments changed.
 
         The transform is kept unless `tx` is among the changes; the parameters are drawn afresh,
-        because another architecture or initialiser needs others.
+        because another architecture or initializer needs others.
 
         Args:
           **changes: Arguments of `factory` to replace, such as ``residual="rezero"``.

@@ -21,7 +21,7 @@ __all__ = ["plot_atlas"]
 # Of the legend on one line, in inches.
 _LEGEND_WIDTH = 7.2
 
-# Of the contours, by reach. Black on white shows on all of the map's colours.
+# Of the contours, by reach. Black on white shows on all of the map's colors.
 _DASHES = ((0, (1, 1)), (0, (4, 1.5)))
 _CONTOUR_WIDTH = 4.0
 
@@ -139,8 +139,8 @@ def _draw_contour(axis: Any, x: float, aside: float, dashes: Any) -> None:
     from matplotlib.transforms import offset_copy
 
     place = offset_copy(axis.get_xaxis_transform(), axis.figure, aside, units="points")
-    for colour, width, style in (("white", _CONTOUR_WIDTH, "-"), ("black", 2.0, dashes)):
-        axis.plot([x, x], [0, 1], color=colour, lw=width, ls=style, transform=place, zorder=4)
+    for color, width, style in (("white", _CONTOUR_WIDTH, "-"), ("black", 2.0, dashes)):
+        axis.plot([x, x], [0, 1], color=color, lw=width, ls=style, transform=place, zorder=4)
 
 
 def _draw_legend(figure: Any, axis: Any, result: Mapping[str, Any], columns: int) -> None:

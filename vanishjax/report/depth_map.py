@@ -78,7 +78,7 @@ def percentages(cells: Sequence[Mapping[str, Any]]) -> Accuracies:
 def draw_cells(
     axis: Any, accuracies: Accuracies, names: Sequence[str], depths: Sequence[int]
 ) -> Any:
-    """Draws a row of coloured cells for every name, a number in each.
+    """Draws a row of colored cells for every name, a number in each.
 
     Args:
       axis: What to draw on.
@@ -87,7 +87,7 @@ def draw_cells(
       depths: The columns.
 
     Returns:
-      The image, for a colour bar.
+      The image, for a color bar.
     """
     means = np.array([[np.mean(accuracies.get((n, d), [math.nan])) for d in depths] for n in names])
     axis.set_facecolor("#eeeeee")
@@ -111,8 +111,8 @@ def draw_staircase(axis: Any, columns: Sequence[int]) -> None:
     """Draws the step line right of the first `columns[row]` cells of every row."""
     x = np.repeat(columns, 2) - 0.5
     y = np.repeat(np.arange(len(columns) + 1), 2)[1:-1] - 0.5
-    for colour, width in (("white", 5.0), (OKABE_ITO["vermilion"], 2.8)):
-        axis.plot(x, y, color=colour, lw=width, clip_on=False, solid_joinstyle="miter", zorder=5)
+    for color, width in (("white", 5.0), (OKABE_ITO["vermilion"], 2.8)):
+        axis.plot(x, y, color=color, lw=width, clip_on=False, solid_joinstyle="miter", zorder=5)
 
 
 def depth_caption(settings: Mapping[str, Any]) -> str:
@@ -150,7 +150,7 @@ def _write_cell(axis: Any, x: int, y: int, accuracies: Sequence[float] | None, i
         return
     luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(image.cmap(image.norm(mean))[:3], 2.2))
     # Black and white stand out equally well from a ground of this luminance (WCAG 2).
-    colour = "white" if luminance < 0.179 else "black"
+    color = "white" if luminance < 0.179 else "black"
     spread = f"±{np.std(accuracies, ddof=1):.1f}" if len(accuracies) > 1 else ""
     axis.text(
         x,
@@ -158,6 +158,6 @@ def _write_cell(axis: Any, x: int, y: int, accuracies: Sequence[float] | None, i
         f"{mean:.1f}",
         ha="center",
         va="center",
-        color=colour,
+        color=color,
     )
-    axis.text(x, y + 0.24, spread, ha="center", va="center", color=colour, fontsize=7)
+    axis.text(x, y + 0.24, spread, ha="center", va="center", color=color, fontsize=7)

@@ -17,7 +17,7 @@ from vanishjax.report.plots import OKABE_ITO, png_figure
 
 __all__ = ["plot_monitor"]
 
-# A healthy network should look calm: its one or two decades are not stretched over all colours.
+# A healthy network should look calm: its one or two decades are not stretched over all colors.
 _LEAST_DECADES = 6.0
 _MOST_DECADES = 20.0
 _HEALTHY_RATIO = 1e-3
@@ -72,10 +72,10 @@ def plot_monitor(
         corner.axis("off")
         profile.sharey(heat)
         _loss(loss, steps, record["loss"])
-        colours = _heat(heat, steps, gradients, names)
+        colors = _heat(heat, steps, gradients, names)
         # Beside both, so that loss and heat map keep the same steps above one another.
         bar = figure.colorbar(
-            colours,
+            colors,
             ax=[loss, heat],
             fraction=0.03,
             pad=0.02,
@@ -108,7 +108,7 @@ def _loss(axes: Any, steps: Any, values: Sequence[float]) -> None:
 
 
 def _heat(axes: Any, steps: Any, gradients: Any, names: Sequence[str]) -> Any:
-    """Draws the map; returns its scale of colours."""
+    """Draws the map; returns its scale of colors."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -127,17 +127,17 @@ def _heat(axes: Any, steps: Any, gradients: Any, names: Sequence[str]) -> Any:
     span = math.ceil(top - known.min()) if known.size else 0
     bottom = top - min(max(span, _LEAST_DECADES), _MOST_DECADES)
     norm = Normalize(bottom, top)
-    colours = colormaps["cividis"]
-    pixels = colours(norm(np.where(np.isfinite(logs), logs, bottom)))
+    colors = colormaps["cividis"]
+    pixels = colors(norm(np.where(np.isfinite(logs), logs, bottom)))
     patches = []
     for mask, name, label in (
         (seen == 0, "sky_blue", "exactly zero"),
         (~np.isfinite(seen), "vermilion", "not finite"),
     ):
         if mask.any():
-            colour = OKABE_ITO[name]
-            pixels[mask, :3] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-            patches.append(Patch(color=colour, label=label))
+            color = OKABE_ITO[name]
+            pixels[mask, :3] = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            patches.append(Patch(color=color, label=label))
     axes.imshow(
         pixels,
         aspect="auto",
@@ -153,7 +153,7 @@ def _heat(axes: Any, steps: Any, gradients: Any, names: Sequence[str]) -> Any:
     axes.set_xlabel("training step")
     axes.set_title("Every layer's gradient, root mean square", loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return ScalarMappable(norm, colours)
+    return ScalarMappable(norm, colors)
 
 
 def _profile(axes: Any, corner: Any, ratios: Any) -> None:

@@ -28,13 +28,13 @@ def heat_row(gradient_rms: Any, columns: int, *, ascii_only: bool = False) -> Te
 
     Args:
       gradient_rms: `[layers]`, from input to output.
-      columns: Most characters; where there are more layers, each stands for its worst neighbour.
+      columns: Most characters; where there are more layers, each stands for its worst neighbor.
       ascii_only: Digits 8 to 1 instead of blocks.
 
     Returns:
       A character for a layer: a full block within a factor of ten of the largest, an eighth less
       for every factor of ten below, "0" where the gradient is zero and "!" where it isn't finite;
-      coloured from blue (largest) to vermilion.
+      colored from blue (largest) to vermilion.
 
     Example:
       >>> print(heat_row([0.0, 2e-9, 3e-4, 0.5, float("nan")], 80))
@@ -49,7 +49,7 @@ def heat_row(gradient_rms: Any, columns: int, *, ascii_only: bool = False) -> Te
             row.append(_ZERO, style=f"bold {OKABE_ITO['vermilion']}")
         else:
             level = max(0, len(blocks) - 1 - int(decades))
-            row.append(blocks[level], style=_colour(level / (len(blocks) - 1)))
+            row.append(blocks[level], style=_color(level / (len(blocks) - 1)))
     return row
 
 
@@ -163,13 +163,13 @@ def _decades_below(gradient_rms: Any) -> Any:
 
 
 def _pooled(decades: Any, columns: int) -> list[float]:
-    """At most so many; of neighbours the one that is worst off, NaN before infinity."""
+    """At most so many; of neighbors the one that is worst off, NaN before infinity."""
     groups = np.array_split(decades, min(len(decades), max(1, columns)))
     return [float(np.max(group)) for group in groups]  # NaN wins in np.max
 
 
-def _colour(share: float) -> str:
-    """From vermilion at 0 to blue at 1: legible on black and white, in every colour vision."""
+def _color(share: float) -> str:
+    """From vermilion at 0 to blue at 1: legible on black and white, in every color vision."""
     low, high = (
         [int(OKABE_ITO[name][i : i + 2], 16) for i in (1, 3, 5)] for name in ("vermilion", "blue")
     )

@@ -1,4 +1,4 @@
-"""Figures as PNG files, readable in print and beside dark text: white ground, safe colours."""
+"""Figures as PNG files, readable in print and beside dark text: white ground, safe colors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OKABE_ITO = {
     "vermilion": "#D55E00",
     "purple": "#CC79A7",
 }
-"""Eight colours that people of every colour vision tell apart (Okabe and Ito, 2008)."""
+"""Eight colors that people of every color vision tell apart (Okabe and Ito, 2008)."""
 
 # More would leave no room for the axes.
 _LONGEST_TITLE, _LONGEST_CAPTION = 300, 600
@@ -165,14 +165,14 @@ def _draw_curve(
     label = name.replace("_", " ")
     marker = "o" if len(epochs) <= 30 else ""
     shown = []
-    for key, colour, dashes, who in (
+    for key, color, dashes, who in (
         (name, OKABE_ITO["blue"], "-", "training"),
         (f"validation_{name}", OKABE_ITO["vermilion"], "--", "validation"),
     ):
         if key in history:
             values = np.asarray(history[key], np.float64)
             shown.append(values)
-            axis.plot(epochs, values, dashes, color=colour, marker=marker, ms=4, lw=2, label=who)
+            axis.plot(epochs, values, dashes, color=color, marker=marker, ms=4, lw=2, label=who)
     finite = np.concatenate(shown)
     finite = finite[np.isfinite(finite)]
     if best is not None:

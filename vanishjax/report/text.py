@@ -29,8 +29,8 @@ def compare_table(result: Mapping[str, Any]) -> Table:
 
     Returns:
       A table of the best learning rate, validation and test accuracy in percent (mean ± standard
-      deviation over seeds), the rms of the first and the last layer's gradient at initialisation,
-      and a verdict in words and colour: "trains", "starves" or "diverges", with the number of
+      deviation over seeds), the rms of the first and the last layer's gradient at initialization,
+      and a verdict in words and color: "trains", "starves" or "diverges", with the number of
       seeds that train where they disagree.
 
     Example:

@@ -51,12 +51,6 @@ from vanishjax.transforms.adam import ScaleByAdamState, scale_by_adam, scale_by_
 from vanishjax.transforms.centering import CenterState, center, deflate
 from vanishjax.transforms.clipping import adaptive_clip, clip_by_global_norm, clip_by_layer_norm
 from vanishjax.transforms.conversion import convert_state
-from vanishjax.transforms.criticality import (
-    PolarGrowthState,
-    ReconditionState,
-    polar_growth,
-    recondition,
-)
 from vanishjax.transforms.depth import scale_by_depth
 from vanishjax.transforms.loss_scale import (
     DynamicLossScaleState,
@@ -76,6 +70,12 @@ from vanishjax.transforms.orthogonalization import (
     orthogonalize,
     scale_by_muon,
     scale_by_shape,
+)
+from vanishjax.transforms.reconditioning import (
+    PolarGrowthState,
+    ReconditionState,
+    polar_growth,
+    recondition,
 )
 from vanishjax.transforms.rms import (
     ScaleByRmsState,

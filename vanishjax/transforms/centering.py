@@ -164,7 +164,7 @@ def center(
     .. math:: U_W = \mathrm{inner}(\mathrm{deflate}(g))_W, \qquad U_b \leftarrow U_b - hbar^T U_W
 
     so that moving a weight doesn't shift the mean of what comes out. hbar is read off the gradients
-    (g_W g_b / |g_b|^2): neither model, loss nor initialisation is touched.
+    (g_W g_b / |g_b|^2): neither model, loss nor initialization is touched.
 
     Args:
       inner: Makes the updates, learning rate included; None passes gradients through.
@@ -188,7 +188,7 @@ def center(
       [[1. 2.]] True
 
     References:
-      This package; for centred activations LeCun et al., Efficient backprop, 1998, section 4.3.
+      This package; for centered activations LeCun et al., Efficient backprop, 1998, section 4.3.
     """
     check_decay("decay", decay)
     check_layers_argument(layers)

@@ -1,4 +1,4 @@
-"""Orthogonalised updates: Newton-Schulz iteration and Muon's momentum."""
+"""Orthogonalized updates: Newton-Schulz iteration and Muon's momentum."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -170,7 +170,7 @@ def orthogonalize(
     ns_coeffs: Coefficients = NEWTON_SCHULZ,
     layers: Layers | None = None,
 ) -> optax.GradientTransformation:
-    """Orthogonalises each matrix: all its singular directions get a step of about one size.
+    """Orthogonalizes each matrix: all its singular directions get a step of about one size.
 
     A kernel's matrix is the one that multiplies the data: `Leaf.inputs` times `Leaf.outputs` of the
     layers, such as `[d, heads * dim]` for a query kernel `[d, heads, dim]`, and one for each index
@@ -184,7 +184,7 @@ def orthogonalize(
         an equal number of steps, but one public ablation of Polar Express found no gain in
         training.
       layers: Division of the tree into layers; derived from the parameters if None. A stack of
-        matrices is orthogonalised matrix by matrix, in one batched product.
+        matrices is orthogonalized matrix by matrix, in one batched product.
 
     Returns:
       A stateless transform; kernels `[..., in, out]` of convolutions count as matrices
@@ -237,7 +237,7 @@ def scale_by_muon(
     nesterov: bool = True,
     layers: Layers | None = None,
 ) -> optax.GradientTransformation:
-    """Orthogonalised momentum: the direction of Muon.
+    """Orthogonalized momentum: the direction of Muon.
 
     Args:
       ns_coeffs: Of the Newton-Schulz iteration: three numbers, a sequence of such triples (one a

@@ -1,4 +1,4 @@
-"""RMSProp, plain and centred, with the second moment kept as its root."""
+"""RMSProp, plain and centered, with the second moment kept as its root."""
 
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ def scale_by_stddev(
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
 ) -> optax.GradientTransformation:
-    r"""Divides each entry by the running standard deviation of its gradients (centred RMSProp).
+    r"""Divides each entry by the running standard deviation of its gradients (centered RMSProp).
 
     .. math:: u = g / \sqrt{r^2 - m^2 + \epsilon}
 

@@ -23,7 +23,7 @@ def scale_by_sign() -> optax.GradientTransformation:
       [ 1. -1.  0.]
 
     References:
-      Bernstein et al., signSGD: compressed optimisation for non-convex problems, 2018.
+      Bernstein et al., signSGD: compressed optimization for non-convex problems, 2018.
     """
 
     def init_fn(params: optax.Params) -> optax.EmptyState:

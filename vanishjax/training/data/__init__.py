@@ -1,10 +1,10 @@
-"""Data sets and images: read, checked, split and normalised."""
+"""Data sets and images: read, checked, split and normalized."""
 
 from vanishjax.training.data.dataset import Dataset, Examples, load_dataset
 from vanishjax.training.data.download import fetch
 from vanishjax.training.data.errors import DataError, DataWarning
 from vanishjax.training.data.idx import read_idx, read_idx_folder
-from vanishjax.training.data.image import read_grey, read_image
+from vanishjax.training.data.image import read_gray, read_image
 from vanishjax.training.data.ink import Framing, frame_ink, measure_framing
 from vanishjax.training.data.normalization import Normalization
 
@@ -19,7 +19,7 @@ __all__ = [
     "frame_ink",
     "load_dataset",
     "measure_framing",
-    "read_grey",
+    "read_gray",
     "read_idx",
     "read_idx_folder",
     "read_image",

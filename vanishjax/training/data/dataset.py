@@ -98,7 +98,7 @@ def load_dataset(
     targets: Targets = "auto",
     progress: Progress | None = None,
 ) -> Dataset:
-    """Loads a data set, checks all of it, splits it and normalises it.
+    """Loads a data set, checks all of it, splits it and normalizes it.
 
     A part that the source has not got is split off its training part, the same class mix in each:
     first `test_split` of it, then `validation_split` of the rest.
@@ -259,7 +259,7 @@ def _finish(inputs: Array, dtype: DType, raw: RawData, part: str) -> Array:
         inputs = inputs.astype(ml_dtypes.bfloat16)
     if not np.isfinite(inputs).all():
         raise DataError(
-            f"{raw.train.inputs_origin}: normalised {part} inputs overflow {dtype}; scale them, or"
+            f"{raw.train.inputs_origin}: normalized {part} inputs overflow {dtype}; scale them, or"
             " remove features that hardly vary in training"
         )
     return inputs

@@ -30,9 +30,9 @@ _DAMAGED = (
 def read_image(path: str | Path, shape: tuple[int, int] = (28, 28)) -> Array:
     """Reads an image as bright ink on a dark ground.
 
-    Transparency is laid on white, colours become grey, and an image on white paper (the median of
+    Transparency is laid on white, colors become gray, and an image on white paper (the median of
     its border is over one half) is inverted. An image of another size is fitted into the shape with
-    antialiasing, and what its aspect leaves over takes the colour of its paper.
+    antialiasing, and what its aspect leaves over takes the color of its paper.
 
     Args:
       path: PNG, JPEG, BMP or GIF file (of an animation, the first frame).
@@ -57,16 +57,16 @@ def read_image(path: str | Path, shape: tuple[int, int] = (28, 28)) -> Array:
     """
     if len(shape) != 2 or min(shape) < 1:
         raise DataError(f"image shape {shape} is not a height and a width of at least 1")
-    grey = read_grey(path)
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    gray = read_gray(path)
+    border = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     paper = float(np.median(border))
     if paper > 0.5:
-        grey, paper = 1 - grey, 1 - paper
-    return fitted(grey, shape, paper)
+        gray, paper = 1 - gray, 1 - paper
+    return fitted(gray, shape, paper)
 
 
-def read_grey(path: str | Path) -> Array:
-    """Reads an image of any size as shades of grey; transparency is laid on white.
+def read_gray(path: str | Path) -> Array:
+    """Reads an image of any size as shades of gray; transparency is laid on white.
 
     Args:
       path: PNG, JPEG, BMP or GIF file (of an animation, the first frame).
@@ -82,7 +82,7 @@ def read_grey(path: str | Path) -> Array:
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     path = Path(folder, "white.png")
       ...     Image.new("RGB", (4, 2), "white").save(path)
-      ...     read_grey(path).shape
+      ...     read_gray(path).shape
       (2, 4)
     """
     path = regular_file(path, "an image")
@@ -103,7 +103,7 @@ def read_grey(path: str | Path) -> Array:
                         f"{path}: truncated or damaged image: too short for {width} by {height}"
                         " pixels; save it again"
                     )
-                return _grey(ImageOps.exif_transpose(image))
+                return _gray(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -121,24 +121,24 @@ def read_grey(path: str | Path) -> Array:
         ) from error
 
 
-def _grey(image: Image.Image) -> Array:
+def _gray(image: Image.Image) -> Array:
     if image.mode.startswith("I"):
         deep = np.asarray(image, np.int64)
-        grey = (deep / 65535.0).clip(0, 1)
+        gray = (deep / 65535.0).clip(0, 1)
         transparent = image.info.get("transparency")
-        return np.where(deep == transparent, 1.0, grey).astype(np.float32)
+        return np.where(deep == transparent, 1.0, gray).astype(np.float32)
     if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
-    # By way of RGB, because Pillow turns CMYK and palettes straight into grey differently.
+        colors = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colors)
+    # By way of RGB, because Pillow turns CMYK and palettes straight into gray differently.
     return np.asarray(image.convert("RGB").convert("L"), np.float32) / 255
 
 
-def fitted(grey: Array, shape: tuple[int, int], paper: float) -> Array:
+def fitted(gray: Array, shape: tuple[int, int], paper: float) -> Array:
     """The whole image in a frame; one of the frame's size as it is, of another scaled.
 
     Args:
-      grey: `[height, width]`.
+      gray: `[height, width]`.
       shape: Height and width of the frame.
       paper: What fills the frame where the image's aspect leaves room.
 
@@ -149,12 +149,12 @@ def fitted(grey: Array, shape: tuple[int, int], paper: float) -> Array:
       >>> fitted(np.ones((2, 2), np.float32), (1, 2), 0.0)
       array([[1., 0.]], dtype=float32)
     """
-    if grey.shape == shape:
-        return grey
+    if gray.shape == shape:
+        return gray
     height, width = shape
-    ratio = min(height / grey.shape[0], width / grey.shape[1])
-    rows, columns = (max(1, round(size * ratio)) for size in grey.shape)
-    small = Image.fromarray(grey).resize((columns, rows), Image.Resampling.BILINEAR)
+    ratio = min(height / gray.shape[0], width / gray.shape[1])
+    rows, columns = (max(1, round(size * ratio)) for size in gray.shape)
+    small = Image.fromarray(gray).resize((columns, rows), Image.Resampling.BILINEAR)
     # Padded only now: to pad a strip of 1 by 10^7 pixels first would take 10^14 of them.
     framed = np.full(shape, paper, np.float32)
     top, left = (height - rows) // 2, (width - columns) // 2

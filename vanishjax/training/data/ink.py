@@ -98,11 +98,11 @@ def measure_framing(images: Array, most: int = 2000) -> Framing | None:
     return Framing(*(float(value) for value in np.median(found, axis=0)))
 
 
-def frame_ink(grey: Array, shape: tuple[int, int], framing: Framing) -> tuple[Array, list[str]]:
+def frame_ink(gray: Array, shape: tuple[int, int], framing: Framing) -> tuple[Array, list[str]]:
     """What was drawn, framed as the network knows it.
 
     Args:
-      grey: `[height, width]`, 0 black to 1 white: dark ink on bright paper, or the other way round,
+      gray: `[height, width]`, 0 black to 1 white: dark ink on bright paper, or the other way round,
         in any light.
       shape: Height and width to return.
       framing: Of the training images.
@@ -111,7 +111,7 @@ def frame_ink(grey: Array, shape: tuple[int, int], framing: Framing) -> tuple[Ar
       float32 array of that shape in [0, 1], bright ink on a dark ground, and what was done, in
       words; nothing if the image was as the training images are.
     """
-    ink, done, clean = _ink(grey)
+    ink, done, clean = _ink(gray)
     mask = _drawn(ink > (_GROUND if clean else _INK))
     if not mask.any():
         return np.zeros(shape, np.float32), [*done, "found no ink"]
@@ -165,30 +165,30 @@ def _placed(small: Array, shape: tuple[int, int], wanted: Array) -> Array:
     return framed
 
 
-def _ink(grey: Array) -> tuple[Array, list[str], bool]:
+def _ink(gray: Array) -> tuple[Array, list[str], bool]:
     """The ink alone, 0 to 1, what had to be done for it, and whether it is as clean as a scan."""
-    longest = max(grey.shape)
+    longest = max(gray.shape)
     if longest > _LONGEST:
-        size = [max(1, round(n * _LONGEST / longest)) for n in grey.shape]
-        grey = np.asarray(
-            Image.fromarray(grey.astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
+        size = [max(1, round(n * _LONGEST / longest)) for n in gray.shape]
+        gray = np.asarray(
+            Image.fromarray(gray.astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
         )
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    for scan, done in ((grey, []), (1 - grey, ["dark ink on white inverted"])):
-        edge = border if scan is grey else 1 - border
+    border = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    for scan, done in ((gray, []), (1 - gray, ["dark ink on white inverted"])):
+        edge = border if scan is gray else 1 - border
         empty = float(np.mean(scan <= _EMPTY))
         if empty >= 0.25 and np.median(edge) <= _GROUND and scan.max() >= _STRONG:
             return scan, done, True
-    flat = _surface(grey)
-    rest = grey - flat
+    flat = _surface(gray)
+    rest = gray - flat
     rough = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))
     dark = float(np.mean(rest**3)) < 0
     paper = np.maximum(flat, 1e-3) if dark else np.minimum(flat, 1 - 1e-3)
-    ink = 1 - grey / paper if dark else (grey - paper) / (1 - paper)
+    ink = 1 - gray / paper if dark else (gray - paper) / (1 - paper)
     floor = _ROUGHNESS * rough / float(np.median(paper if dark else 1 - paper))
     strong = ink[ink > max(floor, 0.02)]
     if not len(strong):
-        return np.zeros_like(grey), [], False
+        return np.zeros_like(gray), [], False
     top = max(float(np.quantile(strong, 0.8)), 1.5 * floor)
     low = min(floor, 0.5 * top) / 2
     ink = ((ink - low) / (top - low)).clip(0, 1)
@@ -196,12 +196,12 @@ def _ink(grey: Array) -> tuple[Array, list[str], bool]:
     return ink, [f"{words}: light evened out, contrast stretched"], False
 
 
-def _surface(grey: Array, rounds: int = 6) -> Array:
+def _surface(gray: Array, rounds: int = 6) -> Array:
     """The paper's brightness: a quadratic surface through the pixels that lie near it."""
-    y, x = (np.linspace(-1, 1, n) for n in grey.shape)
-    y, x = np.broadcast_to(y[:, None], grey.shape), np.broadcast_to(x, grey.shape)
+    y, x = (np.linspace(-1, 1, n) for n in gray.shape)
+    y, x = np.broadcast_to(y[:, None], gray.shape), np.broadcast_to(x, gray.shape)
     basis = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
-    values = grey.reshape(-1).astype(np.float64)
+    values = gray.reshape(-1).astype(np.float64)
     # What is drawn seldom lies along the border.
     use = (np.maximum(abs(x), abs(y)) > _BORDER).reshape(-1)
     fitted = values
@@ -211,7 +211,7 @@ def _surface(grey: Array, rounds: int = 6) -> Array:
         fitted = basis @ np.linalg.lstsq(basis[use], values[use], rcond=None)[0]
         rest = np.abs(values - fitted)
         use = rest <= max(2.5 * 1.4826 * float(np.median(rest[use])), 0.01)
-    return fitted.reshape(grey.shape)
+    return fitted.reshape(gray.shape)
 
 
 def _drawn(mask: Array) -> Array:

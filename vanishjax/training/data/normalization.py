@@ -48,7 +48,7 @@ class Normalization:
                 )
 
     def apply(self, raw: Array) -> Array:
-        """Normalises raw inputs.
+        """Normalizes raw inputs.
 
         Args:
           raw: `[n, features]` of any real dtype.

@@ -55,7 +55,7 @@ class RawExamples:
         if not plain:
             raise DataError(
                 f"{origin}: shape {shown(inputs.shape)} is not [n, features], [n, height, width] or"
-                " [n, height, width, 1]; reshape it, or make colour images grey"
+                " [n, height, width, 1]; reshape it, or make color images gray"
             )
         if inputs.size == 0:
             raise DataError(f"{origin}: shape {inputs.shape} is empty; at least one is needed")

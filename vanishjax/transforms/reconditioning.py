@@ -50,7 +50,7 @@ def recondition(
 
     The updates of the first step are the move itself, so this goes around the optimizer, not into a
     chain before it. For plain chains of dense layers with biases; it initializes the network
-    anew and wipes out what was learnt before.
+    anew and wipes out what was learned before.
 
     Args:
       inner: The transform of all later steps, learning rate included; None passes gradients
