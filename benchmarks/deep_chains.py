@@ -5,7 +5,7 @@ and the accuracy on the test data at that rate is shown. `deep_adam` starts from
 initialization and sees gradients and parameters alone; "shaped, deep_adam" starts from
 `initializers.shaped`, whose first kernel looks at a batch. Beside them a network of depth 2 and a
 linear classifier, trained for as many steps: what is shaped is nearly linear at the start, so
-whoever isn't better than that one has gained nothing. optax's own optimizers get the layers apart,
+one that isn't better has gained nothing. optax's own optimizers get the layers apart,
 not as a stack, which they would take for one layer.
 
 Every run of a network, a contender, a rate and a seed is a cell of its own, written as soon as it

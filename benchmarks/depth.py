@@ -35,7 +35,7 @@ class Training:
             updates, state = tx.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, loss
 
-        # Else whoever comes later finds the network traced already.
+        # Else the second one finds the network traced already.
         jax.clear_caches()
         self.carry = jax.tree.map(jnp.copy, (problem.params, tx.init(problem.params)))
         self.compiled = timing.Compiled(step, *self.carry, donate=(0, 1))

@@ -1,4 +1,4 @@
-"""Verdicts before the first step against training: who trains, and what ails who doesn't.
+"""Verdicts before the first step against training: which train, and what is wrong with the others.
 
 Every network is trained from five seeds at several rates; it counts as healthy if at the best rate
 the median seed closes three quarters of the gap between chance and a perfect training accuracy.
@@ -133,7 +133,7 @@ def labels() -> dict[str, dict[str, Any]]:
 
 
 def truth_of(one: dict[str, Any]) -> str:
-    """What training says of an examined network: healthy, or what was written down to ail it."""
+    """What training says of an examined network: healthy, or what was written down as its cause."""
     return "healthy" if one["trains"] else one["expected"][0] if one["expected"] else "unknown"
 
 

@@ -1,7 +1,7 @@
 """Small networks, healthy and sick in every way we know, to try a diagnosis or a cure on.
 
 What is sick isn't decided here but by training (`benchmarks.diagnosis`); what is written here, and
-was before any of them was examined, is what would ail a network that turns out not to train.
+was before any of them was examined, is what would be wrong with a network that doesn't train.
 """
 
 import dataclasses

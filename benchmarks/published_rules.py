@@ -1,7 +1,7 @@
 """The published rules of other tools on the networks of `benchmarks.diagnosis`, before training.
 
 The rules are written anew from what their authors published, with their default thresholds; each
-sees what `diagnose` sees, the initial parameters and one batch. Whoever trains is known from
+sees what `diagnose` sees, the initial parameters and one batch. Which of them train is known from
 diagnosis.json. The tools were made to watch a training run: of AutoTrainer the rules on gradients
 are here, without its condition that the accuracy stays low, and of all of them nothing that needs
 more than one step, a chosen collection of tensors or a loss curve.

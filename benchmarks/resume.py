@@ -1,8 +1,8 @@
-"""Runs killed by SIGKILL at random moments, half of them in mid-save: does each end the same?
+"""Runs killed by SIGKILL at random moments, half of them during a save: does each end the same?
 
 Every trial starts `vanishjax train` in a process, kills it, goes on with `--resume`, and compares
-parameters, curves and observations with those of a run that nobody touched, bit for bit. In
-mid-save means that the folder of an unfinished checkpoint was there when the process was killed.
+parameters, curves and observations with those of a run that nobody touched, bit for bit. A
+kill "during a save" is one that found the folder of an unfinished checkpoint.
 
     python -m benchmarks resume
 """
@@ -37,7 +37,7 @@ def start(folder: Path, *more: str, epochs: int = EPOCHS) -> subprocess.Popen[by
 
 
 def kill(run: subprocess.Popen[bytes], folder: Path, seconds: float, in_save: bool) -> bool:
-    """Kills a run some seconds after it began to save, and in mid-save if asked to.
+    """Kills a run some seconds after it began to save, and during a save if asked to.
 
     Returns:
       Whether it was saving.

@@ -87,7 +87,7 @@ def diagnosis(results):
 
 
 def published_rules(results):
-    """Alarms of other tools' rules beside the diagnosis, by what ails the network."""
+    """Alarms of other tools' rules beside the diagnosis, by what is wrong with the network."""
     tools = results["tools"]
     truths = sorted(
         tools["vanishjax"]["alarms_by_truth"], key=lambda name: (name != "healthy", name)

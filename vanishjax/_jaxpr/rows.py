@@ -1,7 +1,7 @@
 """Rows of a transform's updates, from what is in memory anyway.
 
 An update goes into the parameters in the loop that computes it, and is never written to memory.
-Whoever took rows from the update itself would make XLA write all of it.
+Taking rows from the update itself would make XLA write all of it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Update:
         self._kept = arrays, results  # lest another value gets the identity of one of them
 
     def write_steps(self, one: jax.Array) -> None:
-        """Has the steps pass through memory, for whoever reads all of them anyway.
+        """Has the steps pass through memory, for readers that need all of them anyway.
 
         Args:
           one: A 1 of which XLA doesn't know that it is.

@@ -1,4 +1,4 @@
-"""What ails a network in training, told from its course: observations made one after another."""
+"""What is wrong with a network in training, by its course: observations one after another."""
 
 from __future__ import annotations
 

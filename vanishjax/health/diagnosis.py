@@ -28,7 +28,7 @@ from vanishjax.problem import MISSING, Problem, network_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What ails a network, if anything.
+    """What is wrong with a network, if anything.
 
     Attributes:
       findings: The gravest first.

@@ -418,7 +418,7 @@ class _PlainLoss:
     """The loss of a problem, whatever its form, as `loss_fn(params, batch)`."""
 
     def __init__(self, problem: Problem) -> None:
-        # Whoever keeps the loss shouldn't keep the parameters with it.
+        # What keeps the loss shouldn't keep the parameters with it.
         self._problem = dataclasses.replace(problem, params=None, tx=None)
 
     def __call__(self, params: Any, batch: Any) -> jax.Array:

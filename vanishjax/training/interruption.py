@@ -171,7 +171,7 @@ def _may_take(number: int, handler: Any) -> bool:
         return True
     if isinstance(handler, _Note):
         return False
-    # Whoever handles SIGTERM himself waits for it; Ctrl-C must never land while a state is donated.
+    # A handler of the script waits for SIGTERM; Ctrl-C must not land while a state is donated.
     return callable(handler) if number == signal.SIGINT else handler is signal.SIG_DFL
 
 
