@@ -21,14 +21,14 @@ FILES, SEED = 2_000, 1
 
 def damage_checkpoints(count: int, seed: int) -> Tally:
     """Checkpoints of a run."""
-    from tests import test_fuzz_checkpoints
+    from tests.training import test_fuzz_checkpoints
 
     return test_fuzz_checkpoints.damage_checkpoints(count, seed)
 
 
 def damage_journals(count: int, seed: int) -> Tally:
     """Journals of an atlas."""
-    from tests import test_fuzz_journals
+    from tests.cli import test_fuzz_journals
 
     return test_fuzz_journals.damage_journals(count, seed)
 

@@ -215,7 +215,7 @@ _DEEP = (*_SMOOTH, *_MIRRORED)
 _REDRAWN = ("redraw", "slow_redraw")
 
 # What is advised did best in `benchmarks.cure` on networks of that cause, and nothing that failed
-# there is (`tests/test_remedies.py`).
+# there is (`tests/treatment/test_remedies.py`).
 FITTING: Mapping[str, Fitting] = MappingProxyType(
     {
         "nonfinite": Fitting(

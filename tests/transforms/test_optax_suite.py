@@ -17,7 +17,7 @@ from pathlib import Path
 import optax
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OPTAX = Path(optax.__file__).parent
 VERSION = "0.2.8"  # whose tests the table below was made with
 OUTCOMES = "OPTAX_SUITE_OUTCOMES"  # environment: where the plugin writes what it saw

@@ -29,7 +29,7 @@ from vanishjax.training.records import json_checksum
 from vanishjax.training.resumption import Position
 from vanishjax.training.storage import Damaged
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 BATCH = jax.random.normal(jax.random.key(0), (16, 8)), jnp.arange(16) % 3
 

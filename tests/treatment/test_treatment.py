@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
-from tests.test_remedies import assert_recipe_makes
+from tests.treatment.test_remedies import assert_recipe_makes
 from vanishjax.treatment import remedies
 from vanishjax.treatment.batches import divide, sequence
 from vanishjax.treatment.judgement import improvement, keeps_up

@@ -22,7 +22,7 @@ from rich.console import Console
 import vanishjax as vj
 from tests.commands import read_json, vanishjax
 from vanishjax import cli, report
-from vanishjax.cli import observation
+from vanishjax.cli import observer
 from vanishjax.health import Health, monitor, read_health
 from vanishjax.model_file import load_model
 from vanishjax.training import TrainState, fit
@@ -478,7 +478,7 @@ def health(step, gradient=1.0):
 def observer(**arguments):
     console = Console(file=io.StringIO(), width=60)
     layers = SimpleNamespace(names=("w",))
-    return observation.Observer(console, layers, [2], 1, 5000, **arguments)
+    return observer.Observer(console, layers, [2], 1, 5000, **arguments)
 
 
 def test_observer_keeps_each_observation_once():
@@ -495,14 +495,14 @@ def test_observer_keeps_each_observation_once():
 def test_observer_stays_small_and_forgets_nothing_that_broke():
     good, bad = health(0), health(0, np.nan)
     watching = observer()
-    count = 2 * observation.MOST_OBSERVATIONS
+    count = 2 * observer.MOST_OBSERVATIONS
     for step in range(count):
         one = bad if step == 301 else good
         stacked = jax.tree.map(lambda x: np.asarray(x)[None], one)
         stacked = stacked._replace(step=np.array([step], np.int32))
         watching.take((np.array([step + 1]), stacked))
     result = watching.result()
-    assert len(result["steps"]) < observation.MOST_OBSERVATIONS
+    assert len(result["steps"]) < observer.MOST_OBSERVATIONS
     assert result["steps"][0] == 0
     assert result["steps"][-1] == count - 1
     assert 301 in result["steps"]
