@@ -75,9 +75,6 @@ def run(options: argparse.Namespace) -> int:
         image = read_image(options.image, shape)
     else:
         image, done = frame_ink(gray, shape, Framing.from_dict(framing))
-    if not options.json:
-        for line in done:
-            warn(line)
     pixels = image.reshape(1, -1) * (description.get("pixel_max") or 1)
     if "normalization" not in description:
         raise ValueError(f"{path}: has no normalization: offset and scale are missing")
@@ -96,5 +93,7 @@ def run(options: argparse.Namespace) -> int:
         result = {"image": options.image, "class": best, "probabilities": probabilities}
         print(to_json({**result, "prepared": done}))
     else:
+        for line in done:
+            warn(line)
         Terminal().print(text.probability_table(probabilities))
     return 0

@@ -17,6 +17,7 @@ _MARKS = {"critical": "✗", "warning": "!", "note": "·"}
 _WIDTH = 96
 _SHOWN_LAYERS, _LEAST_LAYERS = 12, 4
 _LINES = 40  # of a screen
+_ADVICE = (9, 3, 2, 1)  # pieces of advice that a finding shows: the most that fit
 _BOXED = re.compile(r"/value(?=[][@\s,.;:]|$)")
 _BAR = 8
 _DEADLY = 13.0  # decades of energy, 30 nats: an empty bar
@@ -49,9 +50,13 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
     """
     verdict = _unboxed(printable_tree(verdict))
     findings, probe = verdict["findings"], verdict["probe"]
-    blocks = [_headline(verdict), *map(_finding, findings)]
-    if verdict.get("learning"):
-        blocks.append(_learning(verdict["learning"]))
+    # As much advice as leaves room for the table on one screen.
+    for advice in _ADVICE:
+        blocks = [_headline(verdict), *(_finding(one, advice) for one in findings)]
+        if verdict.get("learning"):
+            blocks.append(_learning(verdict["learning"]))
+        if sum(block.count("\n") + 2 for block in blocks) + _LEAST_LAYERS < _LINES:
+            break
     if probe["names"]:
         used = sum(block.count("\n") + 2 for block in blocks)
         blocks.append(_layers(probe, max(_LEAST_LAYERS, _LINES - used - 1)))
@@ -124,7 +129,8 @@ def _headline(verdict: Mapping[str, Any]) -> str:
     return f"Healthy{rest}: the first layer's gradient has exp({total:.1f}) of the output's energy."
 
 
-def _finding(finding: Mapping[str, Any]) -> str:
+def _finding(finding: Mapping[str, Any], advice: int) -> str:
+    """A finding with the first pieces of advice."""
     names = layer_ranges(finding["layers"])
     head = f"{_MARKS[finding['severity']]} {finding['rule'].replace('_', ' ')}"
     head += f": {names}" if names else ""
@@ -138,7 +144,7 @@ def _finding(finding: Mapping[str, Any]) -> str:
         textwrap.fill(evidence, _WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
     codes = finding.get("code", ())
-    for number, remedy in enumerate(finding["remedies"], 1):
+    for number, remedy in enumerate(finding["remedies"][:advice], 1):
         lines.append(
             textwrap.fill(
                 f"{number}. {remedy}", _WIDTH, initial_indent="    ", subsequent_indent="       "
