@@ -10,7 +10,13 @@ import optax
 
 from vanishjax.problem.problem import Problem
 
-MISSING: Any = object()
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Any = _Missing()
 """What stands for an argument that was not given, where None is a value."""
 
 

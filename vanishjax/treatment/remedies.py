@@ -18,7 +18,6 @@ from vanishjax import initializers, optimizers, transforms
 from vanishjax.health import REMEDIES, Finding, fitting, probe
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
-from vanishjax.treatment.loss import plain_loss
 from vanishjax.treatment.remedy import Remedy
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
@@ -72,7 +71,7 @@ class Context:
     @functools.cached_property
     def layers(self) -> Layers:
         """The network's layers."""
-        return find_layers(self.problem.params, plain_loss(self.problem), self.batch)
+        return find_layers(self.problem.params, self.problem.plain_loss, self.batch)
 
     @property
     def depth(self) -> int:
@@ -105,7 +104,7 @@ def small_lsuv(context: Context) -> Remedy:
 
 def _lsuv(name: str, context: Context, variance: float) -> Remedy:
     def apply(problem: Problem) -> Problem:
-        loss_fn = plain_loss(problem)
+        loss_fn = problem.plain_loss
         params = initializers.pca(loss_fn, problem.params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch, variance=variance)
         return dataclasses.replace(problem, params=params)
@@ -123,9 +122,7 @@ def tiny_lsuv(context: Context) -> Remedy:
     steps = _muon(context, TINY_RATE * context.learning_rate)
 
     def apply(problem: Problem) -> Problem:
-        params = initializers.lsuv(
-            plain_loss(problem), problem.params, context.batch, variance=TINY
-        )
+        params = initializers.lsuv(problem.plain_loss, problem.params, context.batch, variance=TINY)
         return steps.apply(dataclasses.replace(problem, params=params))
 
     # Exponentials may bear small kernels for the steps of a trial, and no longer.
@@ -159,7 +156,7 @@ def looks_linear(context: Context) -> Remedy:
         if context.activations is not None and "rectifier" not in context.activations:
             raise ValueError(refusal)
         params = initializers.looks_linear(context.key, problem.params, context.layers)
-        loss_fn = plain_loss(problem)
+        loss_fn = problem.plain_loss
         change = probe(loss_fn, params, context.batch).sum_log_chi
         if not abs(change) < _LINEAR * len(context.layers):
             raise ValueError(f"{refusal} (sum of ln chi {change:.3g})")
@@ -175,7 +172,7 @@ def redraw(context: Context) -> Remedy:
     """Kernels drawn anew, biases zero, then `lsuv`: for what is beyond repair (NaN, all alike)."""
 
     def apply(problem: Problem) -> Problem:
-        loss_fn = plain_loss(problem)
+        loss_fn = problem.plain_loss
         params = initializers.redraw(context.key, problem.params, context.layers)
         params = initializers.pca(loss_fn, params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch)
