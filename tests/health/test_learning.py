@@ -80,6 +80,15 @@ def test_the_losses_are_those_of_a_loop_of_steps():
     assert found.judged is found.held_out
 
 
+def test_a_scaled_loss_learns_as_the_plain_one_does():
+    problem, tx = mlp(), optax.sgd(0.1)
+    plain, scaled = (
+        learn(problem.loss_fn, problem.params, BATCH, one, 20)
+        for one in (tx, vj.dynamic_loss_scale(tx))
+    )
+    np.testing.assert_allclose(scaled.losses, plain.losses, rtol=1e-4)
+
+
 def test_labels_that_nothing_tells_are_not_learned():
     problem = mlp()
 

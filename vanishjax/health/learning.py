@@ -15,7 +15,9 @@ import optax
 from vanishjax import _jaxpr
 from vanishjax.compilation import jit_recent
 from vanishjax.health.finding import Finding
-from vanishjax.transforms.arguments import as_transform
+from vanishjax.problem import loss_alone
+from vanishjax.training.state import TrainState
+from vanishjax.training.step import local_step
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -128,32 +130,28 @@ def learn(
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    extended = as_transform(optax.adam(USUAL_RATE) if tx is None else tx, "tx")
+    optimizer = optax.adam(USUAL_RATE) if tx is None else tx
     batches = [batch] if held_out is None else [batch, held_out]
     split = [_jaxpr.split_arrays(one) for one in batches]
 
-    def loss_of(params: Any, number: int, arrays: list[list[Any]]) -> jax.Array:
-        value = loss_fn(params, split[number][1](arrays[number]))
-        return value[0] if isinstance(value, tuple) else value
-
     def train(params: Any, arrays: list[list[Any]]) -> tuple[jax.Array, ...]:
-        def own(params: Any) -> jax.Array:
-            return loss_of(params, 0, arrays)
+        whole = [rebuild(own) for (_, rebuild), own in zip(split, arrays, strict=True)]
 
-        def others(params: Any) -> tuple[jax.Array, ...]:
-            return tuple(loss_of(params, i, arrays) for i in range(1, len(batches)))
+        def loss_of(params: Any, batch: Any) -> jax.Array:
+            loss: jax.Array = loss_alone(loss_fn(params, batch))
+            return loss
 
-        def step(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, ...]]:
-            params, state = carry
-            value, gradient = jax.value_and_grad(own)(params)
-            updates, state = extended.update(
-                gradient, state, params, value=value, grad=gradient, value_fn=own
-            )
-            return (optax.apply_updates(params, updates), state), (value, *others(params))
+        take = local_step(loss_of, optimizer)
 
-        (last, _), losses = jax.lax.scan(step, (params, extended.init(params)), length=steps)
-        ends = own(last), *others(last)
-        return tuple(jnp.append(x, end) for x, end in zip(losses, ends, strict=True))
+        def step(state: TrainState, _: None) -> tuple[TrainState, tuple[jax.Array, ...]]:
+            others = tuple(loss_of(state.params, other) for other in whole[1:])
+            state, metrics = take(state, whole[0])
+            return state, (metrics["loss"], *others)
+
+        start = TrainState.create(params, optimizer)
+        end, losses = jax.lax.scan(step, start, length=steps)
+        ends = (loss_of(end.params, one) for one in whole)
+        return tuple(jnp.append(x, last) for x, last in zip(losses, ends, strict=True))
 
     losses = jit_recent(train)(jax.tree.map(jnp.asarray, params), [one[0] for one in split])
     own, *rest = (np.asarray(x, np.float64) for x in losses)

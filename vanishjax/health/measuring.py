@@ -19,6 +19,7 @@ from vanishjax.health.statistics import Statistics, statistics
 from vanishjax.health.watch import watch
 from vanishjax.layers import Layers
 from vanishjax.layers.traced import traced_loss
+from vanishjax.problem import loss_alone
 
 # What the loss of a float16 network is multiplied by, lest its cotangent underflow before the first
 # tap, where it would be rescaled: 1,024.
@@ -121,8 +122,7 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> Measured:
         return value * math.exp(log_scale), (value, found, seen)
 
     def plain(leaves: list[Any]) -> Any:
-        value = loss.fn(*loss.arguments(leaves, arrays))
-        return value[0] if isinstance(value, tuple) else value
+        return loss_alone(loss.fn(*loss.arguments(leaves, arrays)))
 
     try:
         gradients = jax.grad(plain)(leaves)

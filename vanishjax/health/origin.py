@@ -13,6 +13,7 @@ from vanishjax import _jaxpr
 from vanishjax._jaxpr import Origin, Place, Span, Step
 from vanishjax.health.finding import Where
 from vanishjax.health.measurements import Probe
+from vanishjax.problem import loss_alone
 
 _NAMES = {
     "convert_element_type": "cast",
@@ -134,8 +135,7 @@ def find_fault(
     arrays, rebuild = _jaxpr.split_arrays(batch)
 
     def loss(leaves: list[Any], arrays: list[Any]) -> Any:
-        value = loss_fn(jax.tree.unflatten(structure, leaves), rebuild(arrays))
-        return value[0] if isinstance(value, tuple) else value
+        return loss_alone(loss_fn(jax.tree.unflatten(structure, leaves), rebuild(arrays)))
 
     forward = jax.make_jaxpr(loss)(leaves, arrays)
     arguments = [*leaves, *arrays]

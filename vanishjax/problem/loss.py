@@ -35,6 +35,16 @@ def offer(names: frozenset[str], key: jax.Array | None, training: bool) -> dict[
     return extra
 
 
+def loss_alone(value: Any) -> Any:
+    """The loss, of `loss` or, where no flag says so, `(loss, aux)`.
+
+    Example:
+      >>> loss_alone(2.0), loss_alone((2.0, {"accuracy": 1.0}))
+      (2.0, 2.0)
+    """
+    return value[0] if isinstance(value, tuple) else value
+
+
 def loss_and_metrics(value: Any) -> tuple[Any, Mapping[str, Any]]:
     """What a loss returned, a scalar or `(scalar, metrics)`, as the latter.
 

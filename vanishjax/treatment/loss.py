@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vanishjax.problem import Problem
+from vanishjax.problem import Problem, loss_alone
 from vanishjax.transforms.loss_scale import find_loss_scale
 
 
@@ -47,8 +47,7 @@ def loss_scale(problem: Problem) -> float | None:
 @functools.lru_cache(maxsize=4)
 def _scaled(loss_fn: Callable[[Any, Any], Any], scale: float) -> Callable[[Any, Any], Any]:
     def scaled(params: Any, batch: Any) -> Any:
-        value = loss_fn(params, batch)
-        loss = value[0] if isinstance(value, tuple) else value
+        loss = loss_alone(loss_fn(params, batch))
         # The identity, through which gradients come back so many times as large.
         return loss + (scale - 1) * (loss - jax.lax.stop_gradient(loss))
 

@@ -14,7 +14,7 @@ import optax
 
 from vanishjax.compilation import jit_recent
 from vanishjax.health.finding import json_value
-from vanishjax.problem import Problem
+from vanishjax.problem import Problem, loss_alone
 from vanishjax.training import TrainState, local_step
 
 Outcome = Literal["untreated", "accepted", "better", "no better", "diverged", "failed"]
@@ -178,8 +178,8 @@ def _loss_alone(loss_fn: Callable[..., Any] | None) -> Any:
     """A loss without what it returns beside it, though no flag says so."""
 
     def loss(*arguments: Any, **settings: Any) -> Any:
-        value = loss_fn(*arguments, **settings)  # type: ignore[misc]  # called if there is one
-        return value[0] if isinstance(value, tuple) else value
+        # It is called only if there is one.
+        return loss_alone(loss_fn(*arguments, **settings))  # type: ignore[misc]
 
     return None if loss_fn is None else loss
 
