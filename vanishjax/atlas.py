@@ -8,8 +8,7 @@ that is reported is the test data's.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +18,9 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from vanishjax import losses, numerics
-from vanishjax.catalog import OPTIMIZERS, VARIANTS, Entry
+from vanishjax.catalog import CONTENDERS
 from vanishjax.compilation import RUNS_ONCE
-from vanishjax.health import probe
+from vanishjax.health.probe import probe
 from vanishjax.initializers import center_biases, initialization
 from vanishjax.layers import Layers, find_layers
 from vanishjax.models import MLP, Activation, Residual
@@ -30,9 +29,6 @@ from vanishjax.training import TrainState, local_step
 
 Arrays = tuple[Any, Any]
 
-
-CONTENDERS: Mapping[str, Entry] = MappingProxyType({**OPTIMIZERS, **VARIANTS})
-"""What can be compared, by name."""
 
 # What is left of the learning rate at the end of a run, with `Grid.decay`.
 _LAST_RATE = 0.02
@@ -45,7 +41,7 @@ class Grid:
     """What to compare, and how.
 
     Attributes:
-      optimizers: Keys of `CONTENDERS`.
+      optimizers: Keys of `catalog.CONTENDERS`.
       depths: Numbers of hidden layers.
       width: Width of every hidden layer.
       activation: Of every hidden layer.
@@ -178,7 +174,7 @@ def train_cell(
     The runs are divided among devices: as many of them as divide the number of runs.
 
     Args:
-      optimizer: A key of `CONTENDERS`.
+      optimizer: A key of `catalog.CONTENDERS`.
       start: The networks, from `draw_networks`.
       grid: The other settings.
       train: Inputs `[n, features]` and integer labels `[n]`.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["OPTIMIZERS", "VARIANTS", "Entry"]
+__all__ = ["CONTENDERS", "OPTIMIZERS", "VARIANTS", "Entry"]
 
 
 class Entry(NamedTuple):
@@ -73,3 +73,6 @@ VARIANTS: Mapping[str, Entry] = MappingProxyType(
     }
 )
 """Forms of these that `compare` and `atlas` know by a name of their own."""
+
+CONTENDERS: Mapping[str, Entry] = MappingProxyType({**OPTIMIZERS, **VARIANTS})
+"""Both: all that can be compared."""

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vanishjax.cli.grid import CONTENDERS, Cell, add_grid_options, gather, grid_settings
+from vanishjax.catalog import CONTENDERS
+from vanishjax.cli.grid import Cell, add_grid_options, gather, grid_settings
 from vanishjax.cli.options import (
     ACTIVATIONS,
     INITIALIZERS,

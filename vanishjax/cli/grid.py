@@ -6,13 +6,11 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vanishjax.catalog import OPTIMIZERS, VARIANTS
+from vanishjax.catalog import CONTENDERS
 from vanishjax.cli.options import MOST_LAYERS, list_of, number, one_of, whole
 from vanishjax.training.interruption import signal_of
 
 Cell = dict[str, Any]
-
-CONTENDERS = (*OPTIMIZERS, *VARIANTS)
 
 
 def add_grid_options(
@@ -27,7 +25,7 @@ def add_grid_options(
     """
     parser.add_argument(
         "--optimizers",
-        type=list_of(one_of("optimizer", CONTENDERS), distinct=True),
+        type=list_of(one_of("optimizer", tuple(CONTENDERS)), distinct=True),
         metavar="NAMES",
         help=f"of {', '.join(CONTENDERS)} (default: {_joined(defaults['optimizers'])})",
     )

@@ -132,18 +132,22 @@ def load_examples(options: argparse.Namespace, least: int) -> Dataset:
     )
 
 
-def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> Problem:
-    """The network that `vanishjax train` would start with, by any initializer."""
-    import dataclasses
+def described_mlp(options: argparse.Namespace, dataset: Dataset, **initializers: Any) -> Problem:
+    """The MLP of the options for a data set's inputs and labels, without an optimizer.
 
+    Args:
+      options: With those of `add_network_options`, the widths, the loss, the seed and the dtype.
+      dataset: What it is for.
+      **initializers: Other than `mlp_problem`'s own.
+
+    Returns:
+      The problem.
+    """
     import jax
 
-    from vanishjax import initializers
-    from vanishjax.layers import find_layers
     from vanishjax.models import mlp_problem
 
-    start = initializers.initialization(options.init, options.activation)
-    problem = mlp_problem(
+    return mlp_problem(
         dataset.train.inputs.shape[1],
         hidden_widths(options),
         dataset.classes or math.prod(dataset.train.labels.shape[1:]),
@@ -153,8 +157,20 @@ def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> P
         key=jax.random.key(options.seed),
         dtype=options.dtype,
         param_dtype=options.dtype,
-        kernel_init=start.kernel_init,
-        bias_init=start.bias_init,
+        **initializers,
+    )
+
+
+def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> Problem:
+    """The network that `vanishjax train` would start with, by any initializer."""
+    import dataclasses
+
+    from vanishjax import initializers
+    from vanishjax.layers import find_layers
+
+    start = initializers.initialization(options.init, options.activation)
+    problem = described_mlp(
+        options, dataset, kernel_init=start.kernel_init, bias_init=start.bias_init
     )
     layers = find_layers(problem.params, problem.loss_fn, batch)
     params = problem.params

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vanishjax.catalog import OPTIMIZERS
+from vanishjax.cli.network import described_mlp
 from vanishjax.cli.optimizer import described_optimizer
 
 if TYPE_CHECKING:
@@ -53,34 +54,19 @@ class Plan(NamedTuple):
         return getattr(losses, self.options.loss)(predicted, labels), {self.score: score}
 
 
-def make_plan(
-    options: argparse.Namespace, hidden: tuple[int, ...], epochs: int, dataset: Dataset
-) -> Plan:
+def make_plan(options: argparse.Namespace, epochs: int, dataset: Dataset) -> Plan:
     """The network for a data set, its optimizer, and all that decides the run."""
     import jax
 
     from vanishjax.layers import find_layers
-    from vanishjax.models import mlp_problem
 
-    inputs = dataset.train.inputs.shape[1]
-    outputs = dataset.classes or math.prod(dataset.train.labels.shape[1:])
-    problem = mlp_problem(
-        inputs,
-        hidden,
-        outputs,
-        activation=options.activation,
-        residual=options.residual,
-        loss=options.loss,
-        key=jax.random.key(options.seed),
-        dtype=options.dtype,
-        param_dtype=options.dtype,
-    )
+    problem = described_mlp(options, dataset)
     first_batch = jax.tree.map(lambda a: a[: options.batch_size], arrays_of(dataset.train))
     layers = find_layers(problem.params, problem.loss_fn, first_batch)
     architecture = {
-        "in_features": inputs,
-        "hidden": list(hidden),
-        "classes": outputs,
+        "in_features": problem.config["in_features"],
+        "hidden": list(problem.config["hidden"]),
+        "classes": problem.config["classes"],
         "activation": options.activation,
         "residual": options.residual,
         "scan": "hidden_stack" in problem.params,

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         )
     path = given / MODEL_FILE if given.is_dir() else given
 
-    from vanishjax.training.data import Framing, Normalization, frame_ink, read_gray, read_image
+    from vanishjax.training.data import Framing, Normalization, frame_ink, read_gray, whole_image
 
     # The image is looked at before the heavy imports: a wrong path should cost no wait.
     gray = read_gray(options.image)
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     shape, framing = tuple(description["image_shape"]), description.get("framing")
     done: list[str] = []
     if options.as_is or framing is None:
-        image = read_image(options.image, shape)
+        image = whole_image(gray, shape)
     else:
         image, done = frame_ink(gray, shape, Framing.from_dict(framing))
     pixels = image.reshape(1, -1) * (description.get("pixel_max") or 1)

@@ -120,7 +120,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains, scores and saves."""
-    hidden, epochs = hidden_widths(options), options.epochs or (1 if options.quick else 5)
+    epochs = options.epochs or (1 if options.quick else 5)
+    hidden_widths(options)
     check_optimizer_options(options)
     check_device_options(options)
     monitored = options.monitor or bool(options.monitor_every) or options.tensorboard is not None
@@ -137,7 +138,7 @@ def run(options: argparse.Namespace) -> int:
         joined_processes(options) as writes,
         run_folder(NAME, options, files, writes) as folder,
     ):
-        return _train(make_plan(options, hidden, epochs, dataset), every, folder, writes)
+        return _train(make_plan(options, epochs, dataset), every, folder, writes)
 
 
 def _train(plan: Plan, every: int | None, folder: Path, writes: bool) -> int:

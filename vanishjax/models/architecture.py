@@ -15,6 +15,9 @@ from vanishjax.foreign import shown
 Initializer = Callable[..., jax.Array]
 Residual = Literal["scaled", "rezero"]
 
+LECUN_NORMAL: Initializer = jax.nn.initializers.lecun_normal()
+"""Flax's own initializer of kernels."""
+
 
 def parameter_shapes(
     in_features: int,

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 
 from vanishjax.activations import Activation, resolve_activation
 from vanishjax.models.architecture import (
+    LECUN_NORMAL,
     Initializer,
     Residual,
     add_branch,
     check_architecture,
     square_layers,
 )
-
-_LECUN_NORMAL = nn.initializers.lecun_normal()
 
 
 class _HiddenLayer(nn.Dense):  # type: ignore[misc]
@@ -80,7 +79,7 @@ class MLP(nn.Module):  # type: ignore[misc]
     hidden: Sequence[int]
     classes: int
     activation: str | Activation = "sigmoid"
-    kernel_init: Initializer = _LECUN_NORMAL
+    kernel_init: Initializer = LECUN_NORMAL
     bias_init: Initializer = nn.initializers.zeros
     residual: Residual | None = None
     scan: bool = False

@@ -12,12 +12,11 @@ import optax
 
 from vanishjax import losses
 from vanishjax.activations import Activation
-from vanishjax.models.architecture import Initializer, Residual, check_architecture
+from vanishjax.models.architecture import LECUN_NORMAL, Initializer, Residual, check_architecture
 from vanishjax.models.linen import MLP
 from vanishjax.problem import Problem
 from vanishjax.validation import lookup
 
-_LECUN_NORMAL = nn.initializers.lecun_normal()
 _LOSSES = {"cross_entropy": losses.cross_entropy, "squared_error": losses.squared_error}
 
 
@@ -27,7 +26,7 @@ def mlp_problem(
     classes: int,
     *,
     activation: str | Activation = "sigmoid",
-    kernel_init: Initializer = _LECUN_NORMAL,
+    kernel_init: Initializer = LECUN_NORMAL,
     bias_init: Initializer = nn.initializers.zeros,
     residual: Residual | None = None,
     scan: bool | None = None,

@@ -11,14 +11,13 @@ from flax import nnx
 
 from vanishjax.activations import Activation, resolve_activation
 from vanishjax.models.architecture import (
+    LECUN_NORMAL,
     Initializer,
     Residual,
     add_branch,
     check_architecture,
     square_layers,
 )
-
-_LECUN_NORMAL = nnx.initializers.lecun_normal()
 
 
 class _HiddenLayer(nnx.Linear):  # type: ignore[misc]
@@ -86,7 +85,7 @@ class NnxMLP(nnx.Module):  # type: ignore[misc]
         classes: int,
         *,
         activation: str | Activation = "sigmoid",
-        kernel_init: Initializer = _LECUN_NORMAL,
+        kernel_init: Initializer = LECUN_NORMAL,
         bias_init: Initializer = nnx.initializers.zeros,
         residual: Residual | None = None,
         scan: bool = False,

@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from vanishjax.activations import Activation
-from vanishjax.catalog import OPTIMIZERS, VARIANTS
+from vanishjax.catalog import CONTENDERS
 from vanishjax.layers import Layers
 from vanishjax.optimizers.arguments import LearningRate
 from vanishjax.validation import lookup
@@ -24,7 +24,7 @@ def named_optimizer(
     """The optimizer of a name, told what it must know of the network and the run.
 
     Args:
-      name: Of `vanishjax.catalog.OPTIMIZERS` or `VARIANTS`.
+      name: A key of `vanishjax.catalog.CONTENDERS`.
       learning_rate: A number or a schedule; the catalog's if None.
       layers: Of the network, for those that see layers; derived from the parameters if None.
       total_steps: Length of the run, for those whose rate falls over it.
@@ -43,7 +43,7 @@ def named_optimizer(
       >>> print(tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0])
       [-0.5]
     """
-    entry = lookup("optimizer", name, {**OPTIMIZERS, **VARIANTS})
+    entry = lookup("optimizer", name, CONTENDERS)
     known = {"layers": layers, "total_steps": total_steps, "activation": activation}
     told = {what: known[what] for what in entry.told}
     missing = [what for what, value in told.items() if value is None and what != "layers"]

@@ -57,7 +57,23 @@ def read_image(path: str | Path, shape: tuple[int, int] = (28, 28)) -> Array:
     """
     if len(shape) != 2 or min(shape) < 1:
         raise DataError(f"image shape {shape} is not a height and a width of at least 1")
-    gray = read_gray(path)
+    return whole_image(read_gray(path), shape)
+
+
+def whole_image(gray: Array, shape: tuple[int, int]) -> Array:
+    """All of an image in a frame, as bright ink on a dark ground: see `read_image`.
+
+    Args:
+      gray: `[height, width]`, from 0 for black to 1 for white.
+      shape: Height and width to return.
+
+    Returns:
+      float32 array of that shape, in [0, 1].
+
+    Example:
+      >>> whole_image(np.ones((3, 3), np.float32), (1, 2))
+      array([[0., 0.]], dtype=float32)
+    """
     border = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     paper = float(np.median(border))
     if paper > 0.5:
