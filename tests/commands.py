@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,3 +46,26 @@ def vanishjax(*arguments):
 
 def read_json(path):
     return Ran(0, Path(path).read_text(), "").json
+
+
+_BEFORE_HEAVY_IMPORTS = """if True:
+    import sys
+    from vanishjax.cli import main
+
+    for line in open("commands"):
+        try:
+            status = main(line.split())
+        except SystemExit as error:
+            status = error.code
+        assert status in (0, 2), (line, status)
+        heavy = {"jax", "flax", "optax", "matplotlib"} & set(sys.modules)
+        assert not heavy, (line, heavy)
+"""
+
+
+def check_no_heavy_imports(commands):
+    """Runs command lines that end early, from a file "commands" in the current folder."""
+    Path("commands").write_text("\n".join(commands))
+    subprocess.run(
+        [sys.executable, "-c", _BEFORE_HEAVY_IMPORTS], check=True, capture_output=True, timeout=60
+    )

@@ -53,3 +53,16 @@ def _few_memory_maps():
 
             jax.clear_caches()
             gc.collect()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Keeps the figures that are written, to ask them what they show."""
+    from matplotlib.figure import Figure
+
+    seen = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (seen.append(self), savefig(self, *a, **k))[1]
+    )
+    return seen

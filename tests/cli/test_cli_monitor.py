@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -399,16 +398,6 @@ def record(layers=4, steps=8):
         },
         "findings": [],
     }
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    seen = []
-    savefig = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: (seen.append(self), savefig(self, *a, **k))[1]
-    )
-    return seen
 
 
 def test_plot_monitor(tmp_path, figures):

@@ -229,17 +229,6 @@ def history():
     }
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Keeps the figures that are written, to ask them what they show."""
-    seen = []
-    savefig = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: (seen.append(self), savefig(self, *a, **k))[1]
-    )
-    return seen
-
-
 def legend(axis):
     return [text.get_text() for text in axis.get_legend().get_texts()]
 
