@@ -108,6 +108,9 @@ PARTS = {
     "64": of_depth(64, ALL),
     "256": of_depth(256, ALL[:-1]),  # a thousand arrays apart compile for minutes
     "1000": of_depth(1000, ALL[:-1]),
+    "smooth": [
+        (Network(depth, f), OURS) for depth in (64, 256, 1000) for f in ("gelu", "softplus")
+    ],
     "10000": [(Network(10_000, data="fashion_mnist"), OURS)],
     "fashion": [
         (Network(0, data="fashion_mnist"), ("optax adam",)),
