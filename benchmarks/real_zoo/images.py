@@ -367,7 +367,7 @@ def through_frozen(
     def init(key: Any) -> Any:
         keys = jax.random.split(key, len(shapes))
         own = [jax.random.normal(k, s) / s[0] ** 0.5 for k, s in zip(keys, shapes, strict=True)]
-        generator = {"hidden": own[0], "out": own[1]}
+        generator = {"hidden": own[0], "out": 0.1 * own[1]}
         if inside:
             return {"critic": kernels, "generator": generator}
         return {"generator": generator}
@@ -388,14 +388,14 @@ def through_frozen(
         name=name,
         kind="frozen critic",
         library="plain",
-        task=tasks.reconstruction,
+        task=tasks.imitation,
         init=init,
         loss=loss,
         parts=parts,
         twin=twin,
         ails=ails,
         where=where,
-        **rest,
+        **{"rates": (4e-3, 1.5e-2), "steps": 400} | rest,
     )
 
 

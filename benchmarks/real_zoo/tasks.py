@@ -93,6 +93,13 @@ def reconstruction() -> Task:
 
 
 @functools.cache
+def imitation() -> Task:
+    """The same, through what a frozen network makes of it: chance is the gray image's error."""
+    (train, _), (test, _) = _digits()
+    return Task((train,), (test,), (float(np.mean(test**2)),))
+
+
+@functools.cache
 def matching() -> Task:
     """The upper and the lower halves of the digits, to be told which belong together."""
     (train, _), (test, _) = _digits()

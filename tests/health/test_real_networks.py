@@ -6,7 +6,9 @@ each: a network is sick if it stays near what a constant output reaches.
 
 import functools
 import itertools
+import re
 import zlib
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -114,6 +116,7 @@ class Block(nn.Module):
     gated: bool = False
     causal: bool = True
     dead: bool = False
+    mlp: bool = True
 
     @nn.compact
     def __call__(self, x, _=None):
@@ -125,7 +128,8 @@ class Block(nn.Module):
             h = nn.Dense(32, bias_init=bias)(y)
             return nn.Dense(16)(nn.silu(h) * nn.Dense(32)(y) if self.gated else nn.relu(h))
 
-        for number, branch in enumerate((lambda y: attention(y, y, mask=mask), mlp)):
+        branches = (lambda y: attention(y, y, mask=mask), mlp)
+        for number, branch in enumerate(branches[: 1 + self.mlp]):
             y = branch(nn.LayerNorm()(x) if self.norm == "pre" else x)
             if self.gain is not None:
                 y *= self.param(f"gain_{number}", nn.initializers.constant(self.gain), (16,))
@@ -344,7 +348,27 @@ def only_hidden():
     return (lambda p, x: jnp.mean(fixed_point(p, x) ** 2)), 0.1 * jnp.eye(8), X
 
 
+def generator(*, depth=2, bias=0.0, activation=jnp.tanh, passed=False):
+    """A generator that learns through a discriminator that isn't trained."""
+    shapes = [(8, 16), *[(16, 16)] * depth]
+    frozen = [kernel("discriminator", i, shape=shape) for i, shape in enumerate(shapes)]
+
+    def judged(kernels, x):
+        for w in kernels:
+            x = activation(x @ w + bias)
+        return jnp.mean(jnp.log1p(jnp.exp(-x @ jnp.ones(16))))
+
+    def loss(p, batch):
+        z, kernels = batch if passed else (batch, frozen)
+        return judged(kernels, jnp.tanh(z @ p["h"]) @ p["o"])
+
+    params = {"h": kernel("h", shape=(8, 16)), "o": kernel("o", shape=(16, 8))}
+    return loss, params, (X, frozen) if passed else X
+
+
 HEALTHY = {
+    "generator": generator,
+    "generator, discriminator in the batch": lambda: generator(passed=True),
     "encoder and decoder": lambda: encoder_decoder(1.0),
     "vae": vae,
     "pre-LN, 12 layers": lambda: transformer(12, scanned=True),
@@ -367,6 +391,10 @@ SICK = {
     "two networks": (two_networks, "vanishing_gradient"),
     "value network": (lambda: policy_and_value(0.15, 14), "vanishing_gradient"),
     "no skips": (lambda: transformer(16, scanned=True, skip=False), "token_collapse"),
+    "attention alone": (
+        lambda: transformer(6, scanned=True, skip=False, norm="none", mlp=False),
+        "token_collapse",
+    ),
     "queries and keys": (
         lambda: transformer(1, change=(40, "query", "key'")),
         "saturated_attention",
@@ -377,6 +405,15 @@ SICK = {
         "exploding_gradient",
     ),
     "BatchNorm and dropout": (lambda: images(ConvNet(bias=-50.0, dropout=0.1)), "dead_units"),
+    "dead discriminator": (lambda: generator(activation=jax.nn.relu, bias=-50.0), "zero_gradient"),
+    "dead discriminator in the batch": (
+        lambda: generator(activation=jax.nn.relu, bias=-50.0, passed=True),
+        "zero_gradient",
+    ),
+    "deep discriminator": (
+        lambda: generator(depth=14, activation=jax.nn.sigmoid),
+        "vanishing_gradient",
+    ),
     "diverging equilibrium": (lambda: equilibrium(6.0), "exploding_gradient"),
 }
 
@@ -430,6 +467,24 @@ def test_what_a_path_leads_past_is_a_note_that_says_so():
         cause = finding(name, "zero_gradient").cause
         assert "will let go" in cause
         assert "never" not in cause
+
+
+@pytest.mark.parametrize(
+    ("name", "product"),
+    [
+        ("dead discriminator", "3 of 3"),
+        ("dead discriminator in the batch", "3 of 3"),
+        ("deep discriminator", r"\d+ of 15"),
+    ],
+)
+def test_a_frozen_network_that_keeps_the_gradient_is_named_by_its_line(name, product):
+    found = finding(name, SICK[name][1])
+    assert found.layers == ("h", "o")
+    assert "A frozen network" in found.cause
+    assert re.search(f"behind product {product}", found.cause)
+    assert Path(found.where.file).name == Path(__file__).name
+    source = Path(__file__).read_text().splitlines()
+    assert "activation(x @ w + bias)" in source[found.where.line - 1]
 
 
 def test_memory_is_no_illness():
