@@ -31,7 +31,7 @@ import optax
 from benchmarks import record
 from benchmarks.published_rules import TOOLS
 from benchmarks.real_zoo import Network, held_out_networks, tuning_networks
-from benchmarks.real_zoo.observation import observe
+from benchmarks.real_zoo.observation import observer
 from vanishjax.health import Diagnosis, diagnose
 
 QUICK = ("DEQ", "DEQ, x6")
@@ -105,34 +105,31 @@ def labels(networks: list[Network], losses: dict[str, np.ndarray]) -> dict[str, 
     return found
 
 
-def cold(network: Network, params: Any, batch: Any) -> float:
-    """CPU seconds of compiling and running the loss and its gradient."""
-    jax.clear_caches()
-    start = time.process_time()
-    jax.block_until_ready(jax.jit(jax.value_and_grad(network.loss))(params, batch))
-    return time.process_time() - start
-
-
 def verdicts(network: Network, seeds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """What `diagnose` and the other tools say of every seed, and what the first verdict cost."""
     batch = jax.tree.map(lambda x: jnp.asarray(x[:EXAMINED]), network.task().train)
     tx = network.optimizer(network.rates[-1])
-    init, found, cost = initial(network), [], {}
-    for seed in range(seeds):
-        params = init(seed)
-        if not seed:
-            cost["gradient_seconds"] = cold(network, params, batch)
-            jax.clear_caches()
-        start = time.process_time()
-        verdict = diagnose(network.loss, params, batch, tx)
-        if not seed:
-            cost["verdict_seconds"] = time.process_time() - start
-        seen = observe(network.loss, params, batch)
-        tools = {
+    starts = [initial(network)(seed) for seed in range(seeds)]
+    jax.clear_caches()
+    times = [time.process_time()]
+    gradient_of = jax.jit(jax.value_and_grad(network.loss)).lower(starts[0], batch).compile()
+    jax.block_until_ready(gradient_of(starts[0], batch))
+    times.append(time.process_time())
+    jax.clear_caches()
+    times.append(time.process_time())
+    judged = [diagnose(network.loss, starts[0], batch, tx)]
+    times.append(time.process_time())
+    judged += [diagnose(network.loss, params, batch, tx) for params in starts[1:]]
+    observe = observer(gradient_of, network.loss, starts[0], batch)
+    found = []
+    for seed, (params, verdict) in enumerate(zip(starts, judged, strict=True)):
+        seen = observe(params)
+        fired = {
             tool: [name for name, rule in rules.items() if rule(seen)]
             for tool, rules in TOOLS.items()
         }
-        found.append({**_summary(verdict), "seed": seed, "tools": tools})
+        found.append({**_summary(verdict), "seed": seed, "tools": fired})
+    cost = {"gradient_seconds": times[1] - times[0], "verdict_seconds": times[3] - times[2]}
     return found, cost | {"ratio": cost["verdict_seconds"] / cost["gradient_seconds"]}
 
 

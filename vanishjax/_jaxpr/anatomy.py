@@ -98,6 +98,8 @@ class Anatomy:
       hidden: Indices of kernels that also meet the data where nothing can be measured.
       paths: The graph along which gradients flow from tap to tap.
       watched: Equations to look at, by their first result.
+      frozen: The taps on products of the signal with something that isn't trained, such as the
+        kernels of a discriminator that the loss closes over, and the equations.
     """
 
     sites: dict[Var, Site]
@@ -108,6 +110,7 @@ class Anatomy:
     hidden: tuple[int, ...]
     paths: Paths
     watched: dict[Var, Watched]
+    frozen: dict[int, JaxprEqn]
 
 
 def dissect(program: Program, trace: Trace) -> Anatomy:
@@ -142,6 +145,7 @@ def dissect(program: Program, trace: Trace) -> Anatomy:
         tuple(sorted({use.leaf for key, use in kernels.items() if key not in surgeon.met})),
         paths,
         surgeon.watch(paths),
+        surgeon.frozen,
     )
 
 
@@ -154,6 +158,7 @@ class _Surgeon:
         self.loops: dict[int, tuple[int, ...]] = {}
         self.lengths: list[tuple[int, ...]] = []
         self.met: set[int] = set()
+        self.frozen: dict[int, JaxprEqn] = {}
         self.paths = PathBuilder()
         self._softmaxes: dict[Var, tuple[int, ...]] = {}
         self._intakes: list[tuple[Var, JaxprEqn, tuple[int, ...], int]] = []
@@ -239,6 +244,13 @@ class _Surgeon:
                         output.bare_samples,
                     )
                     bottleneck, branched = None if narrow else bottleneck, not narrow
+                elif _is_frozen(eqn, flow, index):
+                    if not narrow:
+                        tap_bottleneck()
+                    event = self._tap(variable, loops, normalizes=narrow)
+                    events.append(event)
+                    self.frozen[event.tap] = eqn
+                    bottleneck, branched = None if narrow else bottleneck, not narrow
                 elif narrow:
                     bottleneck = len(events), variable
                     if branched:
@@ -247,7 +259,7 @@ class _Surgeon:
         return events
 
     def watch(self, paths: Paths) -> dict[Var, Watched]:
-        """The softmaxes inside the network, and what its last kernel of several positions takes in.
+        """The softmaxes inside the network, and what its first and last kernel of positions take in.
 
         Args:
           paths: The finished graph.
@@ -261,11 +273,12 @@ class _Surgeon:
             if taps:
                 axes = self._softmaxes[variable]
                 watched[variable] = Watched(len(watched), "softmax", axes, taps=taps)
-        for variable, eqn, samples, tap in reversed(self._intakes):
-            intake = intake_of(eqn, samples, len(watched), tap)
-            if intake is not None:
-                watched[variable] = intake
-                break
+        for intakes in (self._intakes, reversed(self._intakes)):
+            for variable, eqn, samples, tap in intakes:
+                intake = intake_of(eqn, samples, len(watched), tap)
+                if intake is not None:
+                    watched.setdefault(variable, intake)
+                    break
         return watched
 
     def _loop(
@@ -298,6 +311,14 @@ class _Surgeon:
         self.lengths.append(loops)
         self.taps[variable] = number, normalizes
         return Passing(number, math.prod(shape_of(variable.aval)), normalizes)
+
+
+def _is_frozen(eqn: JaxprEqn, flow: Flow, index: int) -> bool:
+    """Whether an equation multiplies what comes from kernels with what doesn't."""
+    if eqn.primitive.name not in PRODUCTS:
+        return False
+    pairs = zip(among(eqn, flow.descends), flow.operands[index], strict=True)
+    return [one and level == GRADIENT for one, level in pairs].count(True) == 1
 
 
 def _first(event: Event) -> Passing:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vanishjax.health.finding import json_value
+from vanishjax.health.finding import Where, json_value
 from vanishjax.health.supply import Supply
 from vanishjax.layers import Layers
 
@@ -77,6 +77,9 @@ class Probe:
       factors: Paths of parameters that multiply the data entry by entry: gains.
       token_energy: Share of the energy that tells positions of a sequence apart, in what the last
         kernel of several positions takes in; NaN without one.
+      token_detail: Of that energy the share that tells positions from the middle between their
+        neighbors, over the same share in what the first such kernel takes in: attention that looks
+        back leaves of a sequence what changes slowly along it.
       token_layer: The index of that kernel's layer; -1 without one.
       softmaxes: For each softmax inside the network the names of the layers that feed it, and the
         share of its rows that are all but one-hot.
@@ -84,6 +87,8 @@ class Probe:
         where the last layer stands in a loop.
       memory: For each kernel that a loop uses anew in every step the nats of energy that the
         gradient loses in a step back, and the number of steps.
+      frozen: For each product after the last layer with something that isn't trained, such as a
+        frozen discriminator's kernels, the line and its reach, in the order of the data.
       supply: By which paths the gradient gets to each layer.
 
     Example:
@@ -122,10 +127,12 @@ class Probe:
     reach: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     factors: tuple[str, ...] = ()
     token_energy: float = math.nan
+    token_detail: float = math.nan
     token_layer: int = -1
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
     constant_loss: float = math.nan
     memory: tuple[tuple[str, float, int], ...] = ()
+    frozen: tuple[tuple[Where | None, float], ...] = ()
     supply: Supply | None = None
 
     def __len__(self) -> int:
@@ -136,8 +143,9 @@ class Probe:
         plain = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("parameters", "supply")
+            if field.name not in ("parameters", "frozen", "supply")
         }
+        plain["frozen"] = tuple((where and str(where), reach) for where, reach in self.frozen)
         own = {
             field.name: getattr(self.parameters, field.name)
             for field in dataclasses.fields(self.parameters)
