@@ -21,7 +21,7 @@ def held_out_networks() -> list[Network]:
     resnet = images.nnx_resnet("ResNet, nnx", 2)
     vit = images.linen_classifier("ViT 4", images.ViT(4), "ViT")
     mixer = images.linen_classifier("Mixer 4", images.Mixer(4), "MLP-Mixer")
-    unet = images.autoencoder("U-Net", images.UNet(), "U-Net", noise=0.7, batched=False)
+    unet = images.autoencoder("U-Net", images.UNet(), "U-Net", noise=0.2, batched=False)
     variational = images.vae("VAE, tanh", images.VAE(2, "tanh"))
     gru = dynamics.eqx_gru("GRU, Equinox", steps=300)
     towers = dynamics.two_towers("two towers, cooler", cold=0.2)
@@ -174,7 +174,7 @@ def held_out_networks() -> list[Network]:
             images.UNet(bottleneck=images.gaussian(1e-8), deep=4),
             "U-Net",
             twin="U-Net",
-            noise=0.7,
+            noise=0.2,
             batched=False,
         ),
         images.autoencoder(
@@ -183,7 +183,7 @@ def held_out_networks() -> list[Network]:
             "U-Net",
             "vanishing_gradient",
             twin="U-Net",
-            noise=0.7,
+            noise=0.2,
             batched=False,
             where="down|middle",
         ),

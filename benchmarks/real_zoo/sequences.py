@@ -219,7 +219,8 @@ def of_nnx(make: Any) -> tuple[Any, Any]:
 
     def apply(params: Any, *inputs: Any) -> Any:
         graph, rest = fixed()
-        return nnx.merge(graph, params, rest)(*inputs)
+        # Variables of this trace: BatchNorm writes to what it keeps.
+        return nnx.merge(graph, params, jax.tree.map(jnp.asarray, rest))(*inputs)
 
     return init, apply
 
