@@ -2,8 +2,9 @@
 
 Every network is trained from three seeds, at each of its rates, and judged by its held-out loss.
 closed = (chance - loss) / (chance - the twin's loss), where chance is what the best constant output
-reaches; of several losses the least counts, of the seeds the median, of the rates the best. A
-network is healthy from .8 on and sick up to .7; what lies between is left out, and so is a twin
+reaches; of several losses the least counts, of the seeds the median, of the rates that at which the
+twin does best (its own best, if its rates are others), which is also the optimizer's that the
+verdict is given. A network is healthy from .8 on and sick up to .7; what lies between is left out, and so is a twin
 that closes less than .15 of the way from chance to 0, and all that are judged beside it.
 `diagnose` sees only the initial parameters, one batch of 64 examples and the optimizer. The tuning
 half is what the rules were fixed on; the held-out half was written down before any of it was
@@ -79,36 +80,45 @@ def train(network: Network, seeds: int = SEEDS, steps: int | None = None) -> np.
 
 
 def closed_gap(losses: np.ndarray, chance: np.ndarray, twin: np.ndarray) -> float:
-    """The part of the gap between chance and the twin's loss that the best rate closes."""
+    """The part of the gap between chance and the twin's loss that the median seed closes."""
     closed = (chance - losses) / (chance - twin)
     least = np.where(np.isfinite(closed), closed, -np.inf).min(-1)
-    return float(np.median(least, axis=1).max())
+    return float(np.median(least))
 
 
-def best(losses: np.ndarray) -> np.ndarray:
-    """`[parts]`, the median seed's losses at the rate that is best."""
-    medians = np.median(np.nan_to_num(losses, nan=np.inf), axis=1)
-    return np.asarray(medians[medians.sum(-1).argmin()])
+def medians(losses: np.ndarray) -> np.ndarray:
+    """`[rates, parts]`, the median seed's losses."""
+    return np.asarray(np.median(np.nan_to_num(losses, nan=np.inf), axis=1))
 
 
 def labels(networks: list[Network], losses: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """By name what training says: "healthy", "sick" or, to be left out, "unclear"."""
+    """By name what training says: "healthy", "sick" or, to be left out, "unclear"; and the rate."""
+    known = {network.name: network for network in networks}
     found = {}
     for network in networks:
         chance = np.array(network.task().chance)
-        twin = best(losses[network.twin or network.name])
-        closed = closed_gap(losses[network.name], chance, twin)
+        twin = known[network.twin or network.name]
+        own, its = (medians(losses[one.name]) for one in (network, twin))
+        end = its[its.sum(-1).argmin()]
+        place = int((its if network.rates == twin.rates else own).sum(-1).argmin())
+        closed = closed_gap(losses[network.name][place], chance, end)
         label = "healthy" if closed >= HEALTHY else "sick" if closed <= SICK else "unclear"
-        if (1 - twin / chance < LEARNED).any():
+        if (1 - end / chance < LEARNED).any():
             label = "unclear"
-        found[network.name] = {"label": label, "closed": closed if np.isfinite(closed) else None}
+        found[network.name] = {
+            "label": label,
+            "closed": closed if np.isfinite(closed) else None,
+            "rate": network.rates[place],
+        }
     return found
 
 
-def verdicts(network: Network, seeds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def verdicts(
+    network: Network, rate: float, seeds: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """What `diagnose` and the other tools say of every seed, and what the first verdict cost."""
     batch = jax.tree.map(lambda x: jnp.asarray(x[:EXAMINED]), network.task().train)
-    tx = network.optimizer(network.rates[-1])
+    tx = network.optimizer(rate)
     starts = [initial(network)(seed) for seed in range(seeds)]
     jax.clear_caches()
     times = [time.process_time()]
@@ -145,7 +155,7 @@ def _summary(verdict: Diagnosis) -> dict[str, Any]:
 
 def examine(network: Network, label: dict[str, Any], losses: np.ndarray, seeds: int) -> Any:
     """Label, verdicts and cost of one network."""
-    found, cost = verdicts(network, seeds)
+    found, cost = verdicts(network, label["rate"], seeds)
     one = {
         "network": network.name,
         "kind": network.kind,
@@ -247,7 +257,7 @@ def main() -> None:
         for network in chosen:
             if network.name not in losses:
                 losses[network.name] = train(network, seeds)
-                print(f"{network.name:40s} {best(losses[network.name])}", flush=True)
+                print(f"{network.name:40s} {medians(losses[network.name])}", flush=True)
                 jax.clear_caches()
         known = labels(chosen, losses)
         examined = []

@@ -256,6 +256,7 @@ def held_out_networks() -> list[Network]:
             "exploding_gradient",
             "bad_start",
             "nonfinite",
+            "saturated_units",
             scale={"w": 10.0},
         ),
         watched,

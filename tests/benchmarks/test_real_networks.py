@@ -40,20 +40,20 @@ def test_names_are_unique_and_every_twin_is_there():
     ("ends", "label"),
     [([0.1, 0.1, 0.9], "healthy"), ([0.4, 0.4, 0.1], "sick"), ([0.3, 0.3, 0.3], "unclear")],
 )
-def test_the_median_seed_of_the_best_rate_decides(ends, label):
-    networks = [line(), line("other", twin="line")]
-    losses = {"line": np.full((2, 3, 1), 0.1)}
-    losses["other"] = np.array([[np.nan, np.nan, 0.1], ends])[..., None]
-    assert real.labels(networks, losses)["other"]["label"] == label
-    losses["line"] += 0.8  # no better than chance itself
+def test_the_median_seed_at_the_twins_best_rate_decides(ends, label):
+    networks = [line(rates=(0.1, 0.2)), line("other", twin="line", rates=(0.1, 0.2))]
+    losses = {"line": np.array([[0.9] * 3, [0.1] * 3])[..., None]}
+    losses["other"] = np.array([[0.0, 0.0, 0.1], ends])[..., None]
+    found = real.labels(networks, losses)["other"]
+    assert (found["label"], found["rate"]) == (label, 0.2)
+    losses["line"][1] = 0.9  # no better than chance itself
     assert real.labels(networks, losses)["other"]["label"] == "unclear"
 
 
 def test_of_several_losses_the_one_that_learns_least_decides():
-    losses = np.array([[[0.1, 0.9]]])
-    gap = real.closed_gap(losses, np.array([1.0, 1.0]), np.array([0.1, 0.1]))
+    gap = real.closed_gap(np.array([[0.1, 0.9]]), np.array([1.0, 1.0]), np.array([0.1, 0.1]))
     assert gap == pytest.approx(1 / 9)
-    assert real.closed_gap(losses * np.nan, np.ones(2), np.zeros(2)) == -np.inf
+    assert real.closed_gap(np.full((1, 2), np.nan), np.ones(2), np.zeros(2)) == -np.inf
 
 
 def test_an_edited_network_differs_where_its_paths_say():

@@ -18,8 +18,10 @@ COLLAPSED_TOKENS = 3e-4
 # such kernel: attention that looks back leaves what changes slowly along the sequence, of which the
 # share above still finds 2e-3 in six layers of it alone. Without skips four layers with MLPs are at
 # 3e-5 and four of attention alone at 8e-6, and lose most of what they could learn; two, at 1e-3,
-# learn; post-LN, 12 layers, is at 3e-3.
+# learn; post-LN, 12 layers, is at 3e-3. What else than attention mixes positions (a graph's
+# neighbors) may well leave what changes slowly, so there the share above must be small as well.
 COLLAPSED_DETAIL = 5e-5
+_NEARLY_COLLAPSED = 10 * COLLAPSED_TOKENS
 
 # Share of the softmaxes' rows that are all but one-hot. Causal attention
 # has one in its first row, 1/T of them; queries and keys 30 times too large have nearly all.
@@ -33,7 +35,8 @@ _LEARNED = 0.9
 def token_collapse(seen: Examination) -> Finding | None:
     """All positions of a sequence arrive at the same point."""
     probe = seen.probe
-    smooth = bool(probe.softmaxes) and probe.token_detail < COLLAPSED_DETAIL
+    mixed = bool(probe.softmaxes) or probe.token_energy < _NEARLY_COLLAPSED
+    smooth = mixed and probe.token_detail < COLLAPSED_DETAIL
     if not probe.token_energy < COLLAPSED_TOKENS and not smooth:
         return None
     last = probe.token_layer == len(probe) - 1

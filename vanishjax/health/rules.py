@@ -207,6 +207,8 @@ def rank_collapse(seen: Examination) -> Finding | None:
     collapsed = (rank < COLLAPSED_RANK) & (probe.widths[seen.features] > 2)
     if not len(rank) or not collapsed[-1] or not rank[0] > LEAST_INPUT_RANK:
         return None
+    if probe.activation_rms[seen.features][-1] == 0:  # as of a kernel that starts at 0
+        return None
     if not in_the_way(seen, collapsed):
         return None
     return Finding(
