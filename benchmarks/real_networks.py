@@ -1,10 +1,11 @@
-"""Verdicts on the kinds of network that people train, against training beside a healthy twin.
+"""Verdicts on the kinds of network that people train, against training.
 
-Every network is trained from three seeds, at each of its rates, and judged by its held-out loss.
+Every network is trained from three seeds, at each of its rates, and judged by its held-out loss
+beside that of a healthy twin:
 closed = (chance - loss) / (chance - the twin's loss), where chance is what the best constant output
 reaches; of several losses the least counts, of the seeds the median, of the rates that at which the
-twin does best (its own best, if its rates are others), which is also the optimizer's that the
-verdict is given. A network is healthy from .8 on and sick up to .7; what lies between is left out, and so is a twin
+twin does best (its own best, if its rates are others), which the verdict's optimizer has too. A
+network is healthy from .8 on and sick up to .7; what lies between is left out, and so is a twin
 that closes less than .15 of the way from chance to 0, and all that are judged beside it.
 `diagnose` sees only the initial parameters, one batch of 64 examples and the optimizer. The tuning
 half is what the rules were fixed on; the held-out half was written down before any of it was

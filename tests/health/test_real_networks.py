@@ -472,9 +472,9 @@ def test_what_a_path_leads_past_is_a_note_that_says_so():
 @pytest.mark.parametrize(
     ("name", "product"),
     [
-        ("dead discriminator", "3 of 3"),
-        ("dead discriminator in the batch", "3 of 3"),
-        ("deep discriminator", r"\d+ of 15"),
+        ("dead discriminator", "3 of 4"),
+        ("dead discriminator in the batch", "3 of 4"),
+        ("deep discriminator", r"\d+ of 16"),
     ],
 )
 def test_a_frozen_network_that_keeps_the_gradient_is_named_by_its_line(name, product):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from jax.extend.core import JaxprEqn, Var
@@ -100,6 +101,7 @@ class Anatomy:
       watched: Equations to look at, by their first result.
       frozen: The taps on products of the signal with something that isn't trained, such as the
         kernels of a discriminator that the loss closes over, and the equations.
+      frozen_sites: Such products with a constant, as sites without a parameter.
     """
 
     sites: dict[Var, Site]
@@ -111,6 +113,7 @@ class Anatomy:
     paths: Paths
     watched: dict[Var, Watched]
     frozen: dict[int, JaxprEqn]
+    frozen_sites: dict[Var, Site]
 
 
 def dissect(program: Program, trace: Trace) -> Anatomy:
@@ -146,6 +149,7 @@ def dissect(program: Program, trace: Trace) -> Anatomy:
         paths,
         surgeon.watch(paths),
         surgeon.frozen,
+        surgeon.frozen_sites,
     )
 
 
@@ -159,6 +163,7 @@ class _Surgeon:
         self.lengths: list[tuple[int, ...]] = []
         self.met: set[int] = set()
         self.frozen: dict[int, JaxprEqn] = {}
+        self.frozen_sites: dict[Var, Site] = {}
         self.paths = PathBuilder()
         self._softmaxes: dict[Var, tuple[int, ...]] = {}
         self._intakes: list[tuple[Var, JaxprEqn, tuple[int, ...], int]] = []
@@ -233,15 +238,8 @@ class _Surgeon:
                     self._intakes.append(
                         (output.bare, output.equation, output.bare_samples, event.tap)
                     )
-                    self.sites[output.measured] = Site(
-                        use.leaf,
-                        use.axes,
-                        event.tap,
-                        activations.get(output.measured),
-                        output.samples,
-                        output.units,
-                        output.bare,
-                        output.bare_samples,
+                    self.sites[output.measured] = _site(
+                        use.leaf, use.axes, event.tap, output, activations
                     )
                     bottleneck, branched = None if narrow else bottleneck, not narrow
                 elif _is_frozen(eqn, flow, index):
@@ -250,6 +248,14 @@ class _Surgeon:
                     event = self._tap(variable, loops, normalizes=narrow)
                     events.append(event)
                     self.frozen[event.tap] = eqn
+                    if among(eqn, flow.data).count(True) == 1:
+                        taken = {**self.sites, **self.frozen_sites}
+                        output = follow_output(
+                            index, flow, readers, activations, self._kernels, taken
+                        )
+                        self.frozen_sites[output.measured] = _site(
+                            -1, (), event.tap, output, activations
+                        )
                     bottleneck, branched = None if narrow else bottleneck, not narrow
                 elif narrow:
                     bottleneck = len(events), variable
@@ -259,7 +265,7 @@ class _Surgeon:
         return events
 
     def watch(self, paths: Paths) -> dict[Var, Watched]:
-        """The softmaxes inside the network, and what its first and last kernel of positions take in.
+        """The softmaxes inside the network, and what its first and last kernel of positions get.
 
         Args:
           paths: The finished graph.
@@ -311,6 +317,25 @@ class _Surgeon:
         self.lengths.append(loops)
         self.taps[variable] = number, normalizes
         return Passing(number, math.prod(shape_of(variable.aval)), normalizes)
+
+
+def _site(
+    leaf: int,
+    axes: tuple[int, ...],
+    tap: int,
+    output: Output,
+    activations: Mapping[Var, Activation],
+) -> Site:
+    return Site(
+        leaf,
+        axes,
+        tap,
+        activations.get(output.measured),
+        output.samples,
+        output.units,
+        output.bare,
+        output.bare_samples,
+    )
 
 
 def _is_frozen(eqn: JaxprEqn, flow: Flow, index: int) -> bool:

@@ -42,7 +42,12 @@ def reduce_layers(layers: Layers, fn: Callable[..., Any], tree: Any) -> jax.Arra
         return lambda x: fn(x, axes=key[-1])
 
     results = iter(map_alike(of_one, keys, leaves))
-    return layers.reduce(lambda x, axes: next(results), tree)
+
+    def result_of(_: Any, axes: tuple[int, ...]) -> Any:
+        del axes
+        return next(results)
+
+    return layers.reduce(result_of, tree)
 
 
 def map_alike(

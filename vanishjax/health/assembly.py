@@ -13,7 +13,7 @@ import numpy as np
 from vanishjax import _jaxpr
 from vanishjax.health.batch import batch_size
 from vanishjax.health.finding import Where
-from vanishjax.health.measurements import ParameterGradients, Probe, Vector
+from vanishjax.health.measurements import Frozen, ParameterGradients, Probe, Vector
 from vanishjax.health.measuring import Plan, Values
 from vanishjax.health.statistics import Statistics
 from vanishjax.health.supply import Instance, Supply, fading
@@ -103,7 +103,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         softmaxes=watched.softmaxes,
         constant_loss=float(values.constant_loss),
         memory=_memory(passed, log_norm, plan.layers),
-        frozen=_frozen(passed[sites[-1] + 1 :] if len(sites) else [], supply, plan),
+        frozen=_frozen(passed[sites[-1] + 1 :] if len(sites) else [], values, supply, plan),
         supply=supply,
     )
 
@@ -152,17 +152,20 @@ def _memory(
 
 
 def _frozen(
-    later: Sequence[Instance], supply: Supply, plan: Plan
-) -> tuple[tuple[Where | None, float], ...]:
+    later: Sequence[Instance], values: Values, supply: Supply, plan: Plan
+) -> tuple[Frozen, ...]:
     """The products after the last kernel with what isn't trained."""
     places = dict(plan.frozen)
-    reach = supply.reach[len(supply.reach) - len(later) :]
-    return tuple(
-        (place and Where.of(place.file, place.line, "product"), float(nats))
-        for one, nats in zip(later, reach, strict=True)
-        if one.event.tap in places
-        for place in (places[one.event.tap],)
-    )
+    found = []
+    for one, nats in zip(later, supply.reach[len(supply.reach) - len(later) :], strict=True):
+        tap = one.event.tap
+        if tap not in places:
+            continue
+        place, own = places[tap], values.statistics.get(tap)
+        where = place and Where.of(place.file, place.line, "product")
+        flat = math.nan if own is None else float(np.asarray(own.saturated_fraction)[one.turns])
+        found.append(Frozen(where, float(nats), flat))
+    return tuple(found)
 
 
 class _Sequences(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,20 @@ class ParameterGradients:
     zero_fraction: Vector
     nonfinite: np.ndarray[Any, np.dtype[np.bool_]]
     parameter_rms: Vector
+
+
+class Frozen(NamedTuple):
+    """A product of the signal with what isn't trained, such as a frozen discriminator's kernel.
+
+    Attributes:
+      where: The line; None if unknown.
+      reach: As of a layer.
+      saturated_fraction: As of a layer; NaN where the product isn't with a constant.
+    """
+
+    where: Where | None
+    reach: float
+    saturated_fraction: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +102,7 @@ class Probe:
       memory: For each kernel that a loop uses anew in every step the nats of energy that the
         gradient loses in a step back, and the number of steps.
       frozen: For each product after the last layer with something that isn't trained, such as a
-        frozen discriminator's kernels, the line and its reach, in the order of the data.
+        frozen discriminator's kernels, what was measured, in the order of the data.
       supply: By which paths the gradient gets to each layer.
 
     Example:
@@ -132,7 +146,7 @@ class Probe:
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
     constant_loss: float = math.nan
     memory: tuple[tuple[str, float, int], ...] = ()
-    frozen: tuple[tuple[Where | None, float], ...] = ()
+    frozen: tuple[Frozen, ...] = ()
     supply: Supply | None = None
 
     def __len__(self) -> int:
@@ -145,7 +159,7 @@ class Probe:
             for field in dataclasses.fields(self)
             if field.name not in ("parameters", "frozen", "supply")
         }
-        plain["frozen"] = tuple((where and str(where), reach) for where, reach in self.frozen)
+        plain["frozen"] = tuple((one.where and str(one.where), *one[1:]) for one in self.frozen)
         own = {
             field.name: getattr(self.parameters, field.name)
             for field in dataclasses.fields(self.parameters)

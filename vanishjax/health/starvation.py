@@ -132,8 +132,8 @@ def _frozen_loss(seen: Examination) -> tuple[Where | None, str] | None:
     probe = seen.probe
     if not probe.frozen or not probe.reach[-1] < -seen.reach:
         return None
-    places = [where for where, _ in probe.frozen]
-    reach = np.maximum([probe.reach[-1], *(nats for _, nats in probe.frozen)], -1e30)
+    places = [one.where for one in probe.frozen]
+    reach = np.maximum([probe.reach[-1], *(one.reach for one in probe.frozen)], -1e30)
     gone = np.append(np.diff(reach), -reach[-1])  # behind the last layer, and behind each product
     step = int(np.argmax(gone))
     where = places[max(0, step - 1)]
