@@ -114,34 +114,51 @@ def labels(networks: list[Network], losses: dict[str, np.ndarray]) -> dict[str, 
     return found
 
 
-def verdicts(
-    network: Network, rate: float, seeds: int
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """What `diagnose` and the other tools say of every seed, and what the first verdict cost."""
-    batch = jax.tree.map(lambda x: jnp.asarray(x[:EXAMINED]), network.task().train)
-    tx = network.optimizer(rate)
-    starts = [initial(network)(seed) for seed in range(seeds)]
-    jax.clear_caches()
-    times = [time.process_time()]
-    gradient_of = jax.jit(jax.value_and_grad(network.loss)).lower(starts[0], batch).compile()
-    jax.block_until_ready(gradient_of(starts[0], batch))
-    times.append(time.process_time())
-    jax.clear_caches()
-    times.append(time.process_time())
-    judged = [diagnose(network.loss, starts[0], batch, tx)]
-    times.append(time.process_time())
-    judged += [diagnose(network.loss, params, batch, tx) for params in starts[1:]]
-    observe = observer(gradient_of, network.loss, starts[0], batch)
-    found = []
-    for seed, (params, verdict) in enumerate(zip(starts, judged, strict=True)):
-        seen = observe(params)
-        fired = {
-            tool: [name for name, rule in rules.items() if rule(seen)]
-            for tool, rules in TOOLS.items()
-        }
-        found.append({**_summary(verdict), "seed": seed, "tools": fired})
-    cost = {"gradient_seconds": times[1] - times[0], "verdict_seconds": times[3] - times[2]}
-    return found, cost | {"ratio": cost["verdict_seconds"] / cost["gradient_seconds"]}
+class Examiner:
+    """Examines networks that share a loss, compiling it once."""
+
+    def __init__(self, loss: Callable[[Any, Any], Any]) -> None:
+        self.loss = loss
+        self.cost: dict[str, float] | None = None
+        self._gradient_of: Any = None
+        self._observe: Any = None
+
+    def __call__(self, network: Network, rate: float, seeds: int) -> list[dict[str, Any]]:
+        """What `diagnose` and the other tools say of every seed."""
+        batch = jax.tree.map(lambda x: jnp.asarray(x[:EXAMINED]), network.task().train)
+        tx = network.optimizer(rate)
+        init = initial(network)
+        starts = [init(seed) for seed in range(seeds)]
+        if self.cost is None:
+            jax.clear_caches()
+            times = [time.process_time()]
+            gradient_of = jax.jit(jax.value_and_grad(self.loss))
+            self._gradient_of = gradient_of.lower(starts[0], batch).compile()
+            jax.block_until_ready(self._gradient_of(starts[0], batch))
+            times.append(time.process_time())
+            jax.clear_caches()
+            times.append(time.process_time())
+            judged = [diagnose(self.loss, starts[0], batch, tx)]
+            times.append(time.process_time())
+            gradient, verdict = times[1] - times[0], times[3] - times[2]
+            self.cost = {
+                "gradient_seconds": gradient,
+                "verdict_seconds": verdict,
+                "ratio": verdict / gradient,
+            }
+            self._observe = observer(self._gradient_of, self.loss, starts[0], batch)
+        else:
+            judged = [diagnose(self.loss, starts[0], batch, tx)]
+        judged += [diagnose(self.loss, params, batch, tx) for params in starts[1:]]
+        found = []
+        for seed, (params, one) in enumerate(zip(starts, judged, strict=True)):
+            seen = self._observe(params)
+            fired = {
+                tool: [name for name, rule in rules.items() if rule(seen)]
+                for tool, rules in TOOLS.items()
+            }
+            found.append({**_summary(one), "seed": seed, "tools": fired})
+        return found
 
 
 def _summary(verdict: Diagnosis) -> dict[str, Any]:
@@ -154,23 +171,35 @@ def _summary(verdict: Diagnosis) -> dict[str, Any]:
     }
 
 
-def examine(network: Network, label: dict[str, Any], losses: np.ndarray, seeds: int) -> Any:
-    """Label, verdicts and cost of one network."""
-    found, cost = verdicts(network, label["rate"], seeds)
-    one = {
-        "network": network.name,
-        "kind": network.kind,
-        "library": network.library,
-        **label,
-        "losses": np.where(np.isfinite(losses), losses, None).tolist(),
-        "expected": list(network.ails),
-        "pattern": network.where,
-        "verdicts": found,
-        "cost": cost,
-    }
-    said = collections.Counter(_said(verdict) for verdict in found)
-    print(f"{network.name:40s} {label['label']:8s} {dict(said)} {cost['ratio']:.1f}", flush=True)
-    return one
+def examine(
+    networks: list[Network],
+    known: dict[str, dict[str, Any]],
+    losses: dict[str, np.ndarray],
+    seeds: int,
+) -> Iterator[dict[str, Any]]:
+    """Label, verdicts and cost of each network; the cost of those with a loss of their own."""
+    order: dict[Any, list[Network]] = collections.defaultdict(list)
+    for network in networks:
+        order[network.loss].append(network)
+    for loss, members in order.items():
+        examiner = Examiner(loss)
+        for number, network in enumerate(members):
+            label, own = known[network.name], losses[network.name]
+            found = examiner(network, label["rate"], seeds)
+            said = collections.Counter(_said(verdict) for verdict in found)
+            print(f"{network.name:40s} {label['label']:8s} {dict(said)}", flush=True)
+            yield {
+                "network": network.name,
+                "kind": network.kind,
+                "library": network.library,
+                **label,
+                "losses": np.where(np.isfinite(own), own, None).tolist(),
+                "expected": list(network.ails),
+                "pattern": network.where,
+                "verdicts": found,
+                "cost": None if number else examiner.cost,
+            }
+        jax.clear_caches()
 
 
 def _said(verdict: dict[str, Any]) -> str:
@@ -205,7 +234,7 @@ def summary(examined: list[dict[str, Any]]) -> dict[str, Any]:
                 layers.append(bool(hits) and sum(hits) * 2 >= len(hits))
             if bool(verdict["rules"]) != sick or (caught and said not in one["expected"]):
                 wrong.append({"network": one["network"], "truth": truth, "said": said})
-    ratios = [one["cost"]["ratio"] for one in examined]
+    ratios = [one["cost"]["ratio"] for one in examined if one["cost"]]
     return {
         "networks": sum(one["label"] != "unclear" for one in examined),
         "kinds": len({one["kind"] for one in examined if one["label"] != "unclear"}),
@@ -262,18 +291,18 @@ def main() -> None:
                 jax.clear_caches()
         known = labels(chosen, losses)
         examined = []
-        for network in chosen:
-            label = known[network.name]
-            examined.append(examine(network, label, losses[network.name], seeds))
-            jax.clear_caches()
-        results[part] = summary(examined) | {
-            "looked_at_before": part == "tuning",
-            "examined": examined,
-        }
+        for one in examine(chosen, known, losses, seeds):
+            examined.append(one)
+            results[part] = {
+                **summary(examined),
+                "looked_at_before": part == "tuning",
+                "examined": examined,
+            }
+            if len(examined) in (len(chosen), *range(8, len(chosen), 8)):
+                record.write("real_networks", options.out, settings, results)
         shown = ("networks", "tools", "cause_right", "layer_right")
         print({key: results[part][key] for key in shown})
         print(*results[part]["wrong"], sep="\n")
-        record.write("real_networks", options.out, settings, results)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def cost(results: dict[str, Any]) -> list[str]:
     by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     for part in results.values():
         for one in part["examined"]:
-            by_kind[one["kind"]].append(one["cost"])
+            if one["cost"]:
+                by_kind[one["kind"]].append(one["cost"])
     rows = [
         "| kind | networks | gradient, s | verdict, s | ratio, median | ratio, most |",
         "|---|---|---|---|---|---|",

@@ -366,8 +366,67 @@ def generator(*, depth=2, bias=0.0, activation=jnp.tanh, passed=False):
     return loss, params, (X, frozen) if passed else X
 
 
+def imitation(*, weight=1.0):
+    """A generator judged by what a frozen network, among the parameters, makes of its images."""
+
+    def judged(kernels, x):
+        for w in kernels:
+            x = jnp.tanh(x @ (weight * w))
+        return x
+
+    def loss(p, x):
+        frozen = jax.lax.stop_gradient(p["frozen"])
+        made = jnp.tanh(x @ p["h"]) @ p["o"]
+        return jnp.mean((judged(frozen, made) - judged(frozen, x)) ** 2)
+
+    frozen = [kernel("judge", i, shape=(8, 8)) for i in range(2)]
+    return (
+        loss,
+        {"frozen": frozen, "h": kernel("h", shape=(8, 16)), "o": kernel("o", shape=(16, 8))},
+        X,
+    )
+
+
+def saturated_judge():
+    """The same, its kernels closed over and so large that its units are flat."""
+    loss, params, x = imitation(weight=300.0)
+    frozen = params.pop("frozen")
+    return (lambda p, x: loss(p | {"frozen": frozen}, x)), params, x
+
+
+def directions():
+    """Classes by the direction of features that start at zero."""
+
+    def loss(p, batch):
+        h = jnp.tanh(batch[0] @ p["h"]) @ p["zero"] + p["bias"]
+        h /= jnp.sqrt(jnp.sum(h**2, -1, keepdims=True) + 1e-4)
+        return cross_entropy(4 * h @ p["classes"], batch[1])
+
+    zero = {"zero": jnp.zeros((16, 8)), "bias": jnp.zeros(8)}
+    drawn = {"h": kernel("h", shape=(8, 16)), "classes": kernel("classes", shape=(8, 4))}
+    return loss, zero | drawn, (X, LABELS)
+
+
+def graph(depth):
+    """Each node's label, from means over neighbors on a ring."""
+    ring = (np.eye(12) + np.roll(np.eye(12), 1, 1) + np.roll(np.eye(12), -1, 1)) / 3
+    x = jax.random.normal(KEY, (8, 12, 8))
+
+    def loss(p, batch):
+        x, matrix, labels = batch
+        for w in p[:-1]:
+            x = jax.nn.relu(matrix @ x @ w)
+        return cross_entropy(x @ p[-1], labels)
+
+    kernels = stack("graph", [8] + [16] * depth + [3], 2**0.5)
+    return loss, kernels, (x, jnp.asarray(ring, jnp.float32), jnp.argmax(x[..., :3], -1))
+
+
 HEALTHY = {
     "generator": generator,
+    "imitation": imitation,
+    "directions": directions,
+    "graph": lambda: graph(2),
     "generator, discriminator in the batch": lambda: generator(passed=True),
     "encoder and decoder": lambda: encoder_decoder(1.0),
     "vae": vae,
@@ -414,6 +473,8 @@ SICK = {
         lambda: generator(depth=14, activation=jax.nn.sigmoid),
         "vanishing_gradient",
     ),
+    "saturated judge": (saturated_judge, "saturated_units"),
+    "deep graph": (lambda: graph(32), "token_collapse"),
     "diverging equilibrium": (lambda: equilibrium(6.0), "exploding_gradient"),
 }
 
@@ -485,6 +546,13 @@ def test_a_frozen_network_that_keeps_the_gradient_is_named_by_its_line(name, pro
     assert Path(found.where.file).name == Path(__file__).name
     source = Path(__file__).read_text().splitlines()
     assert "activation(x @ w + bias)" in source[found.where.line - 1]
+
+
+def test_a_frozen_network_that_is_saturated_is_named_by_its_line():
+    found = finding("saturated judge", "saturated_units")
+    assert found.layers == ("o",)
+    source = Path(__file__).read_text().splitlines()
+    assert "x @ (weight * w)" in source[found.where.line - 1]
 
 
 def test_memory_is_no_illness():

@@ -63,7 +63,7 @@ def map_alike(
     Returns:
       The results.
     """
-    groups: dict[Hashable, list[int]] = {}
+    groups: dict[tuple[Hashable, int | None], list[int]] = {}
     for number, (key, x) in enumerate(zip(keys, arrays, strict=True)):
         small = math.prod(x.shape) <= _FEW
         groups.setdefault((key, None if small else number), []).append(number)
