@@ -422,7 +422,24 @@ def graph(depth):
     return loss, kernels, (x, jnp.asarray(ring, jnp.float32), jnp.argmax(x[..., :3], -1))
 
 
+def residual(*dead):
+    """Blocks with skips, of which some have all their units off."""
+
+    def loss(p, batch):
+        x, labels = batch
+        x = x @ p["in"]
+        for i, (up, down) in enumerate(p["blocks"]):
+            x = x + jax.nn.relu(x @ up - 50.0 * (i in dead)) @ down
+        return cross_entropy(x @ p["out"], labels)
+
+    shapes = [(16, 16), (16, 16)]
+    blocks = [[kernel("r", i, j, shape=s) for j, s in enumerate(shapes)] for i in range(2)]
+    ends = {"in": kernel("in", shape=(8, 16)), "out": kernel("out", shape=(16, 4))}
+    return loss, ends | {"blocks": blocks}, (X, LABELS)
+
+
 HEALTHY = {
+    "one of two blocks dead": lambda: residual(0),
     "generator": generator,
     "imitation": imitation,
     "directions": directions,
@@ -473,6 +490,7 @@ SICK = {
         lambda: generator(depth=14, activation=jax.nn.sigmoid),
         "vanishing_gradient",
     ),
+    "both blocks dead": (lambda: residual(0, 1), "dead_units"),
     "saturated judge": (saturated_judge, "saturated_units"),
     "deep graph": (lambda: graph(32), "token_collapse"),
     "diverging equilibrium": (lambda: equilibrium(6.0), "exploding_gradient"),

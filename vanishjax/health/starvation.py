@@ -31,6 +31,9 @@ def dead_units(seen: Examination) -> Finding | None:
         if (seen.blocked & whole).any():
             severity = "critical"
             dead = dead & (seen.blocked | ~whole)
+        elif _none_is_left(probe, whole):
+            severity = "critical"
+            past = " No other activation is left: the rest of the network, past them, is linear."
         else:
             severity = "note"
             past = " The rest of the network trains past them, along a path that avoids them."
@@ -43,6 +46,12 @@ def dead_units(seen: Examination) -> Finding | None:
         f"they nor what lies before them gets a gradient.{past}",
         advised("dead_units", probe),
     )
+
+
+def _none_is_left(probe: Probe, dead: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
+    """Whether all nonlinear functions of a network's layers are off; attention is one too."""
+    nonlinear = np.array([kind is not None for kind in probe.activations])
+    return not probe.softmaxes and bool(nonlinear.any() and dead[nonlinear].all())
 
 
 def zero_gradient(seen: Examination) -> Finding | None:
