@@ -631,3 +631,11 @@ def test_the_activation_is_the_one_behind_the_normalization(name):
     np.testing.assert_allclose(first.activation(z), activation(z), rtol=1e-6, atol=1e-6)
     assert (first.samples, first.units) == ((0, 1, 2), (3,))
     assert last.activation is None
+
+
+def test_an_optimizer_that_is_blind_to_kernels_used_many_times_trains_nothing():
+    loss, params, points = pinn()
+    found = vj.diagnose(lambda p, x: 1e-13 * loss(p, x), params, points, optax.adam(1e-3))
+    (blind,) = [one for one in found.findings if one.rule == "blind_optimizer"]
+    assert blind.severity == "critical"
+    assert set(blind.layers) == {"a", "h", "c"}

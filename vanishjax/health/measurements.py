@@ -152,6 +152,11 @@ class Probe:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """For each layer its kernel's name among the parameters' layers."""
+        return tuple(name.partition("@")[0] for name in self.names)
+
     def to_dict(self) -> dict[str, Any]:
         """The measurements as JSON types; None where a number isn't finite."""
         plain = {

@@ -285,7 +285,7 @@ def blind_optimizer(seen: Examination) -> Finding | None:
     if not blind.any():
         return None
     worst = float(np.nanmin(np.where(blind, share, np.inf)))
-    kernels = np.isin(parameters.layers.names, probe.names) | (len(probe) == 0)
+    kernels = np.isin(parameters.layers.names, probe.kernels) | (len(probe) == 0)
     named = blind & kernels if (blind & kernels).any() else blind
     return Finding(
         "blind_optimizer",

@@ -25,7 +25,7 @@ def bad_start(seen: Examination) -> Finding | None:
     if not len(probe) or not probe.constant_loss > 0:
         return None
     ratio = probe.loss / probe.constant_loss
-    name = probe.names[-1].partition("@")[0]
+    name = probe.kernels[-1]
     layers = probe.parameters.layers
     if name.partition("[")[0] in layers.stopped:
         return None  # what comes after the last kernel that is trained is no part of the loss alone

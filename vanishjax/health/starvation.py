@@ -58,13 +58,13 @@ def zero_gradient(seen: Examination) -> Finding | None:
     """Gradients that are exactly zero by construction, not for lack of precision."""
     probe, parameters = seen.probe, seen.probe.parameters
     names = parameters.layers.names
-    kernels = np.isin(names, probe.names)
+    kernels = np.isin(names, probe.kernels)
     unused = _of_paths(parameters.layers.unused, names)
     stopped = _of_paths(parameters.layers.stopped, names)
     # A bias alone may be zero by accident: at the start of training its examples' gradients cancel.
     zero = (parameters.rms == 0) & ~np.isfinite(parameters.log_rms)
     zero &= kernels | np.isin(names, unused + stopped) | (len(probe) == 0)
-    zero &= ~np.isin(names, pick(probe.names, vanished_on_the_way(seen)))
+    zero &= ~np.isin(names, pick(probe.kernels, vanished_on_the_way(seen)))
     if not zero.any():
         return None
     layers = pick(names, zero)
@@ -74,7 +74,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
         "unused": float(len(unused)),
         "stopped": float(len(stopped)),
     }
-    is_kernel = np.isin(names, probe.names)
+    is_kernel = np.isin(names, probe.kernels)
     # A bias alone trains nothing.
     everything = bool(zero[kernels].all() if kernels.any() else zero.all())
     blocks = _blocked_by_zeros(seen)
