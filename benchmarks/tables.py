@@ -340,6 +340,7 @@ def scaling(results):
 def front():
     """The three answers of the front page."""
     chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
+    real = _results("real_networks")["held_out"]
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation):
@@ -355,6 +356,7 @@ def front():
 
     seen, cured = verdicts["held_out"], cures["fresh"]["summary"]
     sick, sound = seen["sick_cases"], seen["healthy_cases"]
+    others = ["{} of {}".format(*real["tools"]["vanishjax"][k]) for k in ("caught", "false_alarms")]
     return [
         "| question | answer | evidence |",
         "|---|---|---|",
@@ -362,8 +364,10 @@ def front():
         f"{accuracy(1000, 'sigmoid')}, the best of depth 2 in as many steps: "
         f"{accuracy(2, 'sigmoid')} | [chains](benchmarks/README.md#does-it-train) |",
         f"| Does it see? | {seen['networks']} held-out MLPs: {round(seen['recall'] * sick)} of "
-        f"{sick} sick cases found, {round(seen['false_alarms'] * sound)} false alarms in {sound} "
-        "healthy ones | [verdicts](benchmarks/README.md#does-it-see) |",
+        f"{sick} sick cases found, {round(seen['false_alarms'] * sound)} of {sound} healthy ones "
+        f"accused; {real['networks']} held-out transformers, ResNets and others of "
+        f"{real['kinds']} kinds: {others[0]} and {others[1]} | "
+        "[verdicts](benchmarks/README.md#does-it-see) |",
         f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs "
         f"repaired, {cured['control_repaired']:.0%} by chance, for "
         f"{cured['cost']['median']:.2f} of a training run | "
