@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from vanishjax import examples
 
 NAMES = sorted(path.stem for path in Path(examples.__path__[0]).glob("[!_]*.py"))

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 
-import jax
 from flax import nnx
 
 import vanishjax as vj
