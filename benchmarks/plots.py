@@ -239,10 +239,12 @@ def deep_chains(results, _, path):
         return 100 * sum(cell["test_accuracy"] for cell in own) / len(own)
 
     shown = [f for f in ("sigmoid", "tanh", "relu") if any(key[0] == f for key in runs)]
-    seeds = len({cell["seed"] for cell in cells})
+    counts = {len(best(own)) for own in runs.values()}
+    least, most = min(counts), max(counts)
+    seeds = f"{least} to {most}" if least < most else f"{most}"
     caption = (
-        f"MNIST, width 64, 1,200 steps at batch 64, {seeds} seed{'s' * (seeds > 1)}; where several "
-        "rates were run, the best on validation data."
+        f"MNIST, width 64, 1,200 steps at batch 64, {seeds} seed{'s' * (most > 1)} a point; where "
+        "several rates were run, the best on validation data."
     )
     title = "Plain chains: no skips, no normalization"
     with png_figure(path, 9.0, 4.0, title, caption) as figure:

@@ -346,3 +346,13 @@ def test_delta_orthogonal_is_an_initializer():
     np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
     with pytest.raises(ValueError, match="needs a shape"):
         delta_orthogonal(jax.random.key(0), (3,))
+
+
+@pytest.mark.parametrize("size", [0.1, 4.0])
+def test_a_thousand_softplus_layers_start_alike_for_inputs_of_any_size(size):
+    """Before the first kernel has its size, inputs larger than they should be overflow in them."""
+    problem = vj.mlp_problem(8, (16,) * 1000, 4, activation="softplus")
+    batch = size * jax.random.normal(jax.random.key(0), (64, 8)), jnp.arange(64) % 4
+    params = shaped(problem, batch)
+    gradients = vj.probe(problem.loss_fn, params, batch).gradient_rms[1:-1]
+    assert gradients.max() < 16 * gradients.min()

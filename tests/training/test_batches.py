@@ -108,6 +108,14 @@ def test_any_source_of_batches_is_the_bare_loop(train, epochs):
     check(vj.fit(PROBLEM, start(), train, epochs=3), epochs)
 
 
+def test_a_loader_of_torch_is_the_bare_loop():
+    data = pytest.importorskip("torch.utils.data", exc_type=ImportError)
+    from_numpy = pytest.importorskip("torch").from_numpy
+    examples = data.TensorDataset(from_numpy(np.array(X)), from_numpy(np.array(Y)))
+    train = data.DataLoader(examples, batch_size=8)
+    check(vj.fit(PROBLEM, start(), train, epochs=2), [BATCHES] * 2)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_on_many_devices(kind, accumulate):

@@ -80,7 +80,10 @@ def assert_recipe_makes(problem, recipe, treated, batch=BATCH):
     chex.assert_trees_all_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if name != "rezero"])
+ATTENTION = ("small_queries", "small_branches")
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("rezero", *ATTENTION)])
 def test_a_recipe_is_what_was_tried(name):
     remedy = KNOWN[name](context())
     assert remedy.name == name
@@ -253,7 +256,7 @@ def test_a_network_with_skips_is_not_told_to_add_them():
     assert "residual" in traits(verdict.probe)
     found = next(one for one in verdict.findings if one.rule == "exploding_gradient")
     assert "rezero" not in found.remedy_ids
-    assert found.remedy_ids[0] == "slow_looks_linear"
+    assert found.remedy_ids[:2] == ("small_branches", "slow_looks_linear")
 
 
 def test_a_recurrent_network_is_not_told_to_change_kernels_that_stay_as_they_are():
@@ -341,10 +344,11 @@ def test_what_needs_a_rectifier_refuses_before_it_looks(monkeypatch):
     def looked(*_):
         raise AssertionError("it looked")
 
+    found = vj.probe(network("tanh"), BATCH)
     monkeypatch.setattr(remedies, "probe", looked)
     monkeypatch.setattr(remedies, "find_layers", looked)
     for name in ("looks_linear", "slow_looks_linear"):
-        make = context(network("tanh"), activations=("unit_slope", None))
+        make = context(network("tanh"), probe=found)
         if name == "slow_looks_linear":
             make.__dict__["layers"] = vj.find_layers(make.problem.params)
         with pytest.raises(ValueError, match="its activations aren't rectifiers"):
@@ -359,6 +363,63 @@ class Transformer(nn.Module):
             h = h + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(h))
             h = h + nn.Dense(16)(nn.relu(nn.Dense(32)(nn.LayerNorm()(h))))
         return nn.Dense(11)(h)
+
+
+def transformer(scale=1.0, tx=None):
+    """Predicts the token that stands two places before, its queries and keys scaled."""
+    module = Transformer()
+
+    def loss_fn(apply, tokens):
+        logits = apply(tokens)[:, 2:]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, :-2]).mean()
+
+    def scaled(path, x):
+        return scale * x if {"query", "key"} & {getattr(one, "key", "") for one in path} else x
+
+    params = module.init(KEY, TOKENS[0])
+    params = jax.tree_util.tree_map_with_path(scaled, params)
+    return vj.Problem.from_linen(module, params, loss_fn, tx or optax.adam(3e-3))
+
+
+TOKENS = jax.random.randint(KEY, (12, 16, 6), 0, 11)
+
+
+@pytest.mark.parametrize("name", ["small_queries", "small_branches", "small_output"])
+def test_recipes_for_a_transformer(name):
+    problem = transformer()
+    remedy = KNOWN[name](Context(problem, TOKENS[0]))
+    treated = remedy.treat(problem)
+    assert_recipe_makes(problem, remedy.lines, treated, TOKENS[0])
+    changed = jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: not np.array_equal(a, b), problem.params, treated.params)
+    )
+    layers = {jax.tree_util.keystr(path[:-1]) for path, one in changed if one}
+    blocks = [f"['MultiHeadDotProductAttention_{i}']" for i in range(2)]
+    assert (
+        layers
+        == {
+            "small_queries": {
+                f"{block}['{part}']" for block in blocks for part in ("query", "key")
+            },
+            "small_branches": {f"{block}['out']" for block in blocks}
+            | {"['Dense_0']", "['Dense_2']"},
+            "small_output": {"['Dense_4']"},
+        }[name]
+    )
+
+
+def test_what_is_for_attention_refuses_other_networks_by_name():
+    for name, said in zip(ATTENTION, ("no softmax", "no residual branch"), strict=True):
+        with pytest.raises(ValueError, match=said):
+            KNOWN[name](context()).treat(PROBLEM)
+
+
+def test_saturated_attention_is_cured():
+    sick = transformer(scale=30.0)
+    treatment = vj.cure(sick, TOKENS, steps=40)
+    assert treatment.trials[0].rules == ("saturated_attention",)
+    assert [one.name for one in treatment.accepted][:1] == ["small_queries"], str(treatment)
+    assert treatment.after.healthy
 
 
 def test_what_is_not_for_a_transformer_refuses_by_name_without_training():

@@ -109,6 +109,18 @@ class Anatomy:
     paths: Paths
     watched: dict[Var, Watched]
 
+    @property
+    def last_site(self) -> Site | None:
+        """Where the last kernel meets the data; None where that is in a loop, or none does."""
+        sites = {site.tap: site for site in self.sites.values()}
+        for event in reversed(self.events):
+            # A tap that stands between kernels belongs to none of them.
+            if not isinstance(event, Passing):
+                return None
+            if event.tap in sites:
+                return sites[event.tap]
+        return None
+
 
 def dissect(program: Program, trace: Trace) -> Anatomy:
     """Finds the sites and bottlenecks of a loss.

@@ -15,6 +15,8 @@ from vanishjax._jaxpr.flow import Flow
 from vanishjax._jaxpr.reach import GRADIENT
 from vanishjax._jaxpr.versions import open_jaxpr, scan_split
 
+_SUMS = frozenset({"add", "add_any", "sub"})
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Paths:
@@ -25,6 +27,7 @@ class Paths:
       returns: Those from the end of a loop's body back to its start.
       data: For each node, whether it depends on the data.
       descends: For each node, whether it depends on what a kernel puts out.
+      sums: The nodes that are sums.
       taps: The nodes of the taps, by their number.
       loss: The loss's node.
     """
@@ -33,6 +36,7 @@ class Paths:
     returns: tuple[tuple[int, int], ...]
     data: tuple[bool, ...]
     descends: tuple[bool, ...]
+    sums: tuple[int, ...]
     taps: tuple[int, ...]
     loss: int
 
@@ -68,6 +72,26 @@ class Paths:
             tuple(tap for tap in sites if reached[self.taps[tap]] >> i & 1)
             for i in range(len(nodes))
         ]
+
+    def branch_ends(self, sites: Collection[int]) -> set[int]:
+        """The kernels' outputs that are added to what leads past them: ends of residual branches.
+
+        Args:
+          sites: Numbers of the taps that stand on kernels' outputs.
+
+        Returns:
+          Those after whose output, and before any other kernel, comes a sum whose other operand
+          comes from upstream of the kernel on a way past all kernels. A sum after the last kernel
+          is the loss's, and doesn't count.
+        """
+        closed = {self.taps[tap] for tap in sites}
+        later = self._reached(dict.fromkeys(closed, 1), looping=False)
+        sums = {node: 1 << i for i, node in enumerate(self.sums) if later[node]}
+        reached = self._reached(sums, looping=False, closed=closed)
+        above = [0] * len(self.data)
+        for start, end in self.edges:
+            above[end] |= above[start] | (reached[start] if self.descends[start] else 0)
+        return {tap for tap in sites if reached[self.taps[tap]] & above[self.taps[tap]]}
 
     def bypassed(self, starved: Collection[int], sites: Collection[int]) -> set[int]:
         """The starved taps that something gets past.
@@ -142,6 +166,7 @@ class PathBuilder:
         self._descends: list[bool] = []
         self._edges: list[tuple[int, int]] = []
         self._returns: list[tuple[int, int]] = []
+        self._sums: list[int] = []
 
     def node(self, variable: Var, flow: Flow) -> int:
         """The variable's node."""
@@ -167,6 +192,8 @@ class PathBuilder:
             if level == GRADIENT and not isinstance(atom, Literal):
                 start = self.node(atom, flow)
                 self._edges += [(start, end) for end in ends]
+        if eqn.primitive.name in _SUMS:
+            self._sums += ends
 
     def enter(self, eqn: JaxprEqn, outer: Flow, inner: Flow) -> None:
         """Notes what a loop's body takes in; to be called before the body's equations."""
@@ -205,6 +232,7 @@ class PathBuilder:
             tuple(self._returns),
             tuple(self._data),
             tuple(self._descends),
+            tuple(self._sums),
             tapped,
             end,
         )

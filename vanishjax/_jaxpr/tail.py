@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import Literal, Var
 
-from vanishjax._jaxpr.anatomy import Anatomy, Event, Passing, Site
+from vanishjax._jaxpr.anatomy import Anatomy
 from vanishjax._jaxpr.program import Program, on_device
 from vanishjax._jaxpr.versions import bind, dtype_of, shape_of
 
@@ -29,12 +29,9 @@ def constant_tail(
       The function of one output, and zeros of its shape; None where the last kernel stands in a
       loop, or none does.
     """
-    sites = {site.tap: site for site in anatomy.sites.values()}
-    # A tap that stands between kernels belongs to none of them.
-    last = next((e for e in reversed(anatomy.events) if not _is_between(e, sites)), None)
-    if not isinstance(last, Passing):
+    site = anatomy.last_site
+    if site is None:
         return None
-    site = sites[last.tap]
     shape = shape_of(site.output.aval)
     one = tuple(1 if axis in site.output_samples else n for axis, n in enumerate(shape))
     before, after = _divide(program.closed.jaxpr, site.output)
@@ -51,10 +48,6 @@ def constant_tail(
         return loss.val if isinstance(loss, Literal) else environment[loss]
 
     return tail, jnp.zeros(one, dtype_of(site.output))
-
-
-def _is_between(event: Event, sites: Mapping[int, Site]) -> bool:
-    return isinstance(event, Passing) and event.tap not in sites
 
 
 def _divide(jaxpr: Any, start: Var) -> tuple[list[Any], list[Any]]:

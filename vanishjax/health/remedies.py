@@ -64,6 +64,26 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         # What `cure` tries, in this order, the cheapest and most certain first: what makes up for
         # the type, parameters, the architecture where it can be rebuilt, and the optimizer.
         "loss_scale": Advice("scale the loss", "tx = vj.dynamic_loss_scale(tx)"),
+        "stochastic_round": Advice(
+            "round steps up or down at random, so that none is lost on average",
+            "tx = optax.chain(tx, vj.stochastic_round())",
+        ),
+        "kahan_sum": Advice(
+            "keep what rounding takes off each step", "tx = optax.chain(tx, vj.kahan_sum())"
+        ),
+        "small_output": Advice(
+            "a small last kernel: a variance of .01",
+            "params = vj.initializers.small_output(loss_fn, params, batch)",
+        ),
+        "small_queries": Advice(
+            "small queries and keys: a variance of 1 / sqrt(width of a head)",
+            "params = vj.initializers.small_queries(loss_fn, params, batch)",
+        ),
+        "small_branches": Advice(
+            "small residual branches: a variance of 1 / branches each",
+            "params = vj.initializers.small_branches(loss_fn, params, batch)",
+            needs="residual",
+        ),
         **_KERNELS,
         "rezero": Advice(
             "skip connections with a learned gain that starts at 0",
@@ -128,14 +148,7 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         ),
         "multiply_loss": Advice("multiply the loss by a constant", "loss = 1e6 * loss"),
         "bfloat16": Advice("bfloat16, which has float32's range", "dtype = jnp.bfloat16"),
-        "stochastic_round": Advice(
-            "round steps up or down at random, so that none is lost on average",
-            "tx = optax.chain(tx, vj.stochastic_round())",
-        ),
         "float32": Advice("keep the parameters in float32", "param_dtype = jnp.float32"),
-        "kahan_sum": Advice(
-            "keep what rounding takes off each step", "tx = optax.chain(tx, vj.kahan_sum())"
-        ),
         "logits": Advice(
             "compute the loss from logits",
             "loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()",
@@ -166,11 +179,9 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "solve_better": Advice("more iterations, or a smaller tolerance, on the way back"),
         "derivative": Advice("check the function's own derivative"),
         "larger_inside": Advice("larger kernels inside it"),
-        "small_output": Advice("a smaller last kernel: a variance of 1 / inputs, or zeros"),
         "skip_attention": Advice("skip connections around attention and MLP", unless=("residual",)),
         "pre_ln": Advice("normalization before each block instead of after it (pre-LN)"),
         "fewer_layers": Advice("fewer layers"),
-        "small_queries": Advice("smaller kernels for queries and keys: a variance of 1 / inputs"),
         "scaled_scores": Advice(
             "divide by the square root of the head's width before the softmax",
             "scores = q @ k.T / head_width**0.5",
@@ -239,10 +250,11 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
                 "gates",
                 "deep_muon",
             ),
-            (*_DEEP, "adam_atan2"),
+            ("small_branches", *_DEEP, "adam_atan2"),
         ),
         "exploding_gradient": Fitting(
-            ("slow_looks_linear", "slow_small_lsuv", "tiny_lsuv", "rezero"), (*_DEEP, "clip")
+            ("small_branches", "slow_looks_linear", "slow_small_lsuv", "tiny_lsuv", "rezero"),
+            (*_DEEP, "clip"),
         ),
         "saturated_units": Fitting(
             ("lsuv", "redraw", "standardize", "layer_norm"), ("slow_lsuv", "slow_redraw")
@@ -254,9 +266,13 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         "blind_optimizer": Fitting(
             ("eps_relative", "adam_atan2", "multiply_loss"), ("lsuv", "slow_lsuv")
         ),
-        "token_collapse": Fitting(("skip_attention", "pre_ln", "fewer_layers")),
-        "saturated_attention": Fitting(("small_queries", "scaled_scores", "qk_norm")),
-        "bad_start": Fitting(("small_output", "lsuv")),
+        "token_collapse": Fitting(
+            ("small_branches", "skip_attention", "pre_ln", "fewer_layers"), ("lsuv", "slow_lsuv")
+        ),
+        "saturated_attention": Fitting(
+            ("small_queries", "scaled_scores", "qk_norm"), ("lsuv", "slow_lsuv")
+        ),
+        "bad_start": Fitting(("small_output", "lsuv"), ("slow_lsuv",)),
         "memory": Fitting(("orthogonal_cell", "gates", "skip_time")),
         "lost_updates": Fitting(("stochastic_round", "kahan_sum", "float32", "larger_rate")),
     }

@@ -4,7 +4,8 @@
 where it takes a ``bias_init``. What a bias initializer can't do, because it doesn't see the kernel,
 `center_biases` does afterwards: take the mean that a sigmoid adds out of the next layer. `lsuv`
 does the same for any model, by looking at data instead of theory; `looks_linear` is for rectifiers.
-`redraw` is for parameters beyond repair.
+`redraw` is for parameters beyond repair. `small_branches`, `small_queries` and `small_output` touch
+nothing but the kernels that they name: for transformers and other residual networks.
 `shaped` goes further, to plain chains of a thousand layers and more; `delta_orthogonal` is for
 convolutions. `pca` turns the first kernels of any of these toward what the inputs are made of.
 """
@@ -21,6 +22,7 @@ from vanishjax.initializers.principal import pca
 from vanishjax.initializers.redrawn import redraw
 from vanishjax.initializers.shaped import shaped
 from vanishjax.initializers.shaping import delta_orthogonal
+from vanishjax.initializers.small import small_branches, small_output, small_queries
 from vanishjax.initializers.unit_variance import lsuv
 
 __all__ = [
@@ -37,4 +39,7 @@ __all__ = [
     "pca",
     "redraw",
     "shaped",
+    "small_branches",
+    "small_output",
+    "small_queries",
 ]

@@ -120,12 +120,18 @@ def shaped(
     _check_rank(chain, roles, values)
     values, _ = layers.by_path(pca(found.loss_fn, rebuild(values), found.batch))
     leaves = [values[leaf.path] for leaf in layers.leaves]
-    linked = jit_once(functools.partial(_jaxpr.links, program, anatomy))([*leaves, *found.inputs])
-    ordered = _ordered(chain, jax.device_get(linked))
-    _check_links(chain, ordered, leaves)
+    links = jit_once(functools.partial(_jaxpr.links, program, anatomy))
+
+    def ordered_links() -> list[_jaxpr.Link]:
+        return _ordered(chain, jax.device_get(links([*leaves, *found.inputs])))
+
     first, _ = chain.order[0]
-    values |= _typed(_scaled(chain.dense[first], roles[first], values, ordered[0]), values)
+    seen = ordered_links()[0]
+    _check_first(chain, seen)
+    values |= _typed(_scaled(chain.dense[first], roles[first], values, seen), values)
     leaves = [values[leaf.path] for leaf in layers.leaves]
+    # Only now: a thousand softplus layers overflow if the first one puts out more than it should.
+    _check_links(chain, ordered_links(), leaves)
     return found.with_leaves(leaves)
 
 
@@ -289,12 +295,15 @@ def _ordered(chain: _Chain, linked: dict[int, _jaxpr.Link]) -> list[_jaxpr.Link]
     return [jax.tree.map(lambda x, i=i: x[i], by_pair[number]) for number, i in chain.order]
 
 
+def _check_first(chain: _Chain, first: _jaxpr.Link) -> None:
+    """Raises ValueError if the first kernel has nothing to be scaled by."""
+    if not (np.isfinite(first.rms) and first.rms > 1e-6 * np.max(np.abs(first.mean), initial=0.0)):
+        raise ValueError(f"{chain.name(0)}: what it puts out is the same for all of the batch")
+
+
 def _check_links(chain: _Chain, ordered: Sequence[_jaxpr.Link], leaves: Sequence[Any]) -> None:
     """Raises ValueError naming the first kernel that isn't fed by the activation before it."""
     tolerance = max(_ALIKE, *(4 * float(jnp.finfo(leaf.dtype).eps) for leaf in leaves))
-    first = ordered[0]
-    if not (np.isfinite(first.rms) and first.rms > 1e-6 * np.max(np.abs(first.mean), initial=0.0)):
-        raise ValueError(f"{chain.name(0)}: what it puts out is the same for all of the batch")
     for place, link in enumerate(ordered[:-1]):
         if not link.changed <= tolerance:
             raise ValueError(

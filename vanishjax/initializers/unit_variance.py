@@ -13,8 +13,8 @@ import numpy as np
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
-from vanishjax.initializers.network import network
-from vanishjax.layers import Layers, Leaf
+from vanishjax.initializers.network import Network, network
+from vanishjax.layers import Leaf
 from vanishjax.layers.matrices import bias_of
 from vanishjax.problem import MISSING, Problem
 
@@ -78,16 +78,12 @@ def lsuv(
     if not variance > 0:
         raise ValueError(f"variance must be positive, got {variance}")
     found = network(loss_fn, params, batch)
-    program, anatomy = found.traced.program, found.traced.anatomy
-    kernels = _kernels(found.traced.layers, found.traced.trace, anatomy, centered)
-    adjusted = jit_once(
-        functools.partial(_adjusted, program, anatomy, kernels, orthogonal, variance**0.5)
-    )
-    return found.with_leaves(adjusted(found.leaves, found.inputs))
+    kernels = adjustable(found, centered=centered)
+    return adjusted(found, kernels, orthogonal=orthogonal, variance=variance)
 
 
-class _Kernel(NamedTuple):
-    """A kernel to adjust: met once by the data, or once by each iteration of the scans over it."""
+class Adjustable(NamedTuple):
+    """A kernel that can be adjusted: the data meets it once, or once an iteration of its scans."""
 
     number: int  # among the leaves
     leaf: Leaf
@@ -96,14 +92,19 @@ class _Kernel(NamedTuple):
     lookup: bool
 
 
-def _kernels(
-    layers: Layers, trace: _jaxpr.Trace, anatomy: _jaxpr.Anatomy, centered: bool
-) -> list[_Kernel]:
+def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
+    """The kernels that the data meets once, in the order in which it does.
+
+    Args:
+      found: The network.
+      centered: Whether a bias beside a kernel goes with it.
+    """
+    layers, trace, anatomy = found.traced.layers, found.traced.trace, found.traced.anatomy
     uses = collections.Counter(use.leaf for use in trace.uses)
     looped = {use.leaf: tuple(sorted(use.axes)) for use in trace.uses}
     lookups = {use.leaf for use in trace.uses if use.equation.primitive.name == "gather"}
     numbers = {leaf.path: number for number, leaf in enumerate(layers.leaves)}
-    found = []
+    kernels = []
     for site in anatomy.sites.values():
         leaf = layers.leaves[site.leaf]
         scanned = len(anatomy.lengths[site.tap]) == len(site.axes)
@@ -113,14 +114,30 @@ def _kernels(
         partner = None
         if centered and bias is not None and uses[numbers[bias.path]] == 1:
             partner = numbers[bias.path], looped[numbers[bias.path]]
-        found.append(_Kernel(site.leaf, leaf, partner, site, site.leaf in lookups))
-    return found
+        kernels.append(Adjustable(site.leaf, leaf, partner, site, site.leaf in lookups))
+    return kernels
+
+
+def adjusted(
+    found: Network, kernels: Sequence[Adjustable], *, orthogonal: bool = True, variance: float
+) -> Any:
+    """Parameters with some kernels adjusted, each seeing what those before it now put out.
+
+    Args:
+      found: The network.
+      kernels: Which.
+      orthogonal: Whether they become orthogonal.
+      variance: Of what they put out.
+    """
+    program, anatomy = found.traced.program, found.traced.anatomy
+    run = functools.partial(_adjusted, program, anatomy, kernels, orthogonal, variance**0.5)
+    return found.with_leaves(jit_once(run)(found.leaves, found.inputs))
 
 
 def _adjusted(
     program: _jaxpr.Program,
     anatomy: _jaxpr.Anatomy,
-    kernels: Sequence[_Kernel],
+    kernels: Sequence[Adjustable],
     orthogonal: bool,
     deviation: float,
     leaves: list[jax.Array],

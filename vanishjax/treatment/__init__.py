@@ -11,15 +11,14 @@ one output for all inputs, or says that nothing helped.
 >>> x = jax.random.normal(jax.random.key(0), (16, 64, 8))
 >>> batches = [(inputs, jnp.argmax(inputs[:, :4], axis=1)) for inputs in x]
 >>> treatment = vj.cure(sick, batches, steps=60)
->>> [(trial.remedy, trial.outcome) for trial in treatment.trials[:4]]
-[('untreated', 'untreated'), ('lsuv', 'accepted'), ('small_lsuv', 'better'),
- ('looks_linear', 'failed')]
+>>> [(trial.remedy, trial.outcome) for trial in treatment.trials[:3]]
+[('untreated', 'untreated'), ('lsuv', 'accepted'), ('small_lsuv', 'better')]
 
 `treatment.problem` and `treatment.opt_state` go on from there; what you passed in is as it was, and
 a healthy network comes back untouched at the cost of one look. `treatment.recipe` is Python that
 gives the cured network as the trial started it, to the last bit, from your `loss_fn`, `params` and
-`tx` and from `batch`, which is `treatment.batch`. A remedy that can't be applied, as mirrored
-kernels where the activation is no rectifier, is recorded and stops nothing. A remedy is a function
+`tx` and from `batch`, which is `treatment.batch`. A remedy that can't be applied is recorded, with
+its reason, and stops nothing. A remedy is a function
 from a `Problem` to a `Problem`: pass your own as `remedies=[vj.Remedy(name, apply)]`. Which
 remedies fit which cause stands in `vanishjax.health.REMEDIES` and `FITTING`.
 

@@ -113,7 +113,7 @@ def cure(
                 learning_rate=float(learning_rate),
                 total_steps=10 * steps if total_steps is None else total_steps,
                 key=remedy_key,
-                activations=before.probe.activations,
+                probe=before.probe,
                 loss_scale=loss_scale(problem),
             ),
             sequence(trained_on, steps, order_key),

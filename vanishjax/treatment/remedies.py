@@ -10,12 +10,14 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import optax
 
 from vanishjax import initializers, optimizers, transforms
-from vanishjax.health import REMEDIES, Finding, fitting, probe
+from vanishjax.health import REMEDIES, Finding, Probe, fitting, probe
+from vanishjax.health.advice import traits
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
 from vanishjax.treatment.remedy import Remedy
@@ -39,7 +41,7 @@ LOSS_SCALE = 2.0**10
 
 # A linear chain of isometries has a ln chi of 0 in every layer.
 _LINEAR = 0.1
-_KERNELS, _OPTIMIZER = "kernels", "optimizer"
+_KERNELS, _OPTIMIZER, _ROUNDING = "kernels", "optimizer", "rounding"
 _LAYERS = "layers = vj.find_layers(params, loss_fn, batch)"
 _PCA = "params = vj.initializers.pca(loss_fn, params, batch)"
 
@@ -54,8 +56,8 @@ class Context:
       learning_rate: Of Adam-like optimizers; Muon-like ones take ten times as much.
       total_steps: Length of the training that follows, for rates that fall with time.
       key: Draws parameters.
-      activations: The kinds of the network's activations (`Probe.activations`), if known: what
-        needs others refuses at once.
+      probe: What was measured of the network, if it was: what needs another kind of network isn't
+        tried, or refuses at once.
       loss_scale: Of the untreated problem's transform, if it scales the loss: another optimizer
         takes its place within.
     """
@@ -65,7 +67,7 @@ class Context:
     learning_rate: float = 1e-3
     total_steps: int = 1000
     key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
-    activations: tuple[str | None, ...] | None = None
+    probe: Probe | None = None
     loss_scale: float | None = None
 
     @functools.cached_property
@@ -117,6 +119,30 @@ def _lsuv_code(variance: float = 1.0) -> str:
     return f"params = vj.initializers.lsuv(loss_fn, params, batch{said})"
 
 
+def small_branches(context: Context) -> Remedy:
+    """Residual branches that start small: a variance of 1 / branches each."""
+    return _small("small_branches", initializers.small_branches, context)
+
+
+def small_queries(context: Context) -> Remedy:
+    """Queries and keys that start small, so that attention looks at all positions."""
+    return _small("small_queries", initializers.small_queries, context)
+
+
+def small_output(context: Context) -> Remedy:
+    """A last kernel that starts small, so that the first loss is that of a uniform guess."""
+    return _small("small_output", initializers.small_output, context)
+
+
+def _small(name: str, make: Callable[..., Any], context: Context) -> Remedy:
+    def apply(problem: Problem) -> Problem:
+        params = make(problem.plain_loss, problem.params, context.batch)
+        return dataclasses.replace(problem, params=params)
+
+    # Each leaves alone what the others set.
+    return Remedy(name, apply, f"params = vj.initializers.{name}(loss_fn, params, batch)")
+
+
 def tiny_lsuv(context: Context) -> Remedy:
     """A variance of .01 and Muon's small even steps: for activations that run away."""
     steps = _muon(context, TINY_RATE * context.learning_rate)
@@ -153,7 +179,7 @@ def looks_linear(context: Context) -> Remedy:
         refusal = (
             "mirrored kernels make no linear network of this one: its activations aren't rectifiers"
         )
-        if context.activations is not None and "rectifier" not in context.activations:
+        if context.probe is not None and "rectifier" not in context.probe.activations:
             raise ValueError(refusal)
         params = initializers.looks_linear(context.key, problem.params, context.layers)
         loss_fn = problem.plain_loss
@@ -281,14 +307,33 @@ def _scaled_code(scale: float) -> str:
     )
 
 
+def stochastic_round(_: Context) -> Remedy:
+    """Steps that are rounded up or down at random, so that 16-bit parameters move on average."""
+    return _last("stochastic_round", transforms.stochastic_round)
+
+
+def kahan_sum(_: Context) -> Remedy:
+    """Steps whose rounding is kept and added to the next."""
+    return _last("kahan_sum", transforms.kahan_sum)
+
+
+def _last(name: str, make: Callable[[], optax.GradientTransformation]) -> Remedy:
+    def apply(problem: Problem) -> Problem:
+        return dataclasses.replace(problem, tx=optax.chain(problem.transform, make()))
+
+    return Remedy(name, apply, f"tx = optax.chain(tx, vj.{name}())", part=_ROUNDING, wraps=1)
+
+
 def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
     return lambda context: slower(make(context), context.depth)
 
 
 _NEW_KERNELS = (lsuv, small_lsuv, looks_linear, redraw)
+_SMALL = (small_output, small_queries, small_branches)
 KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
-    {make.__name__: make for make in (*_NEW_KERNELS, rezero, tiny_lsuv)}
-    | {make.__name__: make for make in (adam_atan2, muon, deep_muon, clip, loss_scale)}
+    {make.__name__: make for make in (*_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}
+    | {make.__name__: make for make in (adam_atan2, muon, deep_muon, clip)}
+    | {make.__name__: make for make in (stochastic_round, kahan_sum, loss_scale)}
     | {f"slow_{make.__name__}": _slow(make) for make in _NEW_KERNELS}
 )
 """What makes each remedy that can be tried, by its id in `vanishjax.health.REMEDIES`."""
@@ -308,17 +353,16 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
       >>> import jax.numpy as jnp, vanishjax as vj
       >>> problem = vj.mlp_problem(8, (64,) * 24, 4, activation="sigmoid")
       >>> batch = jax.random.normal(jax.random.key(0), (64, 8)), jnp.arange(64) % 4
-      >>> findings = vj.diagnose(problem.loss_fn, problem.params, batch).findings
-      >>> found = fitting_remedies(findings, Context(problem, batch))
-      >>> print([remedy.name for remedy in found])
-      ['lsuv', 'small_lsuv', 'looks_linear', 'rezero', 'slow_lsuv', 'slow_small_lsuv',
-       'slow_looks_linear', 'adam_atan2', 'deep_muon']
+      >>> found = vj.diagnose(problem.loss_fn, problem.params, batch)
+      >>> fitting = fitting_remedies(found.findings, Context(problem, batch, probe=found.probe))
+      >>> print([remedy.name for remedy in fitting])
+      ['lsuv', 'small_lsuv', 'rezero', 'slow_lsuv', 'slow_small_lsuv', 'adam_atan2', 'deep_muon']
     """
     rules = {finding.rule for finding in findings if finding.severity == "critical"}
     problem = context.problem
     rebuilt = problem.factory is not None and problem.config.get("residual", ...) is None
-    return tuple(
-        KNOWN[name](context)
-        for name in fitting(rules)
-        if name in KNOWN and (rebuilt or name != "rezero")
-    )
+    names = [name for name in fitting(rules) if name in KNOWN and (rebuilt or name != "rezero")]
+    if context.probe is not None:
+        had = traits(context.probe)
+        names = [name for name in names if REMEDIES[name].needs in (None, *had)]
+    return tuple(KNOWN[name](context) for name in names)
