@@ -105,9 +105,7 @@ PARTS = {
         (Network(2, "tanh"), ("optax adam",)),
         (Network(2, "sigmoid"), ("optax adam",)),
     ],
-    "shallow": [
-        one for depth in (4, 8, 16, 32) for one in of_depth(depth, (ALL[0], "optax adam"))
-    ],
+    "shallow": [one for depth in (4, 8, 16, 32) for one in of_depth(depth, (ALL[0], "optax adam"))],
     "64": of_depth(64, ALL),
     "256": of_depth(256, ALL[:-1]),  # a thousand arrays apart compile for minutes
     "1000": of_depth(1000, ALL[:-1]),
