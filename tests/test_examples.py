@@ -60,8 +60,10 @@ def test_deep_chain(monkeypatch, capsys):
     assert deep > 0.8, out
 
 
-def test_every_example_is_tested_here():
+def test_every_example_is_tested_here_and_named_in_the_readme():
     assert {f"test_{name}" for name in NAMES} <= set(globals())
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert all(f"\n| `{name}` |" in readme for name in NAMES)
 
 
 def test_the_list_names_every_example_and_imports_none():

@@ -43,6 +43,8 @@ from vanishjax.cli import atlas, compare, cure, diagnose, predict, train
 from vanishjax.cli.options import make_parser, warn
 from vanishjax.training.interruption import Stop, interruptible, signal_of
 
+__all__ = ["COMMANDS", "main"]
+
 COMMANDS = (compare, atlas, diagnose, cure, train, predict)
 
 
