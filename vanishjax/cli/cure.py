@@ -41,7 +41,7 @@ FIELDS = {
     "accepted": "names of the remedies taken, in order; empty if nothing was wrong or helped",
     "recipe": "the lines of Python that apply them",
     "trials": "one for each remedy, the untreated network first: remedy, outcome, reason, loss and "
-    "accuracy on held-out data, rules (what is still wrong), losses (of training)",
+    "accuracy on held-out data, rules (what is still wrong), steps, losses (of training)",
     "steps": "training steps of a trial",
     "cost": "of everything, in training steps",
     "notes": "what was left out, in words",
