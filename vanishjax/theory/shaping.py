@@ -44,7 +44,7 @@ _SHIFTS = np.sinh(np.linspace(-2.5, 2.5, 42))  # none at 0, where kinks are
 _FARTHEST = 12.0  # standard deviations from a rectifier's kink; the tail beyond is 1e-33
 _STEP = 1e-4  # of the differences in Newton's method
 _CONVERGED = 1e-8  # a Newton step, each being a small part of the last, down to
-_NOISE = 1e-6  # where residuals may grow again by rounding
+_ROUNDING = 1e-13  # of residuals, which are times the depth: where they shrink no more
 _MOST_STEPS = 100
 _ALIKE = 1e-6  # solutions nearer to each other are one
 
@@ -263,12 +263,14 @@ def _newton(branch: _Branch, f: Activation, depth: float, start: Array) -> Array
         cases = point + differences * unit
         with np.errstate(all="ignore"):
             residuals = branch.residuals(f, depth, np.exp(cases[:, 0]), cases[:, 1])
-        worse = np.linalg.norm(residuals[0]) > residual and np.linalg.norm(step) > _NOISE
-        if worse or not np.all(np.isfinite(residuals)):
+        size = float(np.linalg.norm(residuals[0]))
+        if residual <= size and residual < _ROUNDING * depth:
+            return point - step
+        if size > residual or not np.all(np.isfinite(residuals)):
             step = step / 2
             point = point - step
             continue
-        residual = float(np.linalg.norm(residuals[0]))
+        residual = size
         jacobian = (residuals[1::2] - residuals[2::2]).T / (2 * _STEP)
         try:
             move = -np.linalg.solve(jacobian, residuals[0])

@@ -202,8 +202,10 @@ class _Progress:
     cost: float = 0.0
 
     def is_safer(self, remedy: Remedy) -> bool:
-        """Whether a remedy is a more careful form of one that leads."""
-        return remedy.safer_than in self.leading
+        """Whether a remedy is a more careful form of one that leads, and sets what was accepted."""
+        return remedy.safer_than in self.leading and any(
+            one.part == remedy.part for one in self.accepted
+        )
 
     def name(self, remedy: Remedy) -> str:
         """A trial's name: what it is tried on top of, and the remedy."""
