@@ -55,6 +55,7 @@ BENCHMARKS = {
     "article": Benchmark(data=True, needs_data=True),
     "diagnosis": Benchmark(),
     "published_rules": Benchmark(),
+    "real_networks": Benchmark(),
     "headline": Benchmark(data=True, needs_data=True),
     "deep_chains": Benchmark(data=True, needs_data=True),
     "cure": Benchmark(data=True),

@@ -10,7 +10,7 @@ import math
 import re
 from pathlib import Path
 
-from benchmarks import speed_tables
+from benchmarks import real_tables, speed_tables
 from benchmarks.deep_chains import best
 from benchmarks.record import RESULTS
 from benchmarks.speed_tables import ratio
@@ -445,6 +445,9 @@ TABLES = {
     "parallel_step": speed_tables.parallel_step,
     "photographs": photographs,
     "published_rules": published_rules,
+    "real_networks": real_tables.real_networks,
+    "real_networks, cost": real_tables.cost,
+    "real_networks, tools": real_tables.tools,
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
     "response": response,

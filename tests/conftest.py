@@ -55,6 +55,20 @@ def _few_memory_maps():
             gc.collect()
 
 
+# Whose tests are about what is run, not about the code that it becomes: LLVM need not optimize it.
+_UNOPTIMIZED = {"cli", "problem", "training", "treatment"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation(request):
+    import jax
+
+    unoptimized = request.path.parent.name in _UNOPTIMIZED
+    jax.config.update("jax_disable_most_optimizations", unoptimized)
+    # Commands in processes of their own do the same.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(unoptimized))
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """Keeps the figures that are written, to ask them what they show."""

@@ -6,7 +6,9 @@ each: a network is sick if it stays near what a constant output reaches.
 
 import functools
 import itertools
+import re
 import zlib
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -114,6 +116,7 @@ class Block(nn.Module):
     gated: bool = False
     causal: bool = True
     dead: bool = False
+    mlp: bool = True
 
     @nn.compact
     def __call__(self, x, _=None):
@@ -125,7 +128,8 @@ class Block(nn.Module):
             h = nn.Dense(32, bias_init=bias)(y)
             return nn.Dense(16)(nn.silu(h) * nn.Dense(32)(y) if self.gated else nn.relu(h))
 
-        for number, branch in enumerate((lambda y: attention(y, y, mask=mask), mlp)):
+        branches = (lambda y: attention(y, y, mask=mask), mlp)
+        for number, branch in enumerate(branches[: 1 + self.mlp]):
             y = branch(nn.LayerNorm()(x) if self.norm == "pre" else x)
             if self.gain is not None:
                 y *= self.param(f"gain_{number}", nn.initializers.constant(self.gain), (16,))
@@ -344,7 +348,103 @@ def only_hidden():
     return (lambda p, x: jnp.mean(fixed_point(p, x) ** 2)), 0.1 * jnp.eye(8), X
 
 
+def generator(*, depth=2, bias=0.0, activation=jnp.tanh, passed=False):
+    """A generator that learns through a discriminator that isn't trained."""
+    shapes = [(8, 16), *[(16, 16)] * depth]
+    frozen = [kernel("discriminator", i, shape=shape) for i, shape in enumerate(shapes)]
+
+    def judged(kernels, x):
+        for w in kernels:
+            x = activation(x @ w + bias)
+        return jnp.mean(jnp.log1p(jnp.exp(-x @ jnp.ones(16))))
+
+    def loss(p, batch):
+        z, kernels = batch if passed else (batch, frozen)
+        return judged(kernels, jnp.tanh(z @ p["h"]) @ p["o"])
+
+    params = {"h": kernel("h", shape=(8, 16)), "o": kernel("o", shape=(16, 8))}
+    return loss, params, (X, frozen) if passed else X
+
+
+def imitation(*, weight=1.0):
+    """A generator judged by what a frozen network, among the parameters, makes of its images."""
+
+    def judged(kernels, x):
+        for w in kernels:
+            x = jnp.tanh(x @ (weight * w))
+        return x
+
+    def loss(p, x):
+        frozen = jax.lax.stop_gradient(p["frozen"])
+        made = jnp.tanh(x @ p["h"]) @ p["o"]
+        return jnp.mean((judged(frozen, made) - judged(frozen, x)) ** 2)
+
+    frozen = [kernel("judge", i, shape=(8, 8)) for i in range(2)]
+    return (
+        loss,
+        {"frozen": frozen, "h": kernel("h", shape=(8, 16)), "o": kernel("o", shape=(16, 8))},
+        X,
+    )
+
+
+def saturated_judge():
+    """The same, its kernels closed over and so large that its units are flat."""
+    loss, params, x = imitation(weight=300.0)
+    frozen = params.pop("frozen")
+    return (lambda p, x: loss(p | {"frozen": frozen}, x)), params, x
+
+
+def directions():
+    """Classes by the direction of features that start at zero."""
+
+    def loss(p, batch):
+        h = jnp.tanh(batch[0] @ p["h"]) @ p["zero"] + p["bias"]
+        h /= jnp.sqrt(jnp.sum(h**2, -1, keepdims=True) + 1e-4)
+        return cross_entropy(4 * h @ p["classes"], batch[1])
+
+    zero = {"zero": jnp.zeros((16, 8)), "bias": jnp.zeros(8)}
+    drawn = {"h": kernel("h", shape=(8, 16)), "classes": kernel("classes", shape=(8, 4))}
+    return loss, zero | drawn, (X, LABELS)
+
+
+def graph(depth):
+    """Each node's label, from means over neighbors on a ring."""
+    ring = (np.eye(12) + np.roll(np.eye(12), 1, 1) + np.roll(np.eye(12), -1, 1)) / 3
+    x = jax.random.normal(KEY, (8, 12, 8))
+
+    def loss(p, batch):
+        x, matrix, labels = batch
+        for w in p[:-1]:
+            x = jax.nn.relu(matrix @ x @ w)
+        return cross_entropy(x @ p[-1], labels)
+
+    kernels = stack("graph", [8] + [16] * depth + [3], 2**0.5)
+    return loss, kernels, (x, jnp.asarray(ring, jnp.float32), jnp.argmax(x[..., :3], -1))
+
+
+def residual(*dead):
+    """Blocks with skips, of which some have all their units off."""
+
+    def loss(p, batch):
+        x, labels = batch
+        x = x @ p["in"]
+        for i, (up, down) in enumerate(p["blocks"]):
+            x = x + jax.nn.relu(x @ up - 50.0 * (i in dead)) @ down
+        return cross_entropy(x @ p["out"], labels)
+
+    shapes = [(16, 16), (16, 16)]
+    blocks = [[kernel("r", i, j, shape=s) for j, s in enumerate(shapes)] for i in range(2)]
+    ends = {"in": kernel("in", shape=(8, 16)), "out": kernel("out", shape=(16, 4))}
+    return loss, ends | {"blocks": blocks}, (X, LABELS)
+
+
 HEALTHY = {
+    "one of two blocks dead": lambda: residual(0),
+    "generator": generator,
+    "imitation": imitation,
+    "directions": directions,
+    "graph": lambda: graph(2),
+    "generator, discriminator in the batch": lambda: generator(passed=True),
     "encoder and decoder": lambda: encoder_decoder(1.0),
     "vae": vae,
     "pre-LN, 12 layers": lambda: transformer(12, scanned=True),
@@ -367,6 +467,10 @@ SICK = {
     "two networks": (two_networks, "vanishing_gradient"),
     "value network": (lambda: policy_and_value(0.15, 14), "vanishing_gradient"),
     "no skips": (lambda: transformer(16, scanned=True, skip=False), "token_collapse"),
+    "attention alone": (
+        lambda: transformer(6, scanned=True, skip=False, norm="none", mlp=False),
+        "token_collapse",
+    ),
     "queries and keys": (
         lambda: transformer(1, change=(40, "query", "key'")),
         "saturated_attention",
@@ -377,6 +481,18 @@ SICK = {
         "exploding_gradient",
     ),
     "BatchNorm and dropout": (lambda: images(ConvNet(bias=-50.0, dropout=0.1)), "dead_units"),
+    "dead discriminator": (lambda: generator(activation=jax.nn.relu, bias=-50.0), "zero_gradient"),
+    "dead discriminator in the batch": (
+        lambda: generator(activation=jax.nn.relu, bias=-50.0, passed=True),
+        "zero_gradient",
+    ),
+    "deep discriminator": (
+        lambda: generator(depth=14, activation=jax.nn.sigmoid),
+        "vanishing_gradient",
+    ),
+    "both blocks dead": (lambda: residual(0, 1), "dead_units"),
+    "saturated judge": (saturated_judge, "saturated_units"),
+    "deep graph": (lambda: graph(32), "token_collapse"),
     "diverging equilibrium": (lambda: equilibrium(6.0), "exploding_gradient"),
 }
 
@@ -430,6 +546,31 @@ def test_what_a_path_leads_past_is_a_note_that_says_so():
         cause = finding(name, "zero_gradient").cause
         assert "will let go" in cause
         assert "never" not in cause
+
+
+@pytest.mark.parametrize(
+    ("name", "product"),
+    [
+        ("dead discriminator", "3 of 4"),
+        ("dead discriminator in the batch", "3 of 4"),
+        ("deep discriminator", r"\d+ of 16"),
+    ],
+)
+def test_a_frozen_network_that_keeps_the_gradient_is_named_by_its_line(name, product):
+    found = finding(name, SICK[name][1])
+    assert found.layers == ("h", "o")
+    assert "A frozen network" in found.cause
+    assert re.search(f"behind product {product}", found.cause)
+    assert Path(found.where.file).name == Path(__file__).name
+    source = Path(__file__).read_text().splitlines()
+    assert "activation(x @ w + bias)" in source[found.where.line - 1]
+
+
+def test_a_frozen_network_that_is_saturated_is_named_by_its_line():
+    found = finding("saturated judge", "saturated_units")
+    assert found.layers == ("o",)
+    source = Path(__file__).read_text().splitlines()
+    assert "x @ (weight * w)" in source[found.where.line - 1]
 
 
 def test_memory_is_no_illness():
@@ -490,3 +631,11 @@ def test_the_activation_is_the_one_behind_the_normalization(name):
     np.testing.assert_allclose(first.activation(z), activation(z), rtol=1e-6, atol=1e-6)
     assert (first.samples, first.units) == ((0, 1, 2), (3,))
     assert last.activation is None
+
+
+def test_an_optimizer_that_is_blind_to_kernels_used_many_times_trains_nothing():
+    loss, params, points = pinn()
+    found = vj.diagnose(lambda p, x: 1e-13 * loss(p, x), params, points, optax.adam(1e-3))
+    (blind,) = [one for one in found.findings if one.rule == "blind_optimizer"]
+    assert blind.severity == "critical"
+    assert set(blind.layers) == {"a", "h", "c"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from jax.extend.core import JaxprEqn, Var
@@ -98,6 +99,9 @@ class Anatomy:
       hidden: Indices of kernels that also meet the data where nothing can be measured.
       paths: The graph along which gradients flow from tap to tap.
       watched: Equations to look at, by their first result.
+      frozen: The taps on products of the signal with something that isn't trained, such as the
+        kernels of a discriminator that the loss closes over, and the equations.
+      frozen_sites: Such products with a constant, as sites without a parameter.
     """
 
     sites: dict[Var, Site]
@@ -108,6 +112,8 @@ class Anatomy:
     hidden: tuple[int, ...]
     paths: Paths
     watched: dict[Var, Watched]
+    frozen: dict[int, JaxprEqn]
+    frozen_sites: dict[Var, Site]
 
     @property
     def last_site(self) -> Site | None:
@@ -154,6 +160,8 @@ def dissect(program: Program, trace: Trace) -> Anatomy:
         tuple(sorted({use.leaf for key, use in kernels.items() if key not in surgeon.met})),
         paths,
         surgeon.watch(paths),
+        surgeon.frozen,
+        surgeon.frozen_sites,
     )
 
 
@@ -166,6 +174,8 @@ class _Surgeon:
         self.loops: dict[int, tuple[int, ...]] = {}
         self.lengths: list[tuple[int, ...]] = []
         self.met: set[int] = set()
+        self.frozen: dict[int, JaxprEqn] = {}
+        self.frozen_sites: dict[Var, Site] = {}
         self.paths = PathBuilder()
         self._softmaxes: dict[Var, tuple[int, ...]] = {}
         self._intakes: list[tuple[Var, JaxprEqn, tuple[int, ...], int]] = []
@@ -240,16 +250,24 @@ class _Surgeon:
                     self._intakes.append(
                         (output.bare, output.equation, output.bare_samples, event.tap)
                     )
-                    self.sites[output.measured] = Site(
-                        use.leaf,
-                        use.axes,
-                        event.tap,
-                        activations.get(output.measured),
-                        output.samples,
-                        output.units,
-                        output.bare,
-                        output.bare_samples,
+                    self.sites[output.measured] = _site(
+                        use.leaf, use.axes, event.tap, output, activations
                     )
+                    bottleneck, branched = None if narrow else bottleneck, not narrow
+                elif _is_frozen(eqn, flow, index):
+                    if not narrow:
+                        tap_bottleneck()
+                    event = self._tap(variable, loops, normalizes=narrow)
+                    events.append(event)
+                    self.frozen[event.tap] = eqn
+                    if among(eqn, flow.data).count(True) == 1:
+                        taken = {**self.sites, **self.frozen_sites}
+                        output = follow_output(
+                            index, flow, readers, activations, self._kernels, taken
+                        )
+                        self.frozen_sites[output.measured] = _site(
+                            -1, (), event.tap, output, activations
+                        )
                     bottleneck, branched = None if narrow else bottleneck, not narrow
                 elif narrow:
                     bottleneck = len(events), variable
@@ -259,7 +277,7 @@ class _Surgeon:
         return events
 
     def watch(self, paths: Paths) -> dict[Var, Watched]:
-        """The softmaxes inside the network, and what its last kernel of several positions takes in.
+        """The softmaxes inside the network, and what its first and last kernel of positions get.
 
         Args:
           paths: The finished graph.
@@ -273,11 +291,12 @@ class _Surgeon:
             if taps:
                 axes = self._softmaxes[variable]
                 watched[variable] = Watched(len(watched), "softmax", axes, taps=taps)
-        for variable, eqn, samples, tap in reversed(self._intakes):
-            intake = intake_of(eqn, samples, len(watched), tap)
-            if intake is not None:
-                watched[variable] = intake
-                break
+        for intakes in (self._intakes, reversed(self._intakes)):
+            for variable, eqn, samples, tap in intakes:
+                intake = intake_of(eqn, samples, len(watched), tap)
+                if intake is not None:
+                    watched.setdefault(variable, intake)
+                    break
         return watched
 
     def _loop(
@@ -310,6 +329,33 @@ class _Surgeon:
         self.lengths.append(loops)
         self.taps[variable] = number, normalizes
         return Passing(number, math.prod(shape_of(variable.aval)), normalizes)
+
+
+def _site(
+    leaf: int,
+    axes: tuple[int, ...],
+    tap: int,
+    output: Output,
+    activations: Mapping[Var, Activation],
+) -> Site:
+    return Site(
+        leaf,
+        axes,
+        tap,
+        activations.get(output.measured),
+        output.samples,
+        output.units,
+        output.bare,
+        output.bare_samples,
+    )
+
+
+def _is_frozen(eqn: JaxprEqn, flow: Flow, index: int) -> bool:
+    """Whether an equation multiplies what comes from kernels with what doesn't."""
+    if eqn.primitive.name not in PRODUCTS:
+        return False
+    pairs = zip(among(eqn, flow.descends), flow.operands[index], strict=True)
+    return [one and level == GRADIENT for one, level in pairs].count(True) == 1
 
 
 def _first(event: Event) -> Passing:

@@ -151,6 +151,11 @@ def user_place(step: Step) -> Place | None:
     )
 
 
+def place_of(eqn: JaxprEqn) -> Place | None:
+    """The same of an equation of a flattened program."""
+    return user_place(Step(eqn, ()))
+
+
 def library_function(step: Step) -> str | None:
     """The name of the function of JAX's that the user called and that the equation stands in."""
     for eqn in reversed(step.calls):

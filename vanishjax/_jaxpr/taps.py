@@ -77,7 +77,7 @@ class _Tapped(Evaluator):
 
     def value(self, variable: Var, x: Any, environment: Mapping[Var, Any]) -> Any:
         del environment
-        site = self._anatomy.sites.get(variable)
+        site = self._anatomy.sites.get(variable) or self._anatomy.frozen_sites.get(variable)
         if site is not None:
             self.measured[site.tap] = self._measure(site, unsharded(jax.lax.stop_gradient(x)))
         if variable in self._anatomy.taps:

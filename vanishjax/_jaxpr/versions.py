@@ -62,8 +62,8 @@ def has_jaxpr(eqn: JaxprEqn) -> bool:
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Applies an equation's primitive to other operands, its custom derivatives kept."""
-    with eqn.ctx.manager:
+    """Applies an equation's primitive to other operands, its custom derivatives and lines kept."""
+    with source_info_util.user_context(eqn.source_info.traceback), eqn.ctx.manager:
         results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(results) if eqn.primitive.multiple_results else [results]
 

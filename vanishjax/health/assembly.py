@@ -12,7 +12,8 @@ import numpy as np
 
 from vanishjax import _jaxpr
 from vanishjax.health.batch import batch_size
-from vanishjax.health.measurements import ParameterGradients, Probe, Vector
+from vanishjax.health.finding import Where
+from vanishjax.health.measurements import Frozen, ParameterGradients, Probe, Vector
 from vanishjax.health.measuring import Plan, Values
 from vanishjax.health.statistics import Statistics
 from vanishjax.health.supply import Instance, Supply, fading
@@ -97,10 +98,12 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         reach=supply.reach[sites],
         factors=plan.factors,
         token_energy=watched.token_energy,
+        token_detail=watched.token_detail,
         token_layer=watched.token_layer,
         softmaxes=watched.softmaxes,
         constant_loss=float(values.constant_loss),
         memory=_memory(passed, log_norm, plan.layers),
+        frozen=_frozen(passed[sites[-1] + 1 :] if len(sites) else [], values, supply, plan),
         supply=supply,
     )
 
@@ -148,8 +151,26 @@ def _memory(
     )
 
 
+def _frozen(
+    later: Sequence[Instance], values: Values, supply: Supply, plan: Plan
+) -> tuple[Frozen, ...]:
+    """The products after the last kernel with what isn't trained."""
+    places = dict(plan.frozen)
+    found = []
+    for one, nats in zip(later, supply.reach[len(supply.reach) - len(later) :], strict=True):
+        tap = one.event.tap
+        if tap not in places:
+            continue
+        place, own = places[tap], values.statistics.get(tap)
+        where = place and Where.of(place.file, place.line, "product")
+        flat = math.nan if own is None else float(np.asarray(own.saturated_fraction)[one.turns])
+        found.append(Frozen(where, float(nats), flat))
+    return tuple(found)
+
+
 class _Sequences(NamedTuple):
     token_energy: float = math.nan
+    token_detail: float = math.nan
     token_layer: int = -1
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
 
@@ -160,11 +181,15 @@ def _watched(
     """What was seen of softmaxes, and of the positions that the last such kernel takes in."""
     found = _Sequences()
     softmaxes: list[tuple[tuple[str, ...], float]] = []
+    first = math.nan
     for one in plan.watched:
         seen = np.asarray(values.watched[one.number], np.float64)
         if one.kind == "intake":
             places = [i for i, site in enumerate(sites) if site.event.tap == one.taps[0]]
-            found = _Sequences(float(seen.flat[-1]), places[-1])
+            energy, apart = seen.reshape(-1, 2).T
+            first = apart[0] if found.token_layer < 0 else first
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = _Sequences(float(energy[-1]), float(apart[-1] / first), places[-1])
             continue
         feeding: dict[tuple[int, ...], list[str]] = {}
         for name, site in zip(names, sites, strict=True):

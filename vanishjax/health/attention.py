@@ -14,6 +14,15 @@ from vanishjax.health.finding import Finding
 # kernel puts out misleads: BERT's attention puts out 3e-5 and trains.
 COLLAPSED_TOKENS = 3e-4
 
+# The share that tells positions from the middle between their neighbors, over the same at the first
+# such kernel: attention that looks back leaves what changes slowly along the sequence, of which the
+# share above still finds 2e-3 in six layers of it alone. Without skips four layers with MLPs are at
+# 3e-5 and four of attention alone at 8e-6, and lose most of what they could learn; two, at 1e-3,
+# learn; post-LN, 12 layers, is at 3e-3. What else than attention mixes positions (a graph's
+# neighbors) may well leave what changes slowly, so there the share above must be small as well.
+COLLAPSED_DETAIL = 5e-5
+_NEARLY_COLLAPSED = 10 * COLLAPSED_TOKENS
+
 # Share of the softmaxes' rows that are all but one-hot. Causal attention
 # has one in its first row, 1/T of them; queries and keys 30 times too large have nearly all.
 SATURATED_ROWS = 0.5
@@ -26,19 +35,29 @@ _LEARNED = 0.9
 def token_collapse(seen: Examination) -> Finding | None:
     """All positions of a sequence arrive at the same point."""
     probe = seen.probe
-    if not probe.token_energy < COLLAPSED_TOKENS:
+    mixed = bool(probe.softmaxes) or probe.token_energy < _NEARLY_COLLAPSED
+    smooth = mixed and probe.token_detail < COLLAPSED_DETAIL
+    if not probe.token_energy < COLLAPSED_TOKENS and not smooth:
         return None
     last = probe.token_layer == len(probe) - 1
     name = probe.names[probe.token_layer]
+    if probe.token_energy < COLLAPSED_TOKENS:
+        share, what = probe.token_energy, "the positions of a sequence apart"
+    else:
+        share, what = probe.token_detail, "a position of a sequence from its neighbors"
     cause = (
-        f"Only {probe.token_energy:.1e} of the energy that {name} takes in tells the positions of "
-        "a sequence apart: attention has mixed them until all are alike"
+        f"Only {share:.1e} of the energy that {name} takes in tells {what}: attention has mixed "
+        "them until all are alike"
     )
     return Finding(
         "token_collapse",
         "critical" if last else "note",
         (name,),
-        {"token_energy": probe.token_energy, "limit": COLLAPSED_TOKENS},
+        {
+            "token_energy": probe.token_energy,
+            "token_detail": probe.token_detail,
+            "limit": COLLAPSED_TOKENS,
+        },
         cause
         + (
             ", so every position gets the same prediction."

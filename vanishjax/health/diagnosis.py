@@ -100,6 +100,7 @@ class Diagnosis:
 
 # Compiled once for a transform: pass the same object again to save that.
 _step_response = jit_once(step_response, static_argnums=(0, 2))
+_effectiveness = jit_once(effectiveness)
 
 
 def diagnose(
@@ -184,7 +185,7 @@ def diagnose(
         return Diagnosis(apply_rules(seen), measured, learning=learning)
     parameters = measured.parameters
     response = _step_response(tx, params, parameters.layers)
-    share = np.asarray(effectiveness(response, parameters.rms), np.float64)
+    share = np.asarray(_effectiveness(response, parameters.rms), np.float64)
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
     seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learning)

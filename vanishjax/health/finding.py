@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +48,14 @@ class Where(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.operation}"
+
+    @classmethod
+    def of(cls, file: str, line: int, operation: str) -> Where:
+        """A line whose file is named from the current folder on, if it is in there."""
+        path = Path(file)
+        if path.is_absolute() and path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return cls(str(path), line, operation)
 
 
 @dataclasses.dataclass(frozen=True)

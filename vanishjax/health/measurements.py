@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vanishjax.health.finding import json_value
+from vanishjax.health.finding import Where, json_value
 from vanishjax.health.supply import Supply
 from vanishjax.layers import Layers
 
@@ -35,6 +35,20 @@ class ParameterGradients:
     zero_fraction: Vector
     nonfinite: np.ndarray[Any, np.dtype[np.bool_]]
     parameter_rms: Vector
+
+
+class Frozen(NamedTuple):
+    """A product of the signal with what isn't trained, such as a frozen discriminator's kernel.
+
+    Attributes:
+      where: The line; None if unknown.
+      reach: As of a layer.
+      saturated_fraction: As of a layer; NaN where the product isn't with a constant.
+    """
+
+    where: Where | None
+    reach: float
+    saturated_fraction: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +91,9 @@ class Probe:
       factors: Paths of parameters that multiply the data entry by entry: gains.
       token_energy: Share of the energy that tells positions of a sequence apart, in what the last
         kernel of several positions takes in; NaN without one.
+      token_detail: Of that energy the share that tells positions from the middle between their
+        neighbors, over the same share in what the first such kernel takes in: attention that looks
+        back leaves of a sequence what changes slowly along it.
       token_layer: The index of that kernel's layer; -1 without one.
       softmaxes: For each softmax inside the network the names of the layers that feed it, and the
         share of its rows that are all but one-hot.
@@ -84,6 +101,8 @@ class Probe:
         where the last layer stands in a loop.
       memory: For each kernel that a loop uses anew in every step the nats of energy that the
         gradient loses in a step back, and the number of steps.
+      frozen: For each product after the last layer with something that isn't trained, such as a
+        frozen discriminator's kernels, what was measured, in the order of the data.
       supply: By which paths the gradient gets to each layer.
 
     Example:
@@ -122,22 +141,30 @@ class Probe:
     reach: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     factors: tuple[str, ...] = ()
     token_energy: float = math.nan
+    token_detail: float = math.nan
     token_layer: int = -1
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
     constant_loss: float = math.nan
     memory: tuple[tuple[str, float, int], ...] = ()
+    frozen: tuple[Frozen, ...] = ()
     supply: Supply | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """For each layer its kernel's name among the parameters' layers."""
+        return tuple(name.partition("@")[0] for name in self.names)
 
     def to_dict(self) -> dict[str, Any]:
         """The measurements as JSON types; None where a number isn't finite."""
         plain = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("parameters", "supply")
+            if field.name not in ("parameters", "frozen", "supply")
         }
+        plain["frozen"] = tuple((one.where and str(one.where), *one[1:]) for one in self.frozen)
         own = {
             field.name: getattr(self.parameters, field.name)
             for field in dataclasses.fields(self.parameters)

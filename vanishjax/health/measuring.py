@@ -14,6 +14,7 @@ import numpy as np
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
+from vanishjax.health.alike import reduce_layers
 from vanishjax.health.constant import constant_loss
 from vanishjax.health.statistics import Statistics, statistics
 from vanishjax.health.watch import watch
@@ -63,6 +64,7 @@ class Plan(NamedTuple):
     paths: _jaxpr.Paths
     watched: tuple[_jaxpr.Watched, ...]
     factors: tuple[str, ...]
+    frozen: tuple[tuple[int, _jaxpr.Place | None], ...]  # by tap
 
 
 class Values(NamedTuple):
@@ -151,11 +153,11 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> Measured:
         log_rms,
         log_scale,
         found,
-        layers.reduce(rms_of, gradient),
-        layers.reduce(log_rms_of, tree(tapped_gradients)),
-        layers.reduce(lambda g, axes: jnp.mean(g == 0, axes), gradient),
-        layers.reduce(lambda g, axes: jnp.any(~jnp.isfinite(g), axes), gradient),
-        layers.reduce(rms_of, params),
+        reduce_layers(layers, rms_of, gradient),
+        reduce_layers(layers, log_rms_of, tree(tapped_gradients)),
+        reduce_layers(layers, lambda g, axes: jnp.mean(g == 0, axes), gradient),
+        reduce_layers(layers, lambda g, axes: jnp.any(~jnp.isfinite(g), axes), gradient),
+        reduce_layers(layers, rms_of, params),
         seen,
         constant_loss(program, anatomy, [*leaves, *arrays]),
     )
@@ -170,6 +172,7 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> Measured:
         anatomy.paths,
         tuple(anatomy.watched.values()),
         tuple({layers.leaves[u.leaf].path: 0 for u in traced.trace.uses if _multiplies(u)}),
+        tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
     )
     return Measured(values, plan)
 

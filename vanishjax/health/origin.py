@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -356,10 +355,7 @@ def _where(step: Step, before: str = "") -> Where | None:
     place = _jaxpr.user_place(step)
     if place is None:
         return None
-    path = Path(place.file)
-    if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return Where(str(path), place.line, before + _name(step))
+    return Where.of(place.file, place.line, before + _name(step))
 
 
 def _name(step: Step) -> str:

@@ -161,6 +161,10 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "sigmoid_output": Advice("one unit with a sigmoid, or two with a softmax"),
         "random_kernels": Advice("random initial kernels, zeros in the last one at most"),
         "unused": Advice("remove them, or find out why the model skips them"),
+        "frozen_slope": Advice(
+            "a frozen network with a slope where these layers' outputs are: one that has been "
+            "trained on such inputs, or one with normalization, leaky_relu and skip connections"
+        ),
         "frozen": Advice("leave it if they are frozen on purpose, or remove the stop_gradient"),
         "mask": Advice(
             "mask them out, if they are frozen on purpose", "tx = optax.masked(tx, trained)"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from vanishjax import numerics
+from vanishjax.health.alike import reduce_layers
 from vanishjax.layers import Layers
 from vanishjax.transforms.arguments import as_transform
 from vanishjax.transforms.per_layer import check_layers, layers_of
@@ -99,10 +100,12 @@ def step_response(
         raise ValueError("expected parameters, got a tree without leaves")
     extended = as_transform(tx, "tx")
     leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
+    # One draw, of which every leaf takes as much as it has entries: a draw each takes the compiler
+    # as long as the transform itself.
+    signs = jax.random.rademacher(jax.random.key(0), (max(map(jnp.size, leaves)),), jnp.int8)
     patterns = [
-        jax.random.rademacher(key, jnp.shape(leaf), jnp.result_type(leaf))
-        for key, leaf in zip(keys, leaves, strict=True)
+        signs[: jnp.size(leaf)].reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+        for leaf in leaves
     ]
 
     dtype = numerics.common_dtype(leaves)
@@ -119,7 +122,7 @@ def step_response(
         moved = jax.tree.map(jnp.subtract, step, still)
         # The first size is zero: what moves then is no response to the gradient.
         still = jax.tree.map(lambda new, old: jnp.where(size == 0, new, old), step, still)
-        return still, found.reduce(numerics.rms, moved).astype(dtype)
+        return still, reduce_layers(found, numerics.rms, moved).astype(dtype)
 
     try:
         shapes = jax.eval_shape(steps, jnp.zeros([]))

@@ -108,7 +108,7 @@ def saturated_units(seen: Examination) -> Finding | None:
     probe = seen.probe
     saturated = probe.saturated_fraction > SATURATED_UNITS
     if not saturated.any():
-        return None
+        return _saturated_beyond(probe)
     rms = float(np.median(probe.preactivation_rms[saturated]))
     return Finding(
         "saturated_units",
@@ -121,6 +121,26 @@ def saturated_units(seen: Examination) -> Finding | None:
         f"Pre-activations of size {rms:.3g} drive the activation to where its slope is below a "
         "twentieth of its steepest.",
         advised("saturated_units", probe),
+    )
+
+
+def _saturated_beyond(probe: Probe) -> Finding | None:
+    """A frozen network after the last layer, driven to where it is flat."""
+    flat = [one for one in probe.frozen if one.saturated_fraction > SATURATED_UNITS]
+    if not flat:
+        return None
+    where = flat[0].where
+    line = "" if where is None else f", first at {where.file}:{where.line}"
+    share = max(one.saturated_fraction for one in flat)
+    return Finding(
+        "saturated_units",
+        "critical",
+        probe.names[-1:],
+        {"saturated_fraction": share},
+        f"A frozen network after them is driven to where its activation is flat, at {share:.0%} of "
+        f"its units{line}: what comes back says next to nothing.",
+        ("frozen_slope",),
+        where,
     )
 
 
@@ -207,6 +227,8 @@ def rank_collapse(seen: Examination) -> Finding | None:
     collapsed = (rank < COLLAPSED_RANK) & (probe.widths[seen.features] > 2)
     if not len(rank) or not collapsed[-1] or not rank[0] > LEAST_INPUT_RANK:
         return None
+    if probe.activation_rms[seen.features][-1] == 0:  # as of a kernel that starts at 0
+        return None
     if not in_the_way(seen, collapsed):
         return None
     return Finding(
@@ -263,7 +285,7 @@ def blind_optimizer(seen: Examination) -> Finding | None:
     if not blind.any():
         return None
     worst = float(np.nanmin(np.where(blind, share, np.inf)))
-    kernels = np.isin(parameters.layers.names, probe.names) | (len(probe) == 0)
+    kernels = np.isin(parameters.layers.names, probe.kernels) | (len(probe) == 0)
     named = blind & kernels if (blind & kernels).any() else blind
     return Finding(
         "blind_optimizer",

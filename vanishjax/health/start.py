@@ -25,7 +25,11 @@ def bad_start(seen: Examination) -> Finding | None:
     if not len(probe) or not probe.constant_loss > 0:
         return None
     ratio = probe.loss / probe.constant_loss
-    place = probe.parameters.layers.names.index(probe.names[-1].partition("@")[0])
+    name = probe.kernels[-1]
+    layers = probe.parameters.layers
+    if name.partition("[")[0] in layers.stopped:
+        return None  # what comes after the last kernel that is trained is no part of the loss alone
+    place = layers.names.index(name)
     step = _USUAL_STEP if seen.step_rms is None else float(seen.step_rms[place])
     kernel = float(probe.parameters.parameter_rms[place])
     steps = kernel / step if step > 0 else np.inf

@@ -8,7 +8,7 @@ import numpy as np
 
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.examination import ADAPTIVE_REACH, Examination
-from vanishjax.health.finding import Finding, Severity
+from vanishjax.health.finding import Finding, Severity, Where
 from vanishjax.health.measurements import Probe
 
 # Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
@@ -31,6 +31,9 @@ def dead_units(seen: Examination) -> Finding | None:
         if (seen.blocked & whole).any():
             severity = "critical"
             dead = dead & (seen.blocked | ~whole)
+        elif _none_is_left(probe, whole):
+            severity = "critical"
+            past = " No other activation is left: the rest of the network, past them, is linear."
         else:
             severity = "note"
             past = " The rest of the network trains past them, along a path that avoids them."
@@ -45,17 +48,23 @@ def dead_units(seen: Examination) -> Finding | None:
     )
 
 
+def _none_is_left(probe: Probe, dead: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
+    """Whether all nonlinear functions of a network's layers are off; attention is one too."""
+    nonlinear = np.array([kind is not None for kind in probe.activations])
+    return not probe.softmaxes and bool(nonlinear.any() and dead[nonlinear].all())
+
+
 def zero_gradient(seen: Examination) -> Finding | None:
     """Gradients that are exactly zero by construction, not for lack of precision."""
     probe, parameters = seen.probe, seen.probe.parameters
     names = parameters.layers.names
-    kernels = np.isin(names, probe.names)
+    kernels = np.isin(names, probe.kernels)
     unused = _of_paths(parameters.layers.unused, names)
     stopped = _of_paths(parameters.layers.stopped, names)
     # A bias alone may be zero by accident: at the start of training its examples' gradients cancel.
     zero = (parameters.rms == 0) & ~np.isfinite(parameters.log_rms)
     zero &= kernels | np.isin(names, unused + stopped) | (len(probe) == 0)
-    zero &= ~np.isin(names, pick(probe.names, vanished_on_the_way(seen)))
+    zero &= ~np.isin(names, pick(probe.kernels, vanished_on_the_way(seen)))
     if not zero.any():
         return None
     layers = pick(names, zero)
@@ -65,11 +74,12 @@ def zero_gradient(seen: Examination) -> Finding | None:
         "unused": float(len(unused)),
         "stopped": float(len(stopped)),
     }
-    is_kernel = np.isin(names, probe.names)
+    is_kernel = np.isin(names, probe.kernels)
     # A bias alone trains nothing.
     everything = bool(zero[kernels].all() if kernels.any() else zero.all())
     blocks = _blocked_by_zeros(seen)
     severity: Severity = "critical" if everything or blocks else "warning"
+    where: Where | None = None
     # A gain or a kernel that is 0 but moves sets the rest free after the first step.
     factors = np.array([name.rpartition("[")[0] or name for name in names])
     gates = (parameters.parameter_rms == 0) & (parameters.rms > 0)
@@ -103,6 +113,9 @@ def zero_gradient(seen: Examination) -> Finding | None:
             "rounded value, their sign or a comparison."
         )
         remedies = ("slope",)
+    elif everything and (frozen := _frozen_loss(seen)) is not None:
+        where, cause = frozen
+        remedies = ("frozen_slope",)
     elif (len(probe) and np.isneginf(probe.log_backward_rms[-1])) or (
         # Nothing on the way is 0, and still nothing comes back.
         everything and parameters.parameter_rms[kernels].all()
@@ -120,7 +133,26 @@ def zero_gradient(seen: Examination) -> Finding | None:
             "ever moves."
         )
         remedies = (*advised("zero_gradient", probe), "random_kernels")
-    return Finding("zero_gradient", severity, layers, evidence, cause, remedies)
+    return Finding("zero_gradient", severity, layers, evidence, cause, remedies, where)
+
+
+def _frozen_loss(seen: Examination) -> tuple[Where | None, str] | None:
+    """Where a frozen network after the last layer loses the gradient, and a sentence on it."""
+    probe = seen.probe
+    if not probe.frozen or not probe.reach[-1] < -seen.reach:
+        return None
+    places = [one.where for one in probe.frozen]
+    reach = np.maximum([probe.reach[-1], *(one.reach for one in probe.frozen)], -1e30)
+    gone = np.append(np.diff(reach), -reach[-1])  # behind the last layer, and behind each product
+    step = int(np.argmax(gone))
+    where = places[max(0, step - 1)]
+    line = "" if where is None else f" ({where.file}:{where.line})"
+    place = f"behind product {step} of {len(places)} with it{line}" if step else f"before it{line}"
+    cause = (
+        "A frozen network, or whatever else is multiplied with what these layers put out and isn't "
+        f"trained, keeps the gradient from them: it is lost {place}."
+    )
+    return where, cause
 
 
 def _blocked_by_zeros(seen: Examination) -> bool:
@@ -145,6 +177,12 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
     chi, slope, gain = factors.values()
     step = int(np.argmin(np.where(np.isfinite(probe.log_chi), probe.log_chi, np.inf)))
     first = pick(probe.names, blocked)[0]
+    frozen = _frozen_loss(seen)
+    if frozen is not None:
+        evidence = {"reach": least, "limit": -seen.reach}
+        layers, (where, cause) = pick(probe.names, blocked), frozen
+        remedies = ("frozen_slope",)
+        return Finding("vanishing_gradient", "critical", layers, evidence, cause, remedies, where)
     if probe.log_chi[step] < least / 2:
         how = f"most of it is lost between {probe.names[step]} and the layer after it"
     elif chi < 1:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from vanishjax import _jaxpr, numerics
 
 _ONE_HOT = 0.05  # a row whose 1 - sum p^2 is below that looks at one position alone
+_LEAST_SEQUENCE = 4
 
 
 def watch(watched: _jaxpr.Watched, x: jax.Array) -> jax.Array:
@@ -20,8 +21,10 @@ def watch(watched: _jaxpr.Watched, x: jax.Array) -> jax.Array:
       x: The softmax's result, or the kernel's intake.
 
     Returns:
-      The share of rows that are one-hot; the share of the intake's energy that is left once each
-      example's mean over positions is taken off, NaN where nothing comes in.
+      The share of rows that are one-hot. Or two shares of the intake's energy: what is left once
+      each example's mean over positions is taken off, and what tells a position from the middle
+      between its neighbors (the same as the first, for independent positions); NaN where nothing
+      comes in.
     """
     x = numerics.upcast(x)
     if watched.kind == "softmax":
@@ -32,6 +35,10 @@ def watch(watched: _jaxpr.Watched, x: jax.Array) -> jax.Array:
         axis for axis in range(x.ndim) if axis not in watched.axes and axis != watched.batch
     )
     x = x * numerics.power_of_two(jnp.max(jnp.abs(x), initial=0.0))[1]
-    centered = x - jnp.mean(x, axis=positions, keepdims=True)
-    whole = jnp.sum(x * x)
-    return jnp.where(whole > 0, jnp.sum(centered * centered) / whole, jnp.nan)
+    centered = jnp.mean((x - jnp.mean(x, axis=positions, keepdims=True)) ** 2)
+    apart = centered
+    if len(positions) == 1 and x.shape[positions[0]] > _LEAST_SEQUENCE:
+        # A second difference adds up 1 + 4 + 1 variances.
+        apart = jnp.mean(jnp.diff(x, 2, axis=positions[0]) ** 2) / 6
+    whole = jnp.mean(x * x)
+    return jnp.where(whole > 0, jnp.stack([centered, apart]) / whole, jnp.nan)

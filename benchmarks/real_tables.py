@@ -1,0 +1,65 @@
+"""Tables of `benchmarks.real_networks`."""
+
+import collections
+from typing import Any
+
+from benchmarks.record import spread
+
+
+def real_networks(results: dict[str, Any]) -> list[str]:
+    """What training says of the held-out networks, and what the verdicts say."""
+    found = results["held_out"]
+    said = sorted({name for row in found["table"].values() for name in row} - {"healthy"})
+    columns = ["healthy", *said]
+    heads = " | ".join(name.replace("_", " ") for name in columns)
+    rows = [f"| truth, by training | {heads} |", "|---" * (len(columns) + 1) + "|"]
+    for truth in sorted(found["table"], key=lambda name: (name != "healthy", name)):
+        cells = [str(found["table"][truth].get(name, "")) for name in columns]
+        rows.append(f"| {truth.replace('_', ' ')} | {' | '.join(cells)} |")
+    cases = sum(sum(row.values()) for row in found["table"].values())
+    unclear = ", ".join(found["unclear"]) or "none"
+    again = " These had been looked at before." if found["looked_at_before"] else ""
+    return [
+        *rows,
+        "",
+        f"{found['networks']} networks of {found['kinds']} kinds, {cases} cases: cause right in "
+        f"{_of(found['cause_right'])} of those found, layer in {_of(found['layer_right'])} of "
+        f"those that have a place. Left out, as training is unclear: {unclear}.{again}",
+    ]
+
+
+def tools(results: dict[str, Any]) -> list[str]:
+    """Sick networks found and healthy ones accused, by tool."""
+    names = list(results["held_out"]["tools"])
+    rows = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for part in ("held_out", "tuning"):
+        for label, key in (("sick, found", "caught"), ("healthy, accused", "false_alarms")):
+            cells = [_of(results[part]["tools"][name][key]) for name in names]
+            rows.append(f"| {part.replace('_', '-')}: {label} | {' | '.join(cells)} |")
+    return rows
+
+
+def cost(results: dict[str, Any]) -> list[str]:
+    """What a first verdict costs, by kind."""
+    by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
+    for part in results.values():
+        for one in part["examined"]:
+            if one["cost"]:
+                by_kind[one["kind"]].append(one["cost"])
+    rows = [
+        "| kind | networks | gradient, s | verdict, s | ratio, median | ratio, most |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, costs in sorted(by_kind.items()):
+        each = {key: spread([one[key] for one in costs]) for key in costs[0]}
+        ratio = each["ratio"]
+        rows.append(
+            f"| {kind} | {len(costs)} | {each['gradient_seconds']['median']:.1f} | "
+            f"{each['verdict_seconds']['median']:.1f} | {ratio['median']:.1f} | "
+            f"{max(ratio['samples']):.1f} |"
+        )
+    return rows
+
+
+def _of(pair: list[int]) -> str:
+    return "{} of {}".format(*pair)

@@ -1,0 +1,11 @@
+"""Small networks of the kinds that people train, healthy and sick, in ordinary public model code.
+
+What is sick isn't decided here but by training (`benchmarks.real_networks`); what is written here,
+and was before any of them was examined, is what would be wrong with one that doesn't train.
+"""
+
+from benchmarks.real_zoo.held_out import held_out_networks
+from benchmarks.real_zoo.network import Network, Task
+from benchmarks.real_zoo.tuning import tuning_networks
+
+__all__ = ["Network", "Task", "held_out_networks", "tuning_networks"]
