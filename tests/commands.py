@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,22 @@ def vanishjax(*arguments):
 
 def read_json(path):
     return Ran(0, Path(path).read_text(), "").json
+
+
+def check_documented(result, command, *others):
+    """Asserts that a command's help names each key of its JSON and of the objects in its lists.
+
+    Args:
+      result: The JSON.
+      command: The command's module.
+      *others: Commands that its help refers to.
+    """
+    assert set(result) == set(command.FIELDS)
+    for key, value in result.items():
+        text = " ".join(one.FIELDS.get(key, "") for one in (command, *others))
+        words = set(re.findall(r"\w+", text))
+        for item in value if isinstance(value, list) else ():
+            assert not isinstance(item, dict) or set(item) <= words, (key, set(item) - words)
 
 
 _BEFORE_HEAVY_IMPORTS = """if True:

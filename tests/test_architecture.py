@@ -45,6 +45,7 @@ FLOORS = (
     {"atlas", "model_file"},
     {"cli"},
     {"__init__", "__main__"},
+    {"examples"},
 )
 
 # Rooms that know less than their floor allows: training is handed a problem or its parts, and a

@@ -44,6 +44,8 @@ class Grid:
       optimizers: Keys of `catalog.CONTENDERS`.
       depths: Numbers of hidden layers.
       width: Width of every hidden layer.
+      hidden: Widths of the hidden layers of the one network to compare on, instead of `width`;
+        `depths` is their number then.
       activation: Of every hidden layer.
       kernel_init: A key of `initializers.INITIALIZERS`; the critical ones with centered biases.
       residual: Skip connections, as in `mlp_problem`.
@@ -71,6 +73,7 @@ class Grid:
     )
     depths: tuple[int, ...] = (2, 4, 6, 8, 12, 16)
     width: int = 32
+    hidden: tuple[int, ...] | None = None
     activation: str | Activation = "sigmoid"
     kernel_init: str = "lecun"
     residual: Residual | None = None
@@ -116,15 +119,16 @@ def draw_networks(depth: int, grid: Grid, train: Arrays, classes: int) -> Start:
       ((2, 2, 32, 32), (2,))
     """
     kernel_init, bias_init, centers = initialization(grid.kernel_init, grid.activation)
+    hidden = grid.hidden or (grid.width,) * depth
     model = MLP(
-        (grid.width,) * depth,
+        hidden,
         classes,
         activation=grid.activation,
         kernel_init=kernel_init,
         bias_init=bias_init,
         residual=grid.residual,
         # A stack of one layer is no shorter to compile.
-        scan=depth > 2,
+        scan=depth > 2 and len(set(hidden)) == 1,
     )
     batch = jax.tree.map(lambda a: a[: grid.batch_size], train)
 
@@ -340,7 +344,8 @@ def check_grid(grid: Grid, examples: int, classes: int) -> None:
     """Raises ValueError if a grid can't be measured on data.
 
     That is an unknown optimizer or initializer, an activation without a critical point for a
-    critical one, fewer than two classes, or a batch larger than the training data.
+    critical one, other depths than `hidden` has layers, fewer than two classes, or a batch larger
+    than the training data.
 
     Example:
       >>> check_grid(Grid(activation="softplus", kernel_init="critical_normal"), 1000, 10)
@@ -353,6 +358,10 @@ def check_grid(grid: Grid, examples: int, classes: int) -> None:
             raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(CONTENDERS)}")
         if CONTENDERS[name].plain and grid.residual is not None:
             raise ValueError(f"{name} is for chains without skip connections, not {grid.residual}")
+    if grid.hidden is not None and grid.depths != (len(grid.hidden),):
+        raise ValueError(
+            f"depths must be ({len(grid.hidden)},), the number of hidden layers, got {grid.depths}"
+        )
     if classes < 2:
         raise ValueError(f"classes must be at least 2, got {classes}")
     if grid.batch_size > examples:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands import Ran, read_json, vanishjax
+from tests.commands import Ran, check_documented, read_json, vanishjax
 from vanishjax import atlas
+from vanishjax.cli import compare, predict, train
 from vanishjax.model_file import load_model
 from vanishjax.training.data import load_dataset
 from vanishjax.training.data.digits import read_digits
@@ -67,6 +68,7 @@ def test_train_with_defaults_learns_and_says_so(trained):
 
 def test_train_writes_what_another_machine_needs(trained):
     _, _, result = trained
+    check_documented(result, train)
     assert result["command"] == "train"
     assert result["settings"] == {
         "in_features": 64,
@@ -306,6 +308,7 @@ def test_predict_says_what_the_network_says(known, here):
         Image.fromarray(np.uint8(np.rint(image * 255))).save("digit.png")
         ran = vanishjax("predict", "digit.png", "--model", folder, "--json")
         assert (ran.status, ran.err) == (0, "")
+        check_documented(ran.json, predict)
         assert ran.json["image"] == "digit.png"
         assert ran.json["class"] == expected.argmax()
         np.testing.assert_allclose(ran.json["probabilities"], expected, atol=0.01)
@@ -361,6 +364,7 @@ def test_compare_shows_every_cell(compared):
 def test_compare_writes_every_cell(compared):
     folder, _ = compared
     result = read_json(folder / "compare.json")
+    check_documented(result, compare)
     assert result["settings"] == {
         "data": "digits",
         "classes": 10,
@@ -399,6 +403,25 @@ def test_compare_prints_json_and_nothing_else(here):
     assert ran.json["settings"]["seeds"] == [5, 6]
     assert ran.json["settings"]["residual"] == "scaled"
     assert ran.json["settings"]["epochs"] == 1
+
+
+def test_compare_on_one_network_of_the_users_widths(here):
+    arguments = "--hidden 12,5,7 --optimizers sgd,muon --epochs 1 --seeds 1 --learning-rates .1"
+    ran = vanishjax("compare", *arguments.split())
+    assert ran.status == 0
+    title = "digits, sigmoid, hidden layers 12,5,7, epochs 1, batch size 64, 1 seed"
+    assert " ".join(ran.out.split()).startswith(title)  # as wide as the table
+    result = read_json("runs/compare-001/compare.json")
+    assert result["settings"]["hidden"] == [12, 5, 7]
+    assert "width" not in result["settings"]
+    assert [(cell["optimizer"], cell["depth"]) for cell in result["cells"]] == [
+        ("sgd", 3),
+        ("muon", 3),
+    ]
+    for clash in ("--depths 3", "--width 5"):
+        refused = vanishjax("compare", "--hidden", "12,5", *clash.split())
+        assert refused.status == 2
+        assert "--hidden is one network: leave out --depths and --width" in refused.error
 
 
 def test_compare_has_its_sizes(here, monkeypatch):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands import read_json, vanishjax
-from vanishjax import atlas
+from tests.commands import check_documented, read_json, vanishjax
+from vanishjax import atlas, cli
 from vanishjax.files import locked
 
 TINY = "atlas --optimizers sgd,adam --depths 1,4 --activations sigmoid --inits lecun --seeds 1"
@@ -64,6 +64,7 @@ def test_atlas_shows_and_writes_every_cell(measured):
     with Image.open(folder / "atlas.png") as image:
         assert image.format == "PNG"
     result = read_json(folder / "atlas.json")
+    check_documented(result, cli.atlas, cli.compare)
     settings = result["settings"]
     assert settings.pop("data_checksum")
     assert settings == {

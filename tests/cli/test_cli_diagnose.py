@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vanishjax as vj
-from tests.commands import check_no_heavy_imports, read_json, vanishjax
+from tests.commands import check_documented, check_no_heavy_imports, read_json, vanishjax
 from vanishjax import cli, initializers
 from vanishjax.cli import network
 from vanishjax.training.data import load_dataset
@@ -109,6 +109,7 @@ def test_json_is_the_verdict_and_nothing_else(sick, here):
         problem.loss_fn, problem.params, (train.inputs[:256], train.labels[:256]), problem.tx
     )
     found = ran.json
+    check_documented(found, cli.diagnose)
     assert found["healthy"] is expected.healthy is False
     assert rules(found) == [finding.rule for finding in expected.findings]
     assert found["probe"]["names"] == list(expected.probe.names)

@@ -213,11 +213,25 @@ def test_bad_usage_gets_one_line(here, arguments, message):
     assert not list(here.iterdir())
 
 
-def test_no_command_shows_the_commands():
+def test_no_command_shows_what_one_can_do_on_one_screen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     ran = vanishjax()
     assert ran.status == 2
-    assert all(command in ran.out for command in ("compare", "train", "predict"))
+    assert all(f"    {command.NAME} " in ran.out for command in cli.COMMANDS)
+    assert "vanishjax compare --quick" in ran.out
+    lines = ran.out.splitlines()
+    assert len(lines) <= 23  # and the next prompt
+    assert max(map(len, lines)) <= 80
     assert vanishjax("--version").out.startswith("vanishjax ")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.NAME)
+def test_help_fits_the_terminal(command, monkeypatch):
+    for columns in (80, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = vanishjax(command.NAME, "--help").out.splitlines()
+        assert columns - 20 < max(map(len, lines)) <= columns
+        assert "JSON (null where a number isn't finite):" in lines
 
 
 FLAGS = sorted(

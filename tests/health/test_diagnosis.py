@@ -276,7 +276,7 @@ def test_the_report_reads_from_the_top(sick):
     assert lines[0] == "Won't train: mean collapse and vanishing gradient."
     assert "    1. re-initialize and center" in text
     assert "hidden_stack/kernel[0..3]" in text or "hidden_stack/kernel[0.." in text
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 80
     table = text[text.index("layer   ") :].splitlines()
     assert table[1].startswith("hidden_0/kernel")
     assert table[-1].startswith("output/kernel")

@@ -114,7 +114,9 @@ def equinox_attention():
 
 def haiku_attention():
     def forward(x):
-        return hk.MultiHeadAttention(4, 8, w_init_scale=1.0, model_size=16)(x, x, x)
+        return hk.MultiHeadAttention(
+            4, 8, w_init=hk.initializers.VarianceScaling(1.0), model_size=16
+        )(x, x, x)
 
     pure = hk.without_apply_rng(hk.transform(forward))
     params = jax.eval_shape(pure.init, KEY, SEQUENCE)

@@ -520,6 +520,11 @@ def next_token(model, tokens):
     return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
 
+# What many models still do: sow without a capture.
+sows = pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+
+
+@sows
 def test_an_nnx_transformer():
     model = Transformer(nnx.Rngs(0))
     problem = vj.Problem.from_nnx(model, next_token)
@@ -536,6 +541,7 @@ def test_an_nnx_transformer():
     assert "blocks/0/attention/query/kernel" in verdict.probe.names
 
 
+@sows
 def test_what_sow_left_in_an_nnx_model_is_not_carried():
     model = Transformer(nnx.Rngs(0))
     model.train()

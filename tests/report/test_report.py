@@ -131,7 +131,7 @@ def test_compare_summary_where_one_trains_all(result):
     result["trainable_depth"]["muon"] = 16
     lines = report.compare_summary(result).splitlines()
     assert lines[1] == "  muon  depth 16, the deepest tried"
-    assert lines[-1] == "Next: compare deeper networks, since muon trained every depth tried."
+    assert lines[-1] == "Next: compare with `--depths 32,64`; muon trained every depth tried."
 
 
 @pytest.mark.parametrize(

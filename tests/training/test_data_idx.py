@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzzing import bounded
-from vanishjax.training.data import DataError, load_dataset, read_idx, read_idx_folder
+from vanishjax.training.data import (
+    DataError,
+    DataWarning,
+    load_dataset,
+    read_idx,
+    read_idx_folder,
+)
 from vanishjax.training.data.idx import DTYPES, FILES
 
 CODES = {np.dtype(dtype).newbyteorder("="): code for code, dtype in DTYPES.items()}
@@ -192,7 +198,8 @@ def test_named_sets_are_found_in_data_dir(tmp_path, within):
 
 def test_named_sets_know_their_ten_classes(tmp_path):
     folder = write_folder(tmp_path, classes=4)
-    assert load_dataset("mnist", data_dir=folder).classes == 10
+    with pytest.warns(DataWarning, match="6 of 10 classes have no training example"):
+        assert load_dataset("mnist", data_dir=folder).classes == 10
     labels = (np.arange(20) % 12).astype(np.uint8)
     (folder / FILES[3]).write_bytes(idx_bytes(labels))
     words = "t10k-labels.*label 10 at index 10 is out of range; classes are 0 to 9"

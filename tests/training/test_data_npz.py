@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from vanishjax.training.data import DataError, load_dataset
+from vanishjax.training.data import DataError, DataWarning, load_dataset
 
 RNG = np.random.default_rng(0)
 X = RNG.random((60, 5)).astype(np.float32)
@@ -66,7 +66,8 @@ def test_floats_are_targets_and_integers_are_classes(tmp_path):
     assert data.train.labels.dtype == np.float32
     path = save(tmp_path, x=X, y=Y.astype(np.float64))
     assert load_dataset(path).classes is None
-    assert load_dataset(path, targets="classes").classes == 3
+    with pytest.warns(DataWarning, match="taken for classes 0 to 2"):
+        assert load_dataset(path, targets="classes").classes == 3
     path = save(tmp_path, x=X, y=Y[:, None])
     assert load_dataset(path).train.labels.shape == (38,)
     real = load_dataset(path, targets="real")

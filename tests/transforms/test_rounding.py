@@ -23,7 +23,8 @@ def mean(x):
 def neighbors(x, dtype):
     """The numbers of a type on either side of x, by searching all of them."""
     words = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint16), dtype)
-    numbers = np.asarray(words, np.float64)
+    with np.errstate(invalid="ignore"):  # some of the words are NaN
+        numbers = np.asarray(words, np.float64)
     numbers = np.unique(numbers[np.isfinite(numbers)])
     return numbers[np.searchsorted(numbers, x, "right") - 1], numbers[np.searchsorted(numbers, x)]
 

@@ -25,11 +25,11 @@ processes as there are then.
 
 `--data` takes `digits`, `mnist`, `fashion_mnist` (downloaded once, verified at every use, or read
 from `--data-dir`), an `.npz` file with `x` and `y`, or a folder of IDX files. Every command takes
-`--help` and `--json`, and all that have something to draw `--out`; one run at a time writes into a
-folder. Exit status: 0 done, 1 the run failed, 2 bad usage or input, 130 ended by Ctrl-C, 143 by
-SIGTERM, 129 by SIGHUP; `train`, `compare` and `atlas` keep what was done then. An `atlas` that was
-killed goes on where it was when the same command is given again. `--tensorboard DIR` writes scalars
-(`pip install tensorboardX`).
+`--json` and `--help`, which says what the JSON holds, and all that have something to draw `--out`;
+one run at a time writes into a folder. Exit status: 0 done, 1 the run failed, 2 bad usage or input,
+130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; `train`, `compare` and `atlas` keep what was
+done then. An `atlas` that was killed goes on where it was when the same command is given again.
+`--tensorboard DIR` writes scalars (`pip install tensorboardX`).
 """
 
 import contextlib
@@ -42,6 +42,8 @@ from collections.abc import Sequence
 from vanishjax.cli import atlas, compare, cure, diagnose, predict, train
 from vanishjax.cli.options import make_parser, warn
 from vanishjax.training.interruption import Stop, interruptible, signal_of
+
+__all__ = ["COMMANDS", "main"]
 
 COMMANDS = (compare, atlas, diagnose, cure, train, predict)
 

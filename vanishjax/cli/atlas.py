@@ -7,7 +7,7 @@ It may take hours, and may be killed: every cell is on the disk as soon as it is
 same command goes on where it was, in --out or in the newest unfinished folder under runs/. More
 optimizers, depths, activations or initializers may be asked for then; the rest must be the same.
 
-  vanishjax atlas --activations sigmoid,tanh --inits lecun,critical_orthogonal --out atlas
+  vanishjax atlas --activations sigmoid,tanh --inits lecun,he --out atlas
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vanishjax.catalog import CONTENDERS
 from vanishjax.cli.grid import Cell, add_grid_options, gather, grid_settings
 from vanishjax.cli.options import (
     ACTIVATIONS,
+    COMMON_FIELDS,
     INITIALIZERS,
     MOST_LAYERS,
     add_data_options,
@@ -41,8 +42,23 @@ if TYPE_CHECKING:
     from vanishjax.training.data import Dataset
 
 NAME = "atlas"
-HELP = "map the trainable depth by optimizer, activation and initializer (may be resumed)"
+HELP = "the same by activation and initializer (may be resumed)"
 JOURNAL_FILE, RESULT_FILE, MAP_FILE = "atlas.jsonl", "atlas.json", "atlas.png"
+FIELDS = {
+    "command": COMMON_FIELDS["command"],
+    "settings": "what was measured, and how",
+    "cells": "for each activation, initializer, optimizer and depth: activation, init, and what "
+    "compare --help says of its cells; sum_log_chi (nats of energy that the gradient gains on its "
+    "way to the first layer)",
+    "trainable_depth": "activation: initializer: optimizer: deepest network with a mean test "
+    "accuracy of settings.trainable_accuracy, or 0",
+    "predicted_depth": "activation: initializer: kind of optimizer: deepest network whose "
+    "sum_log_chi is within its reach, or 0",
+    "reaches": "kind of optimizer: nats that it makes up for",
+    "interrupted": COMMON_FIELDS["interrupted"],
+    "seconds": "of all cells, compilation included",
+    "environment": COMMON_FIELDS["environment"],
+}
 
 DEFAULTS = {
     "optimizers": ("sgd", "momentum", "adam", "lion", "muon", "deep_muon"),

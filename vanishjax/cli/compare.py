@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from vanishjax.cli.grid import add_grid_options, gather, grid_settings
 from vanishjax.cli.options import (
+    COMMON_FIELDS,
     add_data_options,
     add_network_options,
     add_output_options,
+    list_of,
     warn,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +28,19 @@ if TYPE_CHECKING:
 NAME = "compare"
 HELP = "compare optimizers on networks of growing depth (the main job)"
 RESULT_FILE, MAP_FILE = "compare.json", "trainable_depth.png"
+FIELDS = {
+    "command": COMMON_FIELDS["command"],
+    "settings": "what was compared, and how",
+    "cells": "for each optimizer and depth: optimizer, depth, learning_rate (the best on "
+    "validation data), validation_accuracy and test_accuracy at that rate (one for each seed), "
+    "rates (each rate's mean validation accuracy), first_layer_gradient and last_layer_gradient "
+    "(rms of the new network's), steps, seconds",
+    "trainable_depth": "optimizer: deepest network with a mean test accuracy of "
+    "settings.trainable_accuracy, or 0",
+    "interrupted": COMMON_FIELDS["interrupted"],
+    "seconds": COMMON_FIELDS["seconds"],
+    "environment": COMMON_FIELDS["environment"],
+}
 
 # Those of `vanishjax.atlas.Grid`, whose import would cost seconds.
 DEFAULTS = {
@@ -44,6 +60,13 @@ QUICK = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this command's options."""
     add_grid_options(parser, DEFAULTS, QUICK)
+    parser.add_argument(
+        "--hidden",
+        type=list_of(whole(1)),
+        metavar="WIDTHS",
+        help="compare on one network: widths of its hidden layers, such as 64,32; instead of "
+        "--depths and --width",
+    )
     add_network_options(parser, activation="sigmoid")
     add_data_options(parser)
     add_output_options(parser, f"{RESULT_FILE} and {MAP_FILE}")
@@ -54,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     from vanishjax.cli.inputs import load_data
     from vanishjax.cli.output import results_folder
 
+    if options.hidden and (options.depths or options.width):
+        raise ValueError("--hidden is one network: leave out --depths and --width")
     dataset = load_data(options, "classes")
     files = (RESULT_FILE, MAP_FILE)
     with results_folder(NAME, options.out, files, options.overwrite) as folder:
@@ -69,7 +94,10 @@ def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int
     from vanishjax.training.interruption import deferred
 
     defaults = QUICK if options.quick else DEFAULTS
-    grid = Grid(activation=options.activation, **grid_settings(options, defaults))
+    settings = grid_settings(options, defaults) | {"hidden": options.hidden}
+    if options.hidden:
+        settings["depths"] = (len(options.hidden),)
+    grid = Grid(activation=options.activation, **settings)
     train, validation, test = (
         (part.inputs, part.labels) for part in (dataset.train, dataset.validation, dataset.test)
     )
@@ -91,7 +119,7 @@ def _compare(options: argparse.Namespace, dataset: Dataset, folder: Path) -> int
                 "classes": dataset.classes,
                 "activation": options.activation,
                 "residual": options.residual,
-                "width": grid.width,
+                **({"hidden": grid.hidden} if grid.hidden else {"width": grid.width}),
                 "epochs": grid.epochs,
                 "batch_size": grid.batch_size,
                 "seeds": list(grid.seeds),

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vanishjax.cli.network import add_target_options, load_examples, make_problem, network_options
-from vanishjax.cli.options import add_output_options, number, warn, whole
+from vanishjax.cli.options import COMMON_FIELDS, add_output_options, number, warn, whole
 
 if TYPE_CHECKING:
     from vanishjax.problem import Problem
@@ -36,6 +36,20 @@ NAME = "cure"
 HELP = "find out what makes a sick network train"
 RESULT_FILE, FIGURE_FILE = "cure.json", "cure.png"
 FILES = (RESULT_FILE, FIGURE_FILE)
+FIELDS = {
+    "command": COMMON_FIELDS["command"],
+    "accepted": "names of the remedies taken, in order; empty if nothing was wrong or helped",
+    "recipe": "the lines of Python that apply them",
+    "trials": "one for each remedy, the untreated network first: remedy, outcome, reason, loss and "
+    "accuracy on held-out data, rules (what is still wrong), steps, losses (of training)",
+    "steps": "training steps of a trial",
+    "cost": "of everything, in training steps",
+    "notes": "what was left out, in words",
+    "before": "the diagnosis before, as diagnose --help says",
+    "after": "the diagnosis after",
+    "seconds": COMMON_FIELDS["seconds"],
+    "environment": COMMON_FIELDS["environment"],
+}
 
 BATCH_SIZE = 64
 

@@ -10,7 +10,7 @@ batch), (loss_fn, params, batch, tx) or (problem, batch), where loss_fn(params, 
 or (model, loss_fn, batch) or (model, loss_fn, batch, tx) with a Flax nnx or Equinox model and
 loss_fn(model, batch):
   vanishjax diagnose net.py:make
-  vanishjax diagnose package.module:make --strict     (in CI: exit status 1 unless it is healthy)
+  vanishjax diagnose package.module:make --strict    (status 1 unless healthy)
 """
 
 from __future__ import annotations
@@ -36,6 +36,17 @@ NAME = "diagnose"
 HELP = "say whether a network will train, and if not, why"
 RESULT_FILE, FIGURE_FILE = "diagnosis.json", "diagnosis.png"
 FILES = (RESULT_FILE, FIGURE_FILE)
+FIELDS = {
+    "verdict": "healthy, sick or unknown",
+    "healthy": "whether the verdict is healthy",
+    "findings": "the worst first: rule, severity (critical, warning or note), layers, evidence "
+    "(what was measured, and its limit), cause, remedies with their remedy_ids and code, where "
+    "(line and operation, for NaN)",
+    "probe": "what was measured: names of the layers, and a value for each, such as gradient_rms "
+    "and log_chi; help(vanishjax.Probe) explains all",
+    "effectiveness": "how much of its gradient the optimizer's first step uses, a value a layer",
+    "learning": "null without --steps; else steps, the loss at start and end, and learns",
+}
 
 BATCH_SIZE = 256
 _COMPILING = "compiling the network"

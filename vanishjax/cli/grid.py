@@ -12,6 +12,8 @@ from vanishjax.training.interruption import signal_of
 
 Cell = dict[str, Any]
 
+_WIDTH = 32
+
 
 def add_grid_options(
     parser: argparse.ArgumentParser, defaults: Mapping[str, Any], quick: Mapping[str, Any]
@@ -39,9 +41,8 @@ def add_grid_options(
     parser.add_argument(
         "--width",
         type=whole(1),
-        default=32,
         metavar="W",
-        help="of every hidden layer (default: %(default)s)",
+        help=f"of every hidden layer (default: {_WIDTH})",
     )
     parser.add_argument(
         "--learning-rates",
@@ -84,7 +85,7 @@ def grid_settings(options: argparse.Namespace, defaults: Mapping[str, Any]) -> d
     chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     seeds = range(options.seed, options.seed + chosen["seeds"])
     return chosen | {
-        "width": options.width,
+        "width": options.width or _WIDTH,
         "residual": options.residual,
         "batch_size": options.batch_size,
         "seeds": tuple(seeds),

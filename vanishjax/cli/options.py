@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import math
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from vanishjax.foreign import one_line
@@ -27,6 +29,22 @@ ACTIVATIONS = (
     "tanh",
 )
 INITIALIZERS = ("lecun", "he", "critical_orthogonal", "critical_normal")
+
+# What stands in the JSON of most commands.
+COMMON_FIELDS = {
+    "command": "its name",
+    "environment": "versions of Python and the packages, and the device",
+    "interrupted": "whether a signal cut it short",
+    "seconds": "how long it took, compilation included",
+}
+
+_FIRST_STEPS = """\
+First steps:
+  vanishjax compare --quick        how deep optimizers train, in a minute
+  vanishjax diagnose net.py:make   your own network; diagnose --help says how
+  vanishjax cure net.py:make       what makes it train, tried on it
+  python -m vanishjax.examples     scripts to read, run and change"""
+_WIDEST = 98
 
 # A slip of the finger beyond it would fill the memory before any check of ours could speak.
 MOST_LAYERS = 100_000
@@ -230,12 +248,16 @@ def hidden_widths(options: argparse.Namespace) -> tuple[int, ...]:
 
 
 def make_parser(commands: Sequence[Any]) -> Parser:
-    """The whole parser, from the command modules: each has NAME, HELP, add_options and run."""
+    """The whole parser, from the command modules.
+
+    Each has NAME, HELP, FIELDS (what the keys of its JSON hold), add_options and run.
+    """
     from rich_argparse import RawDescriptionRichHelpFormatter
 
     parser = Parser(
         prog="vanishjax",
         description="Keeps deep networks learning where gradients vanish.",
+        epilog=_FIRST_STEPS,
         formatter_class=RawDescriptionRichHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -244,12 +266,44 @@ def make_parser(commands: Sequence[Any]) -> Parser:
         sub = subparsers.add_parser(
             command.NAME,
             help=command.HELP,
-            description=command.__doc__,
+            description=_folded(command.__doc__),
+            epilog=_json_guide(command.FIELDS),
             formatter_class=RawDescriptionRichHelpFormatter,
         )
         command.add_options(sub)
         sub.set_defaults(run=command.run, parser=sub)
     return parser
+
+
+def _columns() -> int:
+    return min(_WIDEST, shutil.get_terminal_size().columns - 2)
+
+
+def _folded(text: str) -> str:
+    """Paragraphs as wide as the terminal; lines that begin with a space are kept."""
+    paragraphs: list[str] = []
+    for line in text.strip().splitlines():
+        goes_on = paragraphs and paragraphs[-1] and not paragraphs[-1].startswith(" ")
+        if goes_on and line and not line.startswith(" "):
+            paragraphs[-1] += f" {line}"
+        else:
+            paragraphs.append(line)
+    return "\n".join(
+        line if line.startswith(" ") else textwrap.fill(line, _columns()) for line in paragraphs
+    )
+
+
+def _json_guide(fields: Mapping[str, str]) -> str:
+    """What the JSON holds, a paragraph for each key."""
+    width = max(map(len, fields)) + 4
+    lines = ["JSON (null where a number isn't finite):"]
+    for name, text in fields.items():
+        first = f"  {name}".ljust(width)
+        filled = textwrap.fill(
+            text, _columns(), initial_indent=first, subsequent_indent=" " * width
+        )
+        lines.append(filled)
+    return "\n".join(lines)
 
 
 def warn(message: str) -> None:

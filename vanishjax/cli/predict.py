@@ -14,6 +14,12 @@ from vanishjax.cli.trained import NAME as TRAIN
 
 NAME = "predict"
 HELP = "classify an image with a trained network"
+FIELDS = {
+    "image": "its path",
+    "class": "the likeliest",
+    "probabilities": "one for each class",
+    "prepared": "what was done to the image, in words",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,10 @@
 """Train an MLP, score it on test data, and save it with its learning curves.
 
 The article's runs:
-  vanishjax train --data mnist --hidden 64,32 --optimizer adam --epochs 5 --batch-size 64
+  vanishjax train --data mnist --hidden 64,32 --optimizer adam --epochs 5
   vanishjax train --data mnist --optimizer sgd --momentum 0.9 --nesterov
   vanishjax train --data mnist --optimizer nadam
-  vanishjax train --data mnist --loss squared_error     (one linear output, scored by its MAE)
+  vanishjax train --data mnist --loss squared_error    (one output, its MAE)
 
 Save the run as it goes, and go on with it after Ctrl-C, a kill or a power cut:
   vanishjax train --epochs 50 --checkpoint-every 500 --out run
@@ -45,6 +45,9 @@ from vanishjax.cli.options import (
 )
 from vanishjax.cli.plan import Plan, arrays_of, make_plan
 from vanishjax.cli.resume import add_checkpoint_options, make_checkpoints, run_folder, saves
+from vanishjax.cli.trained import (
+    FIELDS as FIELDS,  # a command's own, for the parser
+)
 from vanishjax.cli.trained import (
     FILES,
     MONITOR_FILE,

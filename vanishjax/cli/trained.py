@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vanishjax.cli.options import warn
+from vanishjax.cli.options import COMMON_FIELDS, warn
 from vanishjax.cli.plan import Plan, arrays_of
 
 if TYPE_CHECKING:
@@ -17,6 +17,21 @@ NAME = "train"
 MODEL_FILE, RESULT_FILE, CURVES_FILE = "model.safetensors", "train.json", "curves.png"
 FILES = (MODEL_FILE, RESULT_FILE, CURVES_FILE)
 MONITOR_FILE = "monitor.png"
+FIELDS = {
+    "command": COMMON_FIELDS["command"],
+    "settings": "the network, the data and the optimizer",
+    "examples": "number of train, validation and test examples",
+    "parameters": "how many numbers are learned",
+    "history": "one value an epoch: epoch, loss, validation_loss, accuracy or mean_absolute_error "
+    "and the same with validation_, seconds, steps_per_second",
+    "interrupted": COMMON_FIELDS["interrupted"],
+    "test_loss": "at the end",
+    "test_accuracy": "at the end; null for --loss squared_error",
+    "test_mean_absolute_error": "at the end; null for --loss cross_entropy",
+    "monitor": "null without --monitor; else every, layers (names), steps (observed), final (the "
+    "last observation, a value a layer) and findings (as diagnose --help says)",
+    "environment": COMMON_FIELDS["environment"],
+}
 
 
 def write_results(

@@ -15,9 +15,10 @@ def looks_linear(key: jax.Array, params: Any, layers: Layers | None = None) -> A
 
     As relu(z) - relu(-z) = z, hidden units in pairs of opposite sign lose nothing:
 
-    .. math:: W_0 = (A_0, -A_0), \quad
-              W_l = \begin{pmatrix} A_l & -A_l \\ -A_l & A_l \end{pmatrix}, \quad
-              W_{out} = \begin{pmatrix} A \\ -A \end{pmatrix}
+    .. math::
+      W_0 = (A_0, -A_0), \quad
+      W_l = \begin{pmatrix} A_l & -A_l \cr -A_l & A_l \end{pmatrix}, \quad
+      W_{out} = \begin{pmatrix} A \cr -A \end{pmatrix}
 
     with orthogonal A and zero biases. Neither gradient nor rank is lost, at any depth, where other
     initializations of rectifiers lose one direction after another.

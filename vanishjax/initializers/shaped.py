@@ -60,10 +60,11 @@ def shaped(
     numbers of `vanishjax.theory.shape` for the network's depth. Kernels and biases absorb the
     change, and the architecture stays as it is:
 
-    .. math:: W_l = \alpha \gamma\, \mathrm{polar}(W_l), \quad
-              b_l = \beta + \delta \textstyle\sum_i W_l[i, :], \quad
-              W_{out} \leftarrow \gamma W_{out}, \quad
-              b_{out} = \delta \textstyle\sum_i W_{out}[i, :]
+    .. math::
+      W_l = \alpha \gamma\, \mathrm{polar}(W_l), \quad
+      b_l = \beta + \delta \textstyle\sum_i W_l[i, :], \quad
+      W_{out} \leftarrow \gamma W_{out}, \quad
+      b_{out} = \delta \textstyle\sum_i W_{out}[i, :]
 
     for orthogonal factors of the kernels given; of a convolution the matrix in the middle, the
     other taps being zero. The first kernel is made orthogonal, turned toward the principal

@@ -91,8 +91,9 @@ def shaped_start(
 ) -> dict[str, jax.Array]:
     r"""The kernels and biases of the shaped start.
 
-    .. math:: W_l = \alpha_l \gamma_{l-1} \sqrt{\max(1, out / in)}\, \mathrm{polar}(W_l), \qquad
-              b_l = \beta_l + \delta_{l-1} \textstyle\sum_i W_l[i, :]
+    .. math::
+      W_l = \alpha_l \gamma_{l-1} \sqrt{\max(1, out / in)}\, \mathrm{polar}(W_l), \qquad
+      b_l = \beta_l + \delta_{l-1} \textstyle\sum_i W_l[i, :]
 
     for hidden layers, of convolutions the core in the middle; the last kernel keeps its directions
     and gets entries of root mean square gamma / sqrt(in), the first one alpha / sqrt(in), as for

@@ -33,8 +33,9 @@ def lsuv(
     Layer by layer, each seeing what the layers before it now put out, in one forward pass of any
     loss (linen, nnx, Equinox or plain functions; unrolled or scanned):
 
-    .. math:: W_l \leftarrow \sqrt{v} Q_l / \mathrm{rms}(h Q_l - \overline{h Q_l}), \qquad
-              b_l \leftarrow -\overline{h W_l}
+    .. math::
+      W_l \leftarrow \sqrt{v} Q_l / \mathrm{rms}(h Q_l - \overline{h Q_l}), \qquad
+      b_l \leftarrow -\overline{h W_l}
 
     with the mean taken for each unit over the batch and Q_l the orthogonal polar factor of W_l.
     Centering is what saves deep sigmoid networks, where all inputs arrive at nearly the same point;

@@ -55,8 +55,9 @@ def deep_adam(
     With (alpha, beta, delta, gamma) = `vanishjax.theory.shape` (activation, L) for L layers that
     have the activation, the first update moves the parameters to the shaped start,
 
-    .. math:: W_l = \alpha \gamma\, \mathrm{polar}(W_l), \qquad
-              b_l = \beta + \delta \textstyle\sum_i W_l[i, :]
+    .. math::
+      W_l = \alpha \gamma\, \mathrm{polar}(W_l), \qquad
+      b_l = \beta + \delta \textstyle\sum_i W_l[i, :]
 
     (see `vanishjax.initializers.shaped`; parameters that are there already stay). The activations
     then have a known mean, -delta (nearly that in TAT), and all later updates are made in the

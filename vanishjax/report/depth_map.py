@@ -127,6 +127,8 @@ def depth_caption(settings: Mapping[str, Any]) -> str:
         )
         if key in settings
     ]
+    if "hidden" in settings:
+        words.insert(1, f"hidden layers {','.join(map(str, settings['hidden']))}")
     if "seeds" in settings:
         count = len(settings["seeds"])
         words.append("one seed" if count == 1 else f"mean ± standard deviation over {count} seeds")

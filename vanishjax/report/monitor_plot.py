@@ -163,7 +163,7 @@ def _profile(axes: Any, corner: Any, ratios: Any) -> None:
         np.array([_quantile(column, share) for column in ratios.T]) for share in (0.25, 0.5, 0.75)
     )
     axes.set_xscale("log")
-    if not np.isfinite(middle).any():
+    if np.ptp([_HEALTHY_RATIO, *middle[np.isfinite(middle)]]) == 0:
         axes.set_xlim(_HEALTHY_RATIO / 10, _HEALTHY_RATIO * 10)
     usual = axes.axvline(_HEALTHY_RATIO, color=OKABE_ITO["vermilion"], ls="--", lw=1.5)
     half = axes.hlines(rows, low, high, color=OKABE_ITO["sky_blue"], lw=4)

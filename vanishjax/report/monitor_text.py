@@ -20,7 +20,7 @@ __all__ = ["heat_row", "monitor_headline", "monitor_summary", "weakest_layer"]
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = "12345678"
 _ZERO, _NOT_FINITE = "0", "!"
-_WIDTH = 96
+_WIDTH = 79
 
 
 def heat_row(gradient_rms: Any, columns: int, *, ascii_only: bool = False) -> Text:

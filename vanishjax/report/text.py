@@ -123,7 +123,8 @@ def compare_summary(result: Mapping[str, Any]) -> str:
     beyond = [depth for depth in depths if depth > max(deepest.values())]
     if not beyond:
         best = ", ".join(name for name, depth in deepest.items() if depth == depths[-1])
-        lines.append(f"Next: compare deeper networks, since {best} trained every depth tried.")
+        deeper = f"{2 * depths[-1]},{4 * depths[-1]}"
+        lines.append(f"Next: compare with `--depths {deeper}`; {best} trained every depth tried.")
         return "\n".join(lines)
     failing = beyond[0]
     cell = next(cell for cell in cells if cell["depth"] == failing)
@@ -251,6 +252,8 @@ def _next_step(settings: Mapping[str, Any], deepest: Mapping[str, int], failing:
 def settings_line(settings: Mapping[str, Any]) -> str:
     """The settings of a grid, in words."""
     words = [str(settings[key]) for key in ("data", "activation") if key in settings]
+    if "hidden" in settings:
+        words.append(f"hidden layers {','.join(map(str, settings['hidden']))}")
     words += [
         f"{name} {settings[key]}"
         for key, name in (("width", "width"), ("epochs", "epochs"), ("batch_size", "batch size"))

@@ -10,7 +10,7 @@ from vanishjax.foreign import printable_lines, printable_tree
 
 __all__ = ["treatment_text"]
 
-_WIDTH = 96
+_WIDTH = 79
 _HEALTHY = "Healthy: nothing to cure."
 _MARKS = {"accepted": "✓", "better": "+", "no better": "·", "diverged": "✗", "failed": "✗"}
 

@@ -14,12 +14,12 @@ from vanishjax.foreign import printable_tree
 __all__ = ["diagnosis_text", "layer_ranges"]
 
 _MARKS = {"critical": "✗", "warning": "!", "note": "·"}
-_WIDTH = 96
+_WIDTH = 79  # of a terminal, as it is opened
 _SHOWN_LAYERS, _LEAST_LAYERS = 12, 4
 _LINES = 40  # of a screen
 _ADVICE = (9, 3, 2, 1)  # pieces of advice that a finding shows: the most that fit
 _BOXED = re.compile(r"/value(?=[][@\s,.;:]|$)")
-_BAR = 8
+_BAR, _LEAST_BAR = 8, 6
 _DEADLY = 13.0  # decades of energy, 30 nats: an empty bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -32,7 +32,8 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
 
     Returns:
       The verdict in a line, every finding with its evidence and remedies, and a table of layers
-      with what reaches each of the gradient's energy, in decades.
+      with what reaches each of the gradient's energy, as a bar and in decades. All but lines of
+      Python fits 80 columns.
 
     Example:
       >>> finding = {"rule": "dead_units", "severity": "critical", "layers": ["w[0]", "w[1]"],
@@ -173,32 +174,48 @@ def _learning(learning: Mapping[str, Any]) -> str:
 
 def _layers(probe: Mapping[str, Any], lines: int) -> str:
     """A table of layers, the middle of a deep network left out."""
-    names, chi = probe["names"], probe["log_chi"]
-    decades = _decades(chi)
+    names, decades = probe["names"], _decades(probe["log_chi"])
     shown = _shown(len(names), min(lines - 1, _SHOWN_LAYERS))
-    width = max(5, *(len(names[i]) for i in shown if i is not None))
-    rows = [
-        f"{'layer':{width}}  ln chi  energy reaching it  gradient     input  centered   rank  "
-        "dead  sat."
+    there = [i for i in shown if i is not None]
+    columns = [
+        ("ln chi", [_fixed(probe["log_chi"][i], 1) for i in there]),
+        ("decades", [_fixed(decades[i], 1) for i in there]),
+        ("gradient", [_number(probe["gradient_rms"][i]) for i in there]),
+        ("input", [_number(probe["preactivation_rms"][i]) for i in there]),
+        ("centered", [_number(probe["centered_energy"][i]) for i in there]),
+        ("rank", [_fixed(probe["effective_rank"][i], 1) for i in there]),
     ]
+    for head, key in (("dead", "dead_fraction"), ("sat.", "saturated_fraction")):
+        shares = [_percent(share) for share in probe[key]]
+        if set(shares) - {"0%", "-"}:
+            columns.append((head, [shares[i] for i in there]))
+    widths = [max(len(head), *map(len, cells)) for head, cells in columns]
+    left = _WIDTH - sum(widths) - len(widths)
+    width = max(5, min(left, max(len(names[i]) for i in there)))
+    bar = min(_BAR, left - width - 1)
     longest = max(_DEADLY, *(abs(x) for x in decades if x is not None))
+
+    def row(name: str, decades: str | None, cells: Sequence[str]) -> str:
+        ln_chi, *rest = (f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
+        bars = [] if bar < _LEAST_BAR else [decades or " " * bar]
+        return " ".join([f"{_shortened(name, width):{width}}", ln_chi, *bars, *rest])
+
+    rows = [row("layer", "energy".ljust(bar), [head for head, _ in columns])]
+    cells = iter(zip(*(cells for _, cells in columns), strict=True))
     for i in shown:
         if i is None:
             rows.append("...")
-            continue
-        row = [
-            f"{names[i]:{width}}",
-            f"{_fixed(chi[i], 1):>6}",
-            f"{_bar(decades[i], longest)} {_power(decades[i]):>9}",
-            f"{_number(probe['gradient_rms'][i]):>8}",
-            f"{_number(probe['preactivation_rms'][i]):>8}",
-            f"{_number(probe['centered_energy'][i]):>8}",
-            f"{_fixed(probe['effective_rank'][i], 1):>5}",
-            f"{_percent(probe['dead_fraction'][i]):>4}",
-            f"{_percent(probe['saturated_fraction'][i]):>4}",
-        ]
-        rows.append("  ".join(row))
+        else:
+            rows.append(row(names[i], _bar(decades[i], longest, bar), next(cells)))
     return "\n".join(rows)
+
+
+def _shortened(name: str, width: int) -> str:
+    """A name that fits, its middle left out."""
+    if len(name) <= width:
+        return name
+    start = (width - 1) // 2
+    return f"{name[:start]}…{name[len(name) - (width - 1 - start) :]}"
 
 
 def _shown(count: int, most: int) -> list[int | None]:
@@ -215,17 +232,13 @@ def _decades(log_chi: Sequence[float | None]) -> list[float | None]:
     return [None if math.isnan(x) else x for x in totals]
 
 
-def _bar(decades: float | None, longest: float) -> str:
+def _bar(decades: float | None, longest: float, width: int) -> str:
     """A bar that is full where nothing is lost."""
     if decades is None:
-        return " " * _BAR
-    eighths = round(_BAR * 8 * (1 - min(abs(decades) / longest, 1.0)))
+        return " " * width
+    eighths = round(width * 8 * (1 - min(abs(decades) / longest, 1.0)))
     full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR)
-
-
-def _power(decades: float | None) -> str:
-    return "unknown" if decades is None else f"10^{decades:.1f}"
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def _number(value: float | None) -> str:
@@ -234,7 +247,7 @@ def _number(value: float | None) -> str:
     if value == round(value) and abs(value) < 10000:
         return f"{value:.0f}"
     if 0.001 <= abs(value) < 10000:
-        return f"{value:.3g}"
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 

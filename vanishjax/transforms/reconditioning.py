@@ -147,8 +147,9 @@ def polar_growth(
 
     In each of the first steps, beside inner's updates,
 
-    .. math:: U_W \leftarrow U_W + r (g\, \mathrm{polar}(W) - W), \qquad
-              U_b \leftarrow U_b - r\, hbar^T (g\, \mathrm{polar}(W) - W)
+    .. math::
+      U_W \leftarrow U_W + r (g\, \mathrm{polar}(W) - W), \qquad
+      U_b \leftarrow U_b - r\, hbar^T (g\, \mathrm{polar}(W) - W)
 
     with the gain g read off the first gradient and hbar off every one, as in `recondition`. Gentler
     than that: nothing is wiped out. Like it, this goes around the optimizer.

@@ -108,8 +108,9 @@ class KahanSumState(NamedTuple):
 def kahan_sum() -> optax.GradientTransformation:
     r"""Adds what rounding left out of 16-bit parameters to their next update (Kahan summation).
 
-    .. math:: x = p + c + u, \qquad u' = \mathrm{round}(x) - p, \qquad
-              c \leftarrow x - \mathrm{round}(x)
+    .. math::
+      x = p + c + u, \qquad u' = \mathrm{round}(x) - p, \qquad
+      c \leftarrow x - \mathrm{round}(x)
 
     p + c is the parameter that float32 training would have, to float32's precision, and p that
     parameter rounded to the nearest 16-bit number. c takes 2 bytes a parameter, as it would in the
