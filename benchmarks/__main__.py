@@ -56,6 +56,7 @@ BENCHMARKS = {
     "diagnosis": Benchmark(),
     "published_rules": Benchmark(),
     "real_networks": Benchmark(),
+    "real_cures": Benchmark(),
     "headline": Benchmark(data=True, needs_data=True),
     "deep_chains": Benchmark(data=True, needs_data=True),
     "cure": Benchmark(data=True),
