@@ -1,8 +1,9 @@
-"""Tables of `benchmarks.real_networks`."""
+"""Tables of `benchmarks.real_networks` and `benchmarks.real_cures`."""
 
 import collections
 from typing import Any
 
+from benchmarks.real_networks import HEALTHY
 from benchmarks.record import spread
 
 
@@ -59,6 +60,32 @@ def cost(results: dict[str, Any]) -> list[str]:
             f"{max(ratio['samples']):.1f} |"
         )
     return rows
+
+
+def cures(results: dict[str, Any]) -> list[str]:
+    """Sick held-out networks, what was accepted and how far they got."""
+    found = results["held_out"]
+    rows = [
+        "| network | found | accepted | gap closed, untreated | cured | trials, steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found["treated"]:
+        rule = (one["rules"] or [one["verdict"]])[0].replace("_", " ")
+        accepted = ", ".join(f"`{name}`" for name in one["accepted"]) or "nothing"
+        closed = [
+            "diverges" if x is None else f"{max(x, -9.99):.2f}"
+            for x in (one["closed"]["untreated"], one["closed"]["cured"])
+        ]
+        mark = f"**{closed[1]}**" if one["repaired"] else closed[1]
+        rows.append(
+            f"| {one['network']} | {rule} | {accepted} | {closed[0]} | {mark} | {one['cost']:.0f} |"
+        )
+    before = sum((one["closed"]["untreated"] or 0) >= HEALTHY for one in found["treated"])
+    return [
+        *rows,
+        "",
+        f"Repaired {_of(found['repaired'])}; untreated, with this seed, {before} get as far.",
+    ]
 
 
 def _of(pair: list[int]) -> str:

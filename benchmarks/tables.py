@@ -452,6 +452,7 @@ TABLES = {
     "real_networks": real_tables.real_networks,
     "real_networks, cost": real_tables.cost,
     "real_networks, tools": real_tables.tools,
+    "real_cures": real_tables.cures,
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
     "response": response,
