@@ -259,6 +259,25 @@ def recurrent(*, carry, steps=200):
     return loss, module.init(KEY, x), x
 
 
+def gated(scale=1.0):
+    """A cell with one kernel for all its gates, split afterwards."""
+
+    def loss(p, x):
+        def step(h, x):
+            reset, update, new = jnp.split(x @ p["x"] + h @ p["h"], 3, axis=-1)
+            new = jnp.tanh(new + jax.nn.sigmoid(reset) * h)
+            update = jax.nn.sigmoid(update)
+            return update * h + (1 - update) * new, None
+
+        last, _ = jax.lax.scan(step, jnp.zeros((8, 16)), x.swapaxes(0, 1))
+        return jnp.mean((last @ p["out"] - x[:, :5].sum((1, 2))[:, None]) ** 2)
+
+    shapes = {"x": (2, 48), "h": (16, 48)}
+    params = {name: kernel(name, shape=shape, scale=scale) for name, shape in shapes.items()}
+    x = jax.random.normal(KEY, (8, 12, 2))
+    return loss, params | {"out": kernel("last", shape=(16, 1))}, x
+
+
 # Derivatives inside the loss, and what can't be looked into.
 
 
@@ -454,6 +473,7 @@ HEALTHY = {
     "BERT": bert,
     "ViT without skips": lambda: images(ViT(12, skip=False)),
     "ResNet of zero gains": lambda: images(ConvNet(residual=True, last_gain=0.0)),
+    "gates of one kernel": gated,
     "RNN, last output": lambda: recurrent(carry=False),
     "RNN, carry": lambda: recurrent(carry=True),
     "bilinear": bilinear,
@@ -490,6 +510,7 @@ SICK = {
         lambda: generator(depth=14, activation=jax.nn.sigmoid),
         "vanishing_gradient",
     ),
+    "gates of one kernel, flat": (lambda: gated(300.0), "saturated_units"),
     "both blocks dead": (lambda: residual(0, 1), "dead_units"),
     "saturated judge": (saturated_judge, "saturated_units"),
     "deep graph": (lambda: graph(32), "token_collapse"),
@@ -639,3 +660,10 @@ def test_an_optimizer_that_is_blind_to_kernels_used_many_times_trains_nothing():
     (blind,) = [one for one in found.findings if one.rule == "blind_optimizer"]
     assert blind.severity == "critical"
     assert set(blind.layers) == {"a", "h", "c"}
+
+
+def test_a_signal_that_shrinks_to_zero_is_named_by_what_shrinks_it():
+    problem = vj.mlp_problem(8, (48,) * 16, 4, activation="centered_sigmoid")
+    found = vj.diagnose(problem, (X, LABELS))
+    assert (found.probe.preactivation_rms == 0).any()
+    assert found.findings[0].rule == "vanishing_gradient"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jax.extend.core import JaxprEqn, Var
 
@@ -25,6 +25,8 @@ from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.values import Use
 from vanishjax._jaxpr.versions import dtype_of, scan_split, shape_of
 from vanishjax._jaxpr.watched import Watched, find_softmaxes, intake_of
+
+_GATES: dict[str, Literal["tanh", "logistic"]] = {"tanh": "tanh", "logistic": "logistic"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +180,7 @@ class _Surgeon:
         self.frozen_sites: dict[Var, Site] = {}
         self.paths = PathBuilder()
         self._softmaxes: dict[Var, tuple[int, ...]] = {}
+        self._gates: dict[Var, JaxprEqn] = {}
         self._intakes: list[tuple[Var, JaxprEqn, tuple[int, ...], int]] = []
         self._kernels = kernels
         self._reach = Reach()
@@ -274,6 +277,11 @@ class _Surgeon:
                     if branched:
                         tap_bottleneck()
                         branched = False
+        own = [activations[v] for v in (*self.sites, *self.frozen_sites) if v in activations]
+        known = {id(eqn) for activation in own for eqn in activation.equations}
+        for eqn, levels in zip(frame.jaxpr.eqns, flow.outputs, strict=True):
+            if eqn.primitive.name in _GATES and GRADIENT in levels and id(eqn) not in known:
+                self._gates[eqn.outvars[0]] = eqn
         return events
 
     def watch(self, paths: Paths) -> dict[Var, Watched]:
@@ -291,6 +299,11 @@ class _Surgeon:
             if taps:
                 axes = self._softmaxes[variable]
                 watched[variable] = Watched(len(watched), "softmax", axes, taps=taps)
+        gates = {v: node for v in self._gates if (node := self.paths.known(v)) is not None}
+        for variable, taps in zip(gates, paths.feeding(list(gates.values()), sites), strict=True):
+            if taps:
+                kind = _GATES[self._gates[variable].primitive.name]
+                watched[variable] = Watched(len(watched), kind, (), taps=taps)
         for intakes in (self._intakes, reversed(self._intakes)):
             for variable, eqn, samples, tap in intakes:
                 intake = intake_of(eqn, samples, len(watched), tap)

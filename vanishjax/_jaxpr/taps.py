@@ -71,7 +71,7 @@ class _Tapped(Evaluator):
         results = super().apply(eqn, operands)
         watched = self._anatomy.watched.get(eqn.outvars[0]) if eqn.outvars else None
         if watched is not None and self._watch is not None:
-            x = results[0] if watched.kind == "softmax" else operands[watched.operand]
+            x = operands[watched.operand] if watched.kind == "intake" else results[0]
             self.seen[watched.number] = self._watch(watched, unsharded(jax.lax.stop_gradient(x)))
         return results
 

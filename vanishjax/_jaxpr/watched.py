@@ -21,15 +21,16 @@ class Watched(NamedTuple):
 
     Attributes:
       number: Its own.
-      kind: "softmax": its result is one; "intake": one of its operands is what a kernel takes in.
+      kind: "softmax": its result is one; "intake": one of its operands is what a kernel takes in;
+        "tanh", "logistic": its result is one, of what several kernels or a part of one put out.
       axes: The axes along which the softmax adds up to 1; those of the features of the intake.
       batch: The axis of the intake that counts the batch.
       operand: Which operand the intake is.
-      taps: The taps on the outputs of the kernels that feed a softmax; of the kernel itself.
+      taps: The taps on the outputs of the kernels that feed its result; of the kernel itself.
     """
 
     number: int
-    kind: Literal["softmax", "intake"]
+    kind: Literal["softmax", "intake", "tanh", "logistic"]
     axes: tuple[int, ...]
     batch: int = 0
     operand: int = 0

@@ -101,6 +101,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         token_detail=watched.token_detail,
         token_layer=watched.token_layer,
         softmaxes=watched.softmaxes,
+        gates=watched.gates,
         constant_loss=float(values.constant_loss),
         memory=_memory(passed, log_norm, plan.layers),
         frozen=_frozen(passed[sites[-1] + 1 :] if len(sites) else [], values, supply, plan),
@@ -173,6 +174,7 @@ class _Sequences(NamedTuple):
     token_detail: float = math.nan
     token_layer: int = -1
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
+    gates: tuple[tuple[tuple[str, ...], float], ...] = ()
 
 
 def _watched(
@@ -181,6 +183,7 @@ def _watched(
     """What was seen of softmaxes, and of the positions that the last such kernel takes in."""
     found = _Sequences()
     softmaxes: list[tuple[tuple[str, ...], float]] = []
+    gates: list[tuple[tuple[str, ...], float]] = []
     first = math.nan
     for one in plan.watched:
         seen = np.asarray(values.watched[one.number], np.float64)
@@ -195,12 +198,13 @@ def _watched(
         for name, site in zip(names, sites, strict=True):
             if site.event.tap in one.taps:
                 feeding.setdefault(site.turns[: seen.ndim], []).append(name)
-        softmaxes += [
+        into = softmaxes if one.kind == "softmax" else gates
+        into += [
             (tuple(own), float(seen[turns]))
             for turns, own in feeding.items()
             if len(turns) == seen.ndim
         ]
-    return found._replace(softmaxes=tuple(softmaxes))
+    return found._replace(softmaxes=tuple(softmaxes), gates=tuple(gates))
 
 
 def _parameters(

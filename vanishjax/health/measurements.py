@@ -97,6 +97,9 @@ class Probe:
       token_layer: The index of that kernel's layer; -1 without one.
       softmaxes: For each softmax inside the network the names of the layers that feed it, and the
         share of its rows that are all but one-hot.
+      gates: For each tanh and sigmoid of what several kernels or a part of one put out, as in a
+        recurrent cell that splits a kernel's output into gates, the names of the layers that feed
+        it and the share of its slopes below 5 % of the steepest.
       constant_loss: The least loss that one output of the last layer for all inputs reaches; NaN
         where the last layer stands in a loop.
       memory: For each kernel that a loop uses anew in every step the nats of energy that the
@@ -144,6 +147,7 @@ class Probe:
     token_detail: float = math.nan
     token_layer: int = -1
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
+    gates: tuple[tuple[tuple[str, ...], float], ...] = ()
     constant_loss: float = math.nan
     memory: tuple[tuple[str, float, int], ...] = ()
     frozen: tuple[Frozen, ...] = ()

@@ -108,7 +108,7 @@ def saturated_units(seen: Examination) -> Finding | None:
     probe = seen.probe
     saturated = probe.saturated_fraction > SATURATED_UNITS
     if not saturated.any():
-        return _saturated_beyond(probe)
+        return _saturated_gates(probe) or _saturated_beyond(probe)
     rms = float(np.median(probe.preactivation_rms[saturated]))
     return Finding(
         "saturated_units",
@@ -120,6 +120,25 @@ def saturated_units(seen: Examination) -> Finding | None:
         },
         f"Pre-activations of size {rms:.3g} drive the activation to where its slope is below a "
         "twentieth of its steepest.",
+        advised("saturated_units", probe),
+    )
+
+
+def _saturated_gates(probe: Probe) -> Finding | None:
+    """All gates together driven to where they are flat."""
+    shares = [share for _, share in probe.gates]
+    if not shares or not np.mean(shares) > SATURATED_UNITS:
+        return None
+    names = dict.fromkeys(
+        name for feeding, share in probe.gates if share > SATURATED_UNITS for name in feeding
+    )
+    return Finding(
+        "saturated_units",
+        "critical",
+        tuple(names),
+        {"saturated_fraction": float(np.mean(shares))},
+        f"{np.mean(shares):.0%} of the gates that these kernels feed are driven to where their "
+        "slope is below a twentieth of its steepest.",
         advised("saturated_units", probe),
     )
 

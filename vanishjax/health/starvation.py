@@ -104,6 +104,9 @@ def zero_gradient(seen: Examination) -> Finding | None:
         remedies = ("starts_at_zero",)
         severity = "note"
     elif (probe.preactivation_rms == 0).any() and parameters.parameter_rms[kernels].all():
+        vanishing = vanishing_gradient(seen)
+        if vanishing is not None and vanishing.severity == "critical":
+            return None  # what shrinks the signal shrinks the gradient, and there it has a number
         first = pick(probe.names, probe.preactivation_rms == 0)[0]
         cause = f"The signal itself shrinks until it is exactly 0, from {first} on."
         remedies = applicable(("slow_looks_linear", "lsuv", "rezero"), probe)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vanishjax import _jaxpr, numerics
+from vanishjax.health.statistics import SATURATED_SLOPE
 
 _ONE_HOT = 0.05  # a row whose 1 - sum p^2 is below that looks at one position alone
 _LEAST_SEQUENCE = 4
@@ -21,12 +22,15 @@ def watch(watched: _jaxpr.Watched, x: jax.Array) -> jax.Array:
       x: The softmax's result, or the kernel's intake.
 
     Returns:
-      The share of rows that are one-hot. Or two shares of the intake's energy: what is left once
-      each example's mean over positions is taken off, and what tells a position from the middle
-      between its neighbors (the same as the first, for independent positions); NaN where nothing
-      comes in.
+      The share of rows that are one-hot, or of slopes below `SATURATED_SLOPE` of the steepest. Or
+      two shares of the intake's energy: what is left once each example's mean over positions is
+      taken off, and what tells a position from the middle between its neighbors (the same as the
+      first, for independent positions); NaN where nothing comes in.
     """
     x = numerics.upcast(x)
+    if watched.kind in ("tanh", "logistic"):
+        slope = 1 - x * x if watched.kind == "tanh" else 4 * x * (1 - x)
+        return jnp.mean(slope < SATURATED_SLOPE)
     if watched.kind == "softmax":
         rest = 1 - jnp.sum(x * x, axis=watched.axes)
         size = math.prod(x.shape[axis] for axis in watched.axes)
