@@ -31,6 +31,23 @@ def training_speed(results):
     return rows
 
 
+def fit_overhead(results):
+    """Time a step and peak memory of `fit` beside the loop that everybody writes."""
+    rows = [
+        "| network | bare loop, us a step | `fit` on batches | on arrays | peak, MB: bare | `fit` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in results.values():
+        cells = [
+            f"3 x {found['width']}, batch {found['batch_size']}",
+            f"{found['microseconds_a_step']['bare']['median']:.0f}",
+            *(ratio(found["of_bare"][name]) for name in ("fit on batches", "fit on arrays")),
+            *(f"{found['peak_megabytes'][name]:.0f}" for name in ("bare", "with fit")),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def parallel_step(results):
     """Step time of every wrapper over one device's."""
     rows = ["| | " + " | ".join(results) + " |", "|---" * (1 + len(results)) + "|"]

@@ -463,6 +463,7 @@ TABLES = {
     "step_time, forms": speed_tables.step_forms,
     "step_time, torch": speed_tables.step_torch,
     "training_speed": speed_tables.training_speed,
+    "fit_overhead": speed_tables.fit_overhead,
 }
 
 
