@@ -1,5 +1,9 @@
 """lsuv: unit variance and zero mean in every model, and what it leaves alone."""
 
+import os
+import subprocess
+import sys
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -219,3 +223,24 @@ def test_bad_input():
         lsuv(lambda p, b: p["w"] * b, {"w": jnp.ones(3)}, jnp.ones(3))
     with pytest.raises(ValueError, match="variance must be positive, got 0"):
         lsuv(lambda p, b: jnp.sum(p["w"] * b), {"w": jnp.ones(3)}, jnp.ones(3), variance=0)
+
+
+MANY_STACKS = """
+import jax
+from benchmarks.real_networks import initial
+from benchmarks.real_zoo import held_out_networks
+from vanishjax.initializers import lsuv
+
+(network,) = (one for one in held_out_networks() if one.name == "no skips 20")
+batch = jax.tree.map(lambda x: x[:32], network.task().train)
+jax.block_until_ready(lsuv(network.loss, initial(network)(0), batch))
+print("done")
+"""
+
+
+def test_stacks_do_not_wait_for_each_other():
+    """Batched decompositions of a transformer's stacks never ended on two cores."""
+    command = [sys.executable, "-c", MANY_STACKS]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.stdout == "done\n", done.stderr

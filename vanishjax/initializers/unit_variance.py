@@ -202,7 +202,13 @@ def _over(x: jax.Array, values: jax.Array) -> jax.Array:
 def _orthogonal(kernel: Leaf, x: jax.Array) -> jax.Array:
     """The orthogonal polar factors of a kernel's matrices."""
     matrices, laid_out = kernel.matrices(numerics.upcast(x))
-    left, values, right = jnp.linalg.svd(matrices, full_matrices=False)
+    # One after the other: on two cores XLA's decompositions of several stacks wait for each other's
+    # threads forever.
+    factors = jax.lax.map(_polar_factor, matrices.reshape(-1, *matrices.shape[-2:]))
+    return laid_out(factors.reshape(matrices.shape)).astype(x.dtype)
+
+
+def _polar_factor(matrix: jax.Array) -> jax.Array:
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     # A kernel of zeros is meant to be one.
-    factors = left @ right * jnp.any(values > 0, axis=-1)[..., None, None]
-    return laid_out(factors).astype(x.dtype)
+    return left @ right * jnp.any(values > 0)
