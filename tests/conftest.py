@@ -56,7 +56,7 @@ def _few_memory_maps():
 
 
 # Whose tests are about what is run, not about the code that it becomes: LLVM need not optimize it.
-_UNOPTIMIZED = {"cli", "problem", "training", "treatment", "test_examples.py"}
+_UNOPTIMIZED = {"cli", "problem", "treatment", "test_examples.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")
