@@ -69,8 +69,9 @@ def write(name: str, out: Path, settings: dict[str, Any], results: Any) -> Path:
 
 
 def commit() -> dict[str, Any]:
-    """The commit, and whether the files differ from it."""
-    changed = _git("status", "--porcelain", "--", "vanishjax", "benchmarks")
+    """The commit, and whether the code differs from it; what was measured may."""
+    code = (":/vanishjax", ":/benchmarks", ":(top,exclude)benchmarks/results")
+    changed = _git("status", "--porcelain", "--", *code)
     return {"commit": _git("rev-parse", "HEAD"), "uncommitted_changes": bool(changed)}
 
 

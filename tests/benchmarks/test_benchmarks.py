@@ -2,6 +2,7 @@
 
 import ast
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,23 @@ def test_every_script_that_writes_results_is_known():
 def test_quick_results_never_replace_those_that_are_quoted(arguments, folder):
     assert record.QUICK != record.RESULTS
     assert record.parser("").parse_args(arguments).out == folder
+
+
+def test_what_differs_from_the_commit_is_said(tmp_path, monkeypatch):
+    def git(*arguments):
+        user = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *user, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    files = ["vanishjax/code.py", "benchmarks/record.py", "benchmarks/results/one.json"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "all")
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "benchmarks/record.py"))
+    for name, differs in zip(files, (True, True, False), strict=True):
+        assert not record.commit()["uncommitted_changes"]
+        (tmp_path / name).write_text("2")
+        assert record.commit()["uncommitted_changes"] == differs, name
+        (tmp_path / name).write_text("1")
