@@ -34,7 +34,7 @@ def training_speed(results):
 def fit_overhead(results):
     """Time a step and peak memory of `fit` beside the loop that everybody writes."""
     rows = [
-        "| network | bare loop, us a step | `fit` on batches | on arrays | peak, MB: bare | `fit` |",
+        "| network | bare loop, us/step | `fit` on batches | on arrays | peak, MB: bare | `fit` |",
         "|---|---|---|---|---|---|",
     ]
     for found in results.values():

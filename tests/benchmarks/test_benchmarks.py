@@ -112,7 +112,8 @@ def test_quick_results_never_replace_those_that_are_quoted(arguments, folder):
 def test_what_differs_from_the_commit_is_said(tmp_path, monkeypatch):
     def git(*arguments):
         user = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", *user, *arguments], cwd=tmp_path, check=True, capture_output=True)
+        command = ["git", *user, *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
 
     files = ["vanishjax/code.py", "benchmarks/record.py", "benchmarks/results/one.json"]
     for name in files:

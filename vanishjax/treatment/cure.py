@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from vanishjax.health import Diagnosis, diagnose
+from vanishjax.health.advice import traits
 from vanishjax.problem import Problem
 from vanishjax.transforms.safety import check_guards
 from vanishjax.treatment.batches import divide, sequence, stack
@@ -31,8 +32,8 @@ from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Outcome, Run, Trial, form, race, run_alike
 
 _PROBE_STEPS = 3.0  # what a probe costs, in training steps
-# So many of the remedies that proved themselves are tried at a slower rate too: the best may be the
-# one that bears the rate given worse.
+# So many of the remedies that proved themselves on a chain are tried at a slower rate too: the best
+# may be the one that bears the rate given worse.
 _LEADING = 2
 
 
@@ -346,8 +347,21 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
             said = f"{reason}; but one output for all inputs reaches {least:.3g}"
             trials.append(_trial(progress.name(remedy), "no better", run, after, said))
         proven = []
-    # A safer one that keeps up comes first, whatever is ahead of it.
-    proven.sort(key=lambda one: (not progress.is_safer(one[0]), np.mean(one[1].held_out)))
+    best = min((run for _, run, *_ in proven), key=lambda run: np.mean(run.held_out), default=None)
+
+    def place(one: tuple[Remedy, Run, Diagnosis, str]) -> tuple[bool, bool, float]:
+        """A safer one that keeps up comes first; then what changes little and gets as far."""
+        remedy, run, *_ = one
+        keeps = best is None or not improvement(best, run)[0]
+        return (
+            not progress.is_safer(remedy),
+            not (remedy.local and keeps),
+            float(np.mean(run.held_out)),
+        )
+
+    proven.sort(key=place)
+    # The deeper a chain, the smaller a step it bears; that of a residual network doesn't shrink so.
+    chain = "residual" not in traits(setting.before.probe)
     for rank, (remedy, run, after, reason) in enumerate(proven):
         outcome: Outcome = "better" if rank else "accepted"
         trials.append(_trial(progress.name(remedy), outcome, run, after, reason))
@@ -358,7 +372,7 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
         learned=learned,
         tried=progress.tried | {remedy.name for remedy, _ in raced.runs if remedy is not None},
         failed=progress.failed | {one.remedy.name for one in failures},
-        leading=progress.leading | {remedy.name for remedy, *_ in proven[:_LEADING]},
+        leading=progress.leading | {one.name for one, *_ in proven[: _LEADING * chain]},
         trials=(*progress.trials, *trials),
         cost=cost,
     )

@@ -140,7 +140,8 @@ def _small(name: str, make: Callable[..., Any], context: Context) -> Remedy:
         return dataclasses.replace(problem, params=params)
 
     # Each leaves alone what the others set.
-    return Remedy(name, apply, f"params = vj.initializers.{name}(loss_fn, params, batch)")
+    recipe = f"params = vj.initializers.{name}(loss_fn, params, batch)"
+    return Remedy(name, apply, recipe, local=True)
 
 
 def tiny_lsuv(context: Context) -> Remedy:
