@@ -8,6 +8,7 @@ A verdict that isn't "sick" gets no cure, and counts as not repaired. The networ
 trials are a large part of a training; the cost is in training steps.
 
 Every network is written as soon as it is done, and what was broken off goes on where it was.
+"first_look" is the run before anything was learned from these networks.
 
     python -m benchmarks real_cures    # after real_networks
     python -m benchmarks.real_cures --part held_out --seeds 1

@@ -81,10 +81,12 @@ def cures(results: dict[str, Any]) -> list[str]:
             f"| {one['network']} | {rule} | {accepted} | {closed[0]} | {mark} | {one['cost']:.0f} |"
         )
     before = sum((one["closed"]["untreated"] or 0) >= HEALTHY for one in found["treated"])
+    first = _of(results["first_look"]["repaired"]) if "first_look" in results else ""
     return [
         *rows,
         "",
-        f"Repaired {_of(found['repaired'])}; untreated, with this seed, {before} get as far.",
+        f"Repaired {_of(found['repaired'])}; untreated, with this seed, {before} get as far."
+        + (f" At the first look {first} were repaired." if first else ""),
     ]
 
 

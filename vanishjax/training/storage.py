@@ -21,6 +21,7 @@ import jax
 
 # What orbax calls an unfinished checkpoint, and what this module calls one that is being deleted.
 _UNFINISHED, _DELETED = ".orbax-checkpoint-tmp", ".deleted"
+_CLEAN = 5  # looks in a row, a twentieth of a second apart, that must find nothing unfinished
 _METRICS = "metrics"
 # Errors that say something about the machine, not about what lies on its disk.
 _MACHINE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -61,9 +62,11 @@ def write(
             checkpointer.save(place, args=ocp.args.Composite(**parts))
     except BaseException as error:
         with contextlib.suppress(OSError):
-            # Threads of orbax may still be writing there.
-            for _ in range(20):
-                if clean_up(place.parent):
+            # Threads of orbax may still be writing there, or be about to begin.
+            clean = 0
+            for _ in range(40):
+                clean = clean + 1 if clean_up(place.parent) else 0
+                if clean == _CLEAN:
                     break
                 time.sleep(0.05)
         reason = _system_error(error) if isinstance(error, Exception) else None
@@ -74,7 +77,7 @@ def write(
 
 
 def clean_up(folder: Path) -> bool:
-    """Deletes what interrupted saves and deletions left in a folder; whether nothing is left."""
+    """Deletes what interrupted saves and deletions left in a folder; whether nothing was there."""
     if jax.process_index():
         return True
     left = [
@@ -82,7 +85,7 @@ def clean_up(folder: Path) -> bool:
     ]
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
-    return not any(path.exists() for path in left)
+    return not left
 
 
 def delete(place: Path) -> None:
