@@ -14,6 +14,8 @@ NAMES = sorted(path.stem for path in Path(examples.__path__[0]).glob("[!_]*.py")
 def printed(name, monkeypatch, capsys, *arguments):
     """What an example prints, run as `python -m` runs it."""
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    # The doctests of the package have imported it.
+    monkeypatch.delitem(sys.modules, f"vanishjax.examples.{name}", raising=False)
     runpy.run_module(f"vanishjax.examples.{name}", run_name="__main__")
     return capsys.readouterr().out
 
