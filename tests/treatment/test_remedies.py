@@ -426,9 +426,8 @@ def test_saturated_attention_is_cured():
     sick = transformer(scale=30.0)
     treatment = vj.cure(sick, TOKENS, steps=40)
     assert treatment.trials[0].rules == ("saturated_attention",)
-    assert [one.name for one in treatment.accepted][:1] == ["small_queries"], str(treatment)
-    # Slower forms are for chains.
-    assert not any("slow" in trial.remedy for trial in treatment.trials), str(treatment)
+    # And nothing slower: that half as far is far enough goes for chains.
+    assert [one.name for one in treatment.accepted] == ["small_queries"], str(treatment)
     assert treatment.after.healthy
 
 
