@@ -88,18 +88,22 @@ def problem_of(network, seed):
 
 def trained(problem, opt_state, data, steps, seed):
     """Parameters after so many more steps."""
-    state = problem.tx.init(problem.params) if opt_state is None else opt_state
     keys = jax.random.split(jax.random.key(seed + 1000), steps)
-    examples = tuple(jnp.asarray(a) for a in data)
-    return _trained(problem.loss_fn, problem.tx, problem.params, state, examples, keys)
+    return trained_on(problem, opt_state, tuple(jnp.asarray(a) for a in data), keys, BATCH)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _trained(loss_fn, tx, params, state, data, keys):
+def trained_on(problem, opt_state, data, keys, size):
+    """Parameters after a step for each key, which draws a batch of so many examples."""
+    state = problem.tx.init(problem.params) if opt_state is None else opt_state
+    return _trained(problem.loss_fn, problem.tx, problem.params, state, data, keys, size)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+def _trained(loss_fn, tx, params, state, data, keys, size):
     step = local_step(loss_fn, tx)
 
     def one(state, key):
-        rows = jax.random.randint(key, (BATCH,), 0, len(data[0]))
+        rows = jax.random.randint(key, (size,), 0, len(data[0]))
         return step(state, tuple(a[rows] for a in data))[0], None
 
     start = vj.TrainState(jnp.zeros([], jnp.int32), params, state, jnp.zeros([]))

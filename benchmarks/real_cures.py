@@ -24,9 +24,9 @@ import numpy as np
 
 import vanishjax as vj
 from benchmarks import record
+from benchmarks.cure import trained_on
 from benchmarks.real_networks import HEALTHY, PARTS, closed_gap, initial, medians
 from benchmarks.real_zoo import Network
-from vanishjax.training import TrainState, local_step
 
 BATCHES, TRIAL_STEPS = 24, 40
 QUICK = ("two towers, one at .2 x12",)
@@ -44,21 +44,9 @@ def trained(network: Network, problem: vj.Problem, opt_state: Any, seed: int) ->
     """Held-out losses `[parts]` after the network's own number of steps."""
     task = network.task()
     data, test = (jax.tree.map(jnp.asarray, part) for part in (task.train, task.test))
-    step = local_step(problem)
-
-    @jax.jit
-    def run(params: Any, opt_state: Any, keys: Any) -> Any:
-        def one(state: Any, key: Any) -> Any:
-            rows = jax.random.randint(key, (network.batch,), 0, len(data[0]))
-            return step(state, jax.tree.map(lambda x: x[rows], data))[0], None
-
-        start = TrainState(jnp.zeros([], jnp.int32), params, opt_state, jax.random.key(0), None)
-        params = jax.lax.scan(one, start, keys)[0].params
-        return jnp.stack([jnp.asarray(x, jnp.float32) for x in network.parts(params, test)])
-
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), network.steps)
-    state = problem.transform.init(problem.params) if opt_state is None else opt_state
-    return np.asarray(run(problem.params, state, keys), np.float64)
+    params = trained_on(problem, opt_state, data, keys, network.batch)
+    return np.asarray([float(x) for x in jax.jit(network.parts)(params, test)])
 
 
 def treat(network: Network, rate: float, seed: int, twin: np.ndarray) -> dict[str, Any]:

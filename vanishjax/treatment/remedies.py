@@ -139,8 +139,8 @@ def _small(name: str, make: Callable[..., Any], context: Context) -> Remedy:
         params = make(problem.plain_loss, problem.params, context.batch)
         return dataclasses.replace(problem, params=params)
 
-    # Each leaves alone what the others set.
     recipe = f"params = vj.initializers.{name}(loss_fn, params, batch)"
+    # No part: each leaves alone what the others set.
     return Remedy(name, apply, recipe, local=True)
 
 
