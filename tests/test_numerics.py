@@ -1,0 +1,236 @@
+"""Norms, moments and powers of two, against float64; what is not finite shows in each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vanishjax as vj
+from tests.nonfinite import LARGE, broken
+from vanishjax import _jaxpr, numerics
+
+TINY, HUGE = (float(getattr(np.finfo(np.float32), name)) for name in ("tiny", "max"))
+
+
+def exact_norm(x, axes=None, keepdims=False):
+    x = np.asarray(x, np.float64)
+    return np.sqrt(np.sum(x * x, axis=axes, keepdims=keepdims))
+
+
+def close(ours, exact, rtol=1e-6):
+    assert np.shape(ours) == np.shape(exact)
+    np.testing.assert_allclose(np.asarray(ours, np.float64), exact, rtol=rtol)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    exponent=st.integers(-124, 125),
+    spread=st.integers(0, 60),
+    axes=st.sampled_from([None, (0,), (1,), (1, 2), (0, 1, 2), ()]),
+    seed=st.integers(0, 99),
+)
+def test_norm_and_rms_equal_float64(exponent, spread, axes, seed):
+    # Entries of a row spread over decades below the exponent; what is flushed doesn't matter then.
+    rng = np.random.default_rng(seed)
+    lower = rng.integers(0, spread + 1, (3, 5, 4)) if axes != () else 0
+    x = np.ldexp(rng.uniform(1, 2, (3, 5, 4)) / 8, np.maximum(exponent - lower, -123))
+    x = x.astype(np.float32)
+    close(numerics.norm(x, axes), exact_norm(x, axes))
+    close(numerics.norm(x, axes, keepdims=True), exact_norm(x, axes, keepdims=True))
+    count = x.size / max(exact_norm(x, axes).size, 1)
+    close(numerics.rms(x, axes), exact_norm(x, axes) / count**0.5)
+    scale, rest = numerics.split_norm(x, axes)
+    assert np.all(np.frexp(np.asarray(scale))[0] == 0.5)
+    close(
+        np.float64(scale) * np.asarray(rest),
+        exact_norm(x, axes or (0, 1, 2) if axes is None else axes, keepdims=True),
+    )
+    close(
+        numerics.global_norm({"a": x, "b": (x[0], x[1, 2, 3])}),
+        np.sqrt(exact_norm(x) ** 2 + exact_norm(x[0]) ** 2 + float(x[1, 2, 3]) ** 2),
+    )
+
+
+@pytest.mark.parametrize("magnitude", [TINY, 2 * TINY, 1e-22, 1e-19, 1.2e-19, 1.0, 1e19, HUGE])
+def test_norm_at_the_ends_and_at_the_seam(magnitude):
+    x = np.full((2, 9), magnitude, np.float32)
+    scale, rest = numerics.split_norm(x, (1,))
+    close(
+        np.float64(scale) * np.asarray(rest), np.full((2, 1), 3 * np.float64(np.float32(magnitude)))
+    )
+    close(numerics.rms(x, (1,)), np.full(2, np.float32(magnitude), np.float64))
+
+
+def test_many_small_entries_count_beside_one_that_is_larger():
+    # Each of their squares is flushed to zero, their sum is 300 times the large one's.
+    x = np.full(30_000, 1e-19, np.float32)
+    for largest in (1.2e-18, 3.5e-16):  # the second's square alone exceeds tiny / eps
+        x[7] = largest
+        close(numerics.norm(x), exact_norm(x), rtol=1e-5)
+        close(numerics.global_norm([x[:9], x[9:]]), exact_norm(x), rtol=1e-5)
+    with jax.enable_x64(True):
+        close(numerics.global_norm([x[:9], x[9:]]), exact_norm(x), rtol=1e-5)
+        close(numerics.global_norm([x, np.ones(1)]), 1.0)
+
+
+def test_norm_of_what_is_not_finite_of_zeros_and_of_nothing():
+    for bad in (np.inf, -np.inf, np.nan):
+        for fn in (numerics.norm, numerics.rms, lambda x: numerics.global_norm([x])):
+            np.testing.assert_equal(float(fn(np.array([1.0, bad], np.float32))), abs(bad))
+    for x in (np.zeros(3, np.float32), np.zeros((0, 3), np.float32), np.float32(0)):
+        for fn in (numerics.norm, numerics.rms, lambda x: numerics.global_norm({"a": x, "b": x})):
+            assert float(fn(x)) == 0.0
+    assert float(numerics.global_norm({})) == 0.0
+    np.testing.assert_array_equal(numerics.rms(np.zeros((0, 3), np.float32), (0,)), np.zeros(3))
+
+
+def test_one_layer_that_is_zero_or_infinite_leaves_the_others():
+    x = np.array([[0, 0], [3e-30, 4e-30], [np.inf, 1], [3e30, 4e30], [np.nan, 1]], np.float32)
+    expected = [0.0, 5e-30, np.inf, 5e30, np.nan]
+    np.testing.assert_allclose(numerics.norm(x, (1,)), expected, rtol=1e-6)
+
+
+def test_double_precision():
+    with jax.enable_x64(True):
+        for magnitude in (1e-300, 1e-160, 1.0, 1e160, 1e300):
+            x = magnitude * np.arange(1.0, 5.0)
+            scale, rest = numerics.split_norm(x)
+            assert rest.dtype == np.float64
+            close(scale * rest / magnitude, np.full(1, 30**0.5), rtol=1e-15)
+            close(numerics.hypot(3 * magnitude, 4 * magnitude) / magnitude, 5.0, rtol=1e-15)
+            close(numerics.global_norm([x, x]) / magnitude, 60**0.5, rtol=1e-15)
+            root = numerics.root_moment(np.float64(magnitude), np.float64(magnitude), 0.75)
+            close(root / magnitude, (0.75 + 0.25 * numerics.LIFT**2) ** 0.5, rtol=1e-15)
+
+
+@settings(deadline=None)
+@given(x=st.floats(0, HUGE, width=32), y=st.floats(0, HUGE, width=32))
+def test_hypot_and_root_moment_equal_float64(x, y):
+    # Products beyond the range are infinite; a subnormal counts as the zero it is flushed to.
+    x, y = (0.0 if v < TINY else v for v in (x, y))
+    exact = np.hypot(x, y)
+    if exact < HUGE / 2:
+        close(hypot(x, y), exact)
+    exact = np.sqrt(0.9 * x**2 + 0.1 * (numerics.LIFT * y) ** 2)
+    if TINY <= exact < HUGE / 4:
+        close(root_moment(x, y), exact)
+
+
+hypot = jax.jit(numerics.hypot)
+root_moment = jax.jit(lambda r, g: numerics.root_moment(r, g, 0.9))
+
+
+def test_hypot_and_root_moment_of_what_is_not_finite():
+    for fn in (hypot, root_moment):
+        assert fn(0.0, 0.0) == 0
+        assert fn(np.inf, 1.0) == fn(1.0, -np.inf) == np.inf
+        assert np.isnan(fn(np.nan, 1.0))
+        assert np.isnan(fn(1.0, np.nan))
+
+
+@given(x=st.floats(TINY, HUGE, width=32))
+def test_power_of_two_and_its_inverse_are_exact(x):
+    scale, inverse = map(float, power_of_two(np.float32(x)))
+    assert np.frexp(scale)[0] == 0.5
+    assert scale * inverse == 1.0
+    assert 1 <= x / scale < (2 if x < 2.0**127 else 4)
+    assert inverse >= TINY
+
+
+power_of_two = jax.jit(numerics.power_of_two)
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-45, TINY, HUGE, np.inf, np.nan])
+def test_power_of_two_is_finite_for_everything(x):
+    scale, inverse = map(float, power_of_two(np.float32(x)))
+    assert TINY <= inverse <= HUGE
+    assert scale * inverse == 1.0
+
+
+# In the normal case the data is read once.
+
+
+def branches(monkeypatch):
+    """Predicates of the conditionals that are run from now on."""
+    taken = []
+
+    def spy(predicate, first, second):
+        taken.append(bool(predicate))
+        return first() if predicate else second()
+
+    monkeypatch.setattr(jax.lax, "cond", spy)
+    return taken
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        numerics.norm,
+        lambda x: numerics.norm(x, (1,)),
+        numerics.rms,
+        lambda x: numerics.global_norm([x, x]),
+        lambda x: vj.clip_by_global_norm(1.0).update([x], None),
+        lambda x: vj.normalize_by_layer().update([x], None),
+    ],
+)
+def test_normal_numbers_take_the_cheap_branch(fn, monkeypatch):
+    taken = branches(monkeypatch)
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    with jax.disable_jit():
+        for magnitude in (1e-12, 1e-6, 1.0, 1e6, 1e17):
+            fn(magnitude * x)
+            assert taken.pop()
+        fn(1e-30 * x)
+        assert not taken.pop()
+
+
+@pytest.mark.parametrize("fn", [numerics.norm, lambda x: numerics.global_norm([x])])
+def test_before_the_conditional_stands_one_reduction(fn):
+    x = np.ones((64, 64), np.float32)
+    program = _jaxpr.flatten(_jaxpr.trace_loss(lambda x, _: fn(x), x))
+    equations = program.closed.jaxpr.eqns
+    reductions = [e for e in equations if e.primitive.name.startswith("reduce")]
+    assert [e.primitive.name for e in reductions if e.invars[0].aval.size > 1] == ["reduce_sum"]
+    assert sum(e.primitive.name == "cond" for e in equations) == 1
+
+
+# What is not a number stays none.
+
+
+def norms_of(x):
+    """Everything that numerics makes of one array `[256, 256]`, each of which must show a NaN."""
+    flat, r = x.reshape(-1), numerics.upcast(x)
+    return {
+        "norm": numerics.norm(flat),
+        "columns": jnp.max(numerics.norm(x, (0,)) * (jnp.arange(256) == 777 % 256)),
+        "rms": numerics.rms(flat),
+        "split_norm": numerics.split_norm(flat)[1].reshape(()),
+        "split_rms": numerics.split_rms(flat)[1].reshape(()),
+        "global_norm": numerics.global_norm([flat, x]),
+        "hypot": jnp.sum(numerics.hypot(r, r)),
+        "root_moment": jnp.sum(numerics.root_moment(r, r, 0.9)),
+        "mean_moment": jnp.sum(numerics.mean_moment(r, r, 0.9)),
+        "cast": jnp.sum(numerics.saturating_cast(r, jnp.float16).astype(r.dtype)),
+        "at_least": jnp.sum(numerics.at_least(r, 0.0)),
+        "sqrt": jnp.sum(numerics.sqrt(r)),
+        "divide": jnp.sum(numerics.divide(r, r)),
+    }
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16], ids=lambda t: t.__name__
+)
+def test_what_is_not_finite_shows_in_every_number(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        inputs = jnp.stack([broken(LARGE, dtype, bad) for bad in (np.nan, np.inf)])
+        forms = [lambda x: jax.lax.map(norms_of, x), jax.vmap(norms_of)]
+        if dtype == jnp.float32:
+            mesh = jax.sharding.Mesh(jax.devices(), "rows")
+            rows = jax.NamedSharding(mesh, jax.P(None, "rows"))
+            forms.append(jax.jit(jax.vmap(norms_of), in_shardings=rows))
+        for form in forms:
+            found = jax.jit(form)(inputs)
+            assert [name for name, x in found.items() if not np.isnan(x[0])] == []
+            assert [name for name, x in found.items() if np.isfinite(x[1])] == []
