@@ -57,7 +57,13 @@ def _few_memory_maps():
 
 # LLVM need not optimize what a test runs once. Where bits are compared, and where rounding is the
 # subject, programs are those that users run. XLA's own passes are the same in both.
-_OPTIMIZED = {"training", "test_atlas.py", "test_numerics.py"}
+_OPTIMIZED = {
+    "training",
+    "test_atlas.py",
+    "test_layered_transforms.py",
+    "test_numerics.py",
+    "test_response.py",
+}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -47,6 +47,7 @@ def test_adam_loses_what_eps_takes(factory, eps):
         (CLIPPED, 1),
         (optax.chain(vj.clip_by_layer_norm(1.0), optax.sgd(0.1)), 1),
         (optax.chain(optax.clip(1.0), optax.sgd(0.1)), 1),
+        (optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.1)), 1),
         (vj.adam(1e-3, eps_relative=True), 0),
         (vj.adam_atan2(1e-3), 0),
         (vj.lion(1e-3), 0),
