@@ -19,7 +19,13 @@ _FEW = 2**18
 _KEPT = 4
 
 
-def jit_recent(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), options: Any = None) -> _Fn:
+def jit_recent(
+    fn: _Fn,
+    *,
+    static_argnums: int | tuple[int, ...] = (),
+    options: Any = None,
+    kept: int = _KEPT,
+) -> _Fn:
     """As `jax.jit`, but only the last few programs are kept, and what they refer to.
 
     `jax.jit` keeps every program of a function at module level, and with it every static argument.
@@ -30,6 +36,7 @@ def jit_recent(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), options: 
       fn: The function; no keyword arguments.
       static_argnums: As in `jax.jit`.
       options: Compiler options.
+      kept: How many programs are kept.
 
     Returns:
       The function, compiled for every new combination of static arguments and shapes.
@@ -41,7 +48,7 @@ def jit_recent(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), options: 
     """
     static = {static_argnums} if isinstance(static_argnums, int) else set(static_argnums)
 
-    @functools.lru_cache(maxsize=_KEPT)
+    @functools.lru_cache(maxsize=kept)
     def program(fixed: tuple[Any, ...], _: Hashable) -> Any:
         # A function object of its own: when that is gone, JAX lets go of the program.
         def varying(*rest: Any) -> Any:
@@ -64,7 +71,7 @@ def jit_recent(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), options: 
     return call  # type: ignore[return-value]  # the same arguments and results
 
 
-def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = ()) -> _Fn:
+def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), kept: int = _KEPT) -> _Fn:
     """As `jit_recent`, for what is mostly called once with arrays of the same shapes.
 
     On small arrays, on the CPU, the compiler optimizes nothing: the optimization would take longer
@@ -73,6 +80,7 @@ def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = ()) -> _Fn:
     Args:
       fn: The function; no keyword arguments.
       static_argnums: As in `jax.jit`.
+      kept: How many programs are kept.
 
     Returns:
       The function, compiled for every new combination of static arguments and shapes.
@@ -82,8 +90,8 @@ def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = ()) -> _Fn:
       >>> jit_once(jnp.sum)(jnp.ones(3))
       Array(3., dtype=float32)
     """
-    optimized = jit_recent(fn, static_argnums=static_argnums)
-    quick = jit_recent(fn, static_argnums=static_argnums, options=RUNS_ONCE)
+    optimized = jit_recent(fn, static_argnums=static_argnums, kept=kept)
+    quick = jit_recent(fn, static_argnums=static_argnums, options=RUNS_ONCE, kept=kept)
 
     @functools.wraps(fn)
     def call(*arguments: Any) -> Any:

@@ -6,6 +6,7 @@ from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dis
 from vanishjax._jaxpr.chain import Link, links
 from vanishjax._jaxpr.contraction import Matrix
 from vanishjax._jaxpr.examine import Path
+from vanishjax._jaxpr.fold import Folded
 from vanishjax._jaxpr.intake import kernel_inputs
 from vanishjax._jaxpr.origin import (
     Origin,
@@ -24,7 +25,7 @@ from vanishjax._jaxpr.paths import Paths
 from vanishjax._jaxpr.program import Program, flatten, is_array, split_arrays, trace_loss
 from vanishjax._jaxpr.rows import WHOLE, Cut, Update
 from vanishjax._jaxpr.tail import constant_tail
-from vanishjax._jaxpr.taps import dummies_for, tapped_loss
+from vanishjax._jaxpr.taps import dummies_for, log_rms, tapped_loss
 from vanishjax._jaxpr.uses import Trace, parameter_uses
 from vanishjax._jaxpr.values import Use
 from vanishjax._jaxpr.versions import Place
@@ -36,6 +37,7 @@ __all__ = [
     "Anatomy",
     "Cut",
     "Event",
+    "Folded",
     "Link",
     "Looping",
     "Matrix",
@@ -64,6 +66,7 @@ __all__ = [
     "kernel_inputs",
     "library_function",
     "links",
+    "log_rms",
     "parameter_uses",
     "place_of",
     "spans_of",

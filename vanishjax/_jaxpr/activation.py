@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jax.extend.core import JaxprEqn, Literal, Var
 from vanishjax._jaxpr.reach import GRADIENT, Levels, best
 from vanishjax._jaxpr.values import ELEMENTWISE
 from vanishjax._jaxpr.versions import bind, called, open_jaxpr, shape_of
+from vanishjax.compilation import jit_once
 
 _MORE_ELEMENTWISE = """
     acos acosh asin asinh atan atan2 atanh eq erf_inv erfc ge gt is_finite le lgamma lt ne"""
@@ -98,6 +100,26 @@ class Activation:
                 for part in padded.reshape(-1, *shape)
             ]
         return np.concatenate(parts)[: points.size]
+
+    @functools.cached_property
+    def text(self) -> Hashable:
+        """Its equations, the same for the same function of arrays of the same shape."""
+        names: dict[Any, int] = {self.before: 0}
+
+        def name(atom: Any) -> Any:
+            if isinstance(atom, Literal):
+                return str(atom.val)
+            return names.setdefault(atom, len(names))
+
+        return tuple(
+            (
+                eqn.primitive.name,
+                tuple(map(name, eqn.invars)),
+                tuple(map(name, eqn.outvars)),
+                str({k: v for k, v in eqn.params.items() if not callable(v)}),
+            )
+            for eqn in self.equations
+        )
 
     def slope(self, x: Any) -> Any:
         """Its derivative at an array of the shape of `before`."""
@@ -211,7 +233,7 @@ def _needed(steps: list[JaxprEqn], constant: list[JaxprEqn], after: Var) -> tupl
 
 def _measure(activation: Activation, known: dict[Any, Shape]) -> Activation:
     """Tells the steepest slope, and whether both sides are flat."""
-    text = _text(activation)
+    text = activation.text
     if text not in known:
         known[text] = _slopes(activation.slope, activation.before.aval)
     return dataclasses.replace(activation, **known[text]._asdict())
@@ -222,10 +244,11 @@ def _slopes(slope: Callable[[Any], Any], aval: Any) -> Shape:
     count = max(size, _POINTS)
     reach = np.arcsinh(_REACH)
     points = np.sinh(np.linspace(-reach, reach, math.ceil(count / size) * size))
+    compiled = jit_once(slope)  # at once: each of a dozen operations takes as long to compile
     with jax.ensure_compile_time_eval():
         slopes = np.concatenate(
             [
-                np.asarray(slope(jnp.asarray(part, aval.dtype)), np.float64).ravel()
+                np.asarray(compiled(jnp.asarray(part, aval.dtype)), np.float64).ravel()
                 for part in points.reshape(-1, *aval.shape)
             ]
         )
@@ -255,22 +278,3 @@ def _kind(slopes: np.ndarray[Any, Any]) -> str:
     center = float(sums[len(sums) // 2]) / 2
     odd = float(np.max(np.abs(slopes - slopes[::-1]))) < _ALIKE * size
     return "unit_slope" if odd and abs(center - 1) < _ALIKE else "other"
-
-
-def _text(activation: Activation) -> Any:
-    names: dict[Any, int] = {activation.before: 0}
-
-    def name(atom: Any) -> Any:
-        if isinstance(atom, Literal):
-            return str(atom.val)
-        return names.setdefault(atom, len(names))
-
-    return tuple(
-        (
-            eqn.primitive.name,
-            tuple(map(name, eqn.invars)),
-            tuple(map(name, eqn.outvars)),
-            str({k: v for k, v in eqn.params.items() if not callable(v)}),
-        )
-        for eqn in activation.equations
-    )

@@ -1,7 +1,8 @@
 """Evaluates a loss with taps on it, which measure the cotangents that come back.
 
 At a bottleneck a tap hands the cotangent on with root mean square 1, so that it never underflows,
-and gives the logarithm of what it was as the cotangent of a dummy input.
+and gives the logarithm of what it was as the cotangent of a dummy input. Elsewhere, and outside of
+loops, what it gives is the cotangent itself: measured later, those that are alike share a program.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jax.extend.core import JaxprEqn, Var
 from vanishjax import numerics
 from vanishjax._jaxpr.anatomy import Anatomy, Site
 from vanishjax._jaxpr.program import Evaluator, Program
-from vanishjax._jaxpr.versions import bind
+from vanishjax._jaxpr.versions import bind, dtype_of, shape_of
 from vanishjax._jaxpr.watched import Watched
 from vanishjax.placement import unsharded
 
@@ -39,9 +40,9 @@ def tapped_loss(
       anatomy: Where the taps are.
       measure: `measure(site, x)` of the activation's argument; anything, for each site.
       arguments: The parameters' leaves, then the batch's arrays.
-      dummies: For each tap float32 zeros of its loops' lengths: see `dummies_for`. The gradient
-        with respect to them is log(rms) of the cotangent there, given that the bottlenecks further
-        down have normalized theirs.
+      dummies: For each tap zeros: see `dummies_for`. The gradient with respect to them is log(rms)
+        of the cotangent there, or the cotangent, given that the bottlenecks further down have
+        normalized theirs.
       watch: If given, `watch(watched, x)` of a watched equation's result or operand; anything.
 
     Returns:
@@ -54,8 +55,16 @@ def tapped_loss(
 
 
 def dummies_for(anatomy: Anatomy) -> list[jax.Array]:
-    """Zeros to differentiate with respect to."""
-    return [jnp.zeros(lengths, jnp.float32) for lengths in anatomy.lengths]
+    """Zeros to differentiate with respect to.
+
+    For each tap one float32 number for each turn of its loops; or, where it neither normalizes nor
+    stands in a loop, an array of the shape and type of what is tapped.
+    """
+    dummies = [jnp.zeros(lengths, jnp.float32) for lengths in anatomy.lengths]
+    for variable, (number, normalizes) in anatomy.taps.items():
+        if not normalizes and not anatomy.lengths[number]:
+            dummies[number] = jnp.zeros(shape_of(variable.aval), dtype_of(variable))
+    return dummies
 
 
 class _Tapped(Evaluator):
@@ -82,7 +91,11 @@ class _Tapped(Evaluator):
             self.measured[site.tap] = self._measure(site, unsharded(jax.lax.stop_gradient(x)))
         if variable in self._anatomy.taps:
             number, normalizes = self._anatomy.taps[variable]
-            return (_NORMALIZING if normalizes else _READING)(x, self._dummies[number])
+            if normalizes:
+                return _NORMALIZING(x, self._dummies[number])
+            return (_READING if self._anatomy.lengths[number] else _COPYING)(
+                x, self._dummies[number]
+            )
         return x
 
     def scan(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -101,6 +114,11 @@ class _Tapped(Evaluator):
         return results
 
 
+def log_rms(x: jax.Array) -> jax.Array:
+    """The logarithm of an array's root mean square, float32."""
+    return _split_log_rms(x)[1]
+
+
 def _split_log_rms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """An array divided by its root mean square, and the logarithm of that."""
     scale, rest = numerics.split_rms(x)
@@ -109,16 +127,15 @@ def _split_log_rms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return unit.astype(x.dtype), log_rms
 
 
-def _tap(*, normalizes: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The identity of its first argument, with a cotangent for the second: log(rms)."""
-
-    def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-        normalized, log_rms = _split_log_rms(cotangent)
-        return normalized if normalizes else cotangent, log_rms
-
+def _tap(
+    backward: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The identity of its first argument, with the cotangents that `backward` makes of its own."""
     tap = jax.custom_vjp(lambda x, _: x)
-    tap.defvjp(lambda x, _: (x, None), backward)
+    tap.defvjp(lambda x, _: (x, None), lambda _, cotangent: backward(cotangent))
     return tap
 
 
-_READING, _NORMALIZING = _tap(normalizes=False), _tap(normalizes=True)
+_NORMALIZING = _tap(_split_log_rms)
+_READING = _tap(lambda cotangent: (cotangent, log_rms(cotangent)))
+_COPYING = _tap(lambda cotangent: (cotangent, cotangent))

@@ -14,9 +14,9 @@ import numpy as np
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
-from vanishjax.health.alike import reduce_layers
 from vanishjax.health.constant import constant_loss
-from vanishjax.health.statistics import Statistics, statistics
+from vanishjax.health.statistics import Measurement, Statistics
+from vanishjax.health.together import call_each
 from vanishjax.health.watch import watch
 from vanishjax.layers import Layers
 from vanishjax.layers.traced import traced_loss
@@ -68,33 +68,131 @@ class Plan(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What running it told."""
+    """What running it told, on the host."""
 
-    loss: jax.Array
-    log_rms: list[jax.Array]  # of the cotangents, by tap
+    loss: np.ndarray[Any, Any]
+    log_rms: dict[int, np.ndarray[Any, Any]]  # of the cotangents, by tap
     log_scale: float  # of the loss that they are of
     statistics: dict[int, Statistics]  # by tap
-    rms: jax.Array  # of the gradients, by layer of parameters
-    log_tapped_rms: jax.Array  # of the gradients with taps
-    zero_fraction: jax.Array
-    nonfinite: jax.Array
-    parameter_rms: jax.Array
+    rms: np.ndarray[Any, Any]  # of the gradients, by layer of parameters
+    log_tapped_rms: np.ndarray[Any, Any]  # of the gradients with taps
+    zero_fraction: np.ndarray[Any, Any]
+    nonfinite: np.ndarray[Any, Any]
+    parameter_rms: np.ndarray[Any, Any]
+    watched: dict[int, np.ndarray[Any, Any]]
+    constant_loss: np.ndarray[Any, Any]
+
+
+class _Arrays(NamedTuple):
+    """What one run gives: numbers, and arrays whose numbers are yet to be taken."""
+
+    loss: jax.Array
+    cotangents: list[jax.Array]  # by tap; log(rms) of them where taps normalize or stand in loops
+    sites: dict[int, Any]  # by tap; `Statistics` where the tap stands in a loop
+    gradients: list[jax.Array]  # by leaf
+    tapped_gradients: list[jax.Array]  # by leaf
     watched: dict[int, jax.Array]
     constant_loss: jax.Array
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["plan"])
-@dataclasses.dataclass
-class Measured:
-    """Both, so that the plan comes back from a compiled function."""
+class _Known(NamedTuple):
+    """What is known before a run, and needed after it."""
 
-    values: Values
     plan: Plan
+    measurements: tuple[tuple[int, Measurement], ...]  # by tap
+    copied: tuple[int, ...]  # taps that give the cotangent itself
+    log_scale: float
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["known"])
+@dataclasses.dataclass
+class _Run:
+    """Both, so that what is known comes back from a compiled function."""
+
+    arrays: _Arrays
+    known: _Known
+
+
+class _LeafNumbers(NamedTuple):
+    """Of one leaf, for each of its layers; or of all leaves, in depth order."""
+
+    rms: Any
+    log_tapped_rms: Any
+    zero_fraction: Any
+    nonfinite: Any
+    parameter_rms: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfLeaf:
+    """What is to be measured of a leaf: a function of its gradients and its parameters."""
+
+    axes: tuple[int, ...]
+
+    def __call__(
+        self, gradient: jax.Array, tapped: jax.Array, parameters: jax.Array
+    ) -> _LeafNumbers:
+        def split(x: jax.Array) -> list[jax.Array]:
+            return [jnp.squeeze(part, self.axes) for part in numerics.split_rms(x, self.axes)]
+
+        (scale, rest), (tapped_scale, tapped_rest) = split(gradient), split(tapped)
+        own_scale, own_rest = split(parameters)
+        return _LeafNumbers(
+            scale * rest,
+            jnp.log(tapped_scale) + jnp.log(tapped_rest),
+            jnp.mean(gradient == 0, self.axes),
+            jnp.any(~jnp.isfinite(gradient), self.axes),
+            own_scale * own_rest,
+        )
+
+
+def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, Plan]:
+    """Traces a loss, puts taps on it, and runs it forward and backward once.
+
+    Args:
+      loss: The loss.
+      leaves: The parameters' leaves.
+      arrays: The batch's arrays.
+
+    Returns:
+      What was measured, and what was known before.
+
+    Raises:
+      ValueError: The loss isn't a real number, or can't be differentiated.
+    """
+    run = _run(loss, leaves, arrays)
+    found, (plan, measurements, copied, log_scale) = run.arrays, run.known
+    fns: list[Callable[..., Any]] = [measurement for _, measurement in measurements]
+    fns += [_jaxpr.log_rms] * len(copied)
+    fns += [_OfLeaf(leaf.inner_axes) for leaf in plan.layers.leaves]
+    each = zip(found.gradients, found.tapped_gradients, leaves, strict=True)
+    arguments = [
+        *((found.sites[tap],) for tap, _ in measurements),
+        *((found.cotangents[tap],) for tap in copied),
+        *each,
+    ]
+    numbers = iter(call_each(fns, arguments))
+    sites = found.sites | {tap: next(numbers) for tap, _ in measurements}
+    log_rms = dict(enumerate(found.cotangents)) | {tap: next(numbers) for tap in copied}
+    value, log_rms, sites, of_leaves, watched, constant = jax.device_get(
+        (found.loss, log_rms, sites, list(numbers), found.watched, found.constant_loss)
+    )
+    of_layers = _LeafNumbers(
+        *(_by_layer(plan.layers, column) for column in zip(*of_leaves, strict=True))
+    )
+    return Values(
+        loss=value,
+        log_rms=log_rms,
+        log_scale=log_scale,
+        statistics=sites,
+        **of_layers._asdict(),
+        watched=watched,
+        constant_loss=constant,
+    ), plan
 
 
 @functools.partial(jit_once, static_argnums=0)
-def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> Measured:
-    """Traces a loss, puts taps on it, and runs it forward and backward once."""
+def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
     params, batch = loss.arguments(leaves, arrays)
     traced = traced_loss(loss.fn, params, batch)
     program, layers, anatomy = traced.program, traced.layers, traced.anatomy
@@ -105,13 +203,18 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> Measured:
         )
     widths: dict[int, int] = {}
     activations: dict[int, str | None] = {}
+    measurements: dict[int, Measurement] = {}
 
     types = {site.tap: site.dtype for site in anatomy.sites.values()}
 
-    def observe(site: _jaxpr.Site, x: jax.Array) -> Statistics:
+    def observe(site: _jaxpr.Site, x: jax.Array) -> Any:
         widths[site.tap] = int(np.prod([x.shape[axis] for axis in site.units], dtype=int))
         activations[site.tap] = None if site.activation is None else site.activation.kind
-        return statistics(x, site.activation, site.samples, site.units)
+        measurement = Measurement.of(site)
+        if anatomy.lengths[site.tap]:
+            return measurement(x)  # a loop would stack the arrays of all its turns
+        measurements[site.tap] = measurement
+        return x
 
     narrow = "float16" in {*types.values(), *(str(x.dtype) for x in leaves)}
     log_scale = _FLOAT16_LOG_SCALE if narrow else 0.0
@@ -126,41 +229,15 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> Measured:
     def plain(leaves: list[Any]) -> Any:
         return loss_alone(loss.fn(*loss.arguments(leaves, arrays)))
 
+    dummies = _jaxpr.dummies_for(anatomy)
     try:
         gradients = jax.grad(plain)(leaves)
         differentiate = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
-        (_, (value, found, seen)), (tapped_gradients, log_rms) = differentiate(
-            leaves, _jaxpr.dummies_for(anatomy)
-        )
+        (_, (value, sites, seen)), (tapped_gradients, cotangents) = differentiate(leaves, dummies)
     except (TypeError, ValueError, NotImplementedError) as error:
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"loss_fn can't be differentiated: {text}") from error
 
-    def tree(leaves: list[Any]) -> Any:
-        return jax.tree_util.tree_unflatten(loss.structure, leaves)
-
-    def log_rms_of(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        scale, rest = numerics.split_rms(x, axes)
-        return jnp.squeeze(jnp.log(scale) + jnp.log(rest), axes)
-
-    def rms_of(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        scale, rest = numerics.split_rms(x, axes)
-        return jnp.squeeze(scale * rest, axes)
-
-    gradient = tree(gradients)
-    values = Values(
-        value,
-        log_rms,
-        log_scale,
-        found,
-        reduce_layers(layers, rms_of, gradient),
-        reduce_layers(layers, log_rms_of, tree(tapped_gradients)),
-        reduce_layers(layers, lambda g, axes: jnp.mean(g == 0, axes), gradient),
-        reduce_layers(layers, lambda g, axes: jnp.any(~jnp.isfinite(g), axes), gradient),
-        reduce_layers(layers, rms_of, params),
-        seen,
-        constant_loss(program, anatomy, [*leaves, *arrays]),
-    )
     plan = Plan(
         layers,
         anatomy.events,
@@ -174,7 +251,19 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> Measured:
         tuple({layers.leaves[u.leaf].path: 0 for u in traced.trace.uses if _multiplies(u)}),
         tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
     )
-    return Measured(values, plan)
+    copied = tuple(
+        tap
+        for tap, normalizes in anatomy.taps.values()
+        if not normalizes and not anatomy.lengths[tap]
+    )
+    constant = constant_loss(program, anatomy, [*leaves, *arrays])
+    told = _Arrays(value, cotangents, sites, gradients, tapped_gradients, seen, constant)
+    return _Run(told, _Known(plan, tuple(measurements.items()), copied, log_scale))
+
+
+def _by_layer(layers: Layers, numbers: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """`[layers]` array in depth order, of what each leaf has of its own."""
+    return np.concatenate([np.ravel(one) for one in numbers])[np.array(layers.order)]
 
 
 def _multiplies(use: _jaxpr.Use) -> bool:

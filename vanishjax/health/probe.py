@@ -95,5 +95,4 @@ def _probe(problem: Problem, batch: Any) -> Probe:
     arrays = [x for x in inputs if _jaxpr.is_array(x)]
     settings = tuple(None if _jaxpr.is_array(x) else Setting(x) for x in inputs)
     loss = Loss(problem.plain_loss, structure, batch_structure, settings)
-    measured = measure(loss, [jnp.asarray(x) for x in leaves], arrays)
-    return assemble(jax.device_get(measured.values), measured.plan, batch)
+    return assemble(*measure(loss, [jnp.asarray(x) for x in leaves], arrays), batch)

@@ -1,5 +1,6 @@
 """How the step that a transform takes depends on the size of the gradient."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -7,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vanishjax import numerics
-from vanishjax.health.alike import reduce_layers
+from vanishjax import _jaxpr, numerics
 from vanishjax.layers import Layers
 from vanishjax.transforms.arguments import as_transform
 from vanishjax.transforms.per_layer import check_layers, layers_of
@@ -100,38 +100,58 @@ def step_response(
         raise ValueError("expected parameters, got a tree without leaves")
     extended = as_transform(tx, "tx")
     leaves, structure = jax.tree.flatten(params)
-    # One draw, of which every leaf takes as much as it has entries: a draw each takes the compiler
-    # as long as the transform itself.
+    # One draw, of which every leaf takes as much as it has entries: what then is done to leaves of
+    # one shape is the same.
     signs = jax.random.rademacher(jax.random.key(0), (max(map(jnp.size, leaves)),), jnp.int8)
-    patterns = [
-        signs[: jnp.size(leaf)].reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
-        for leaf in leaves
-    ]
-
     dtype = numerics.common_dtype(leaves)
 
-    def steps(size: jax.Array) -> Any:
-        gradient = jax.tree.unflatten(structure, [_scaled(x, size) for x in patterns])
+    @jax.jit  # traced once for both updates
+    def update(gradient: Any, state: Any, params: Any) -> Any:
+        return extended.update(gradient, state, params, value=jnp.ones([]))
+
+    def steps(size: jax.Array, signs: jax.Array, leaves: list[jax.Array]) -> Any:
+        gradient = [
+            _scaled(signs[: leaf.size].reshape(leaf.shape).astype(leaf.dtype), size)
+            for leaf in leaves
+        ]
+        params = jax.tree.unflatten(structure, leaves)
         state = extended.init(params)
         for _ in range(2):
-            update, state = extended.update(gradient, state, params, value=jnp.ones([]))
-        return jax.tree.map(numerics.upcast, update)
+            step, state = update(jax.tree.unflatten(structure, gradient), state, params)
+        return jax.tree.map(numerics.upcast, step)
 
-    def measure(still: Any, size: jax.Array) -> tuple[Any, jax.Array]:
-        step = steps(size)
-        moved = jax.tree.map(jnp.subtract, step, still)
-        # The first size is zero: what moves then is no response to the gradient.
-        still = jax.tree.map(lambda new, old: jnp.where(size == 0, new, old), step, still)
-        return still, reduce_layers(found, numerics.rms, moved).astype(dtype)
-
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
     try:
-        shapes = jax.eval_shape(steps, jnp.zeros([]))
+        traced, shapes = jax.make_jaxpr(steps, return_shape=True)(jnp.zeros([]), signs, leaves)
     except TypeError as error:
         if not any(name in str(error) for name in _OF_A_STEP):
             raise
         return _unknown(len(found), dtype)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    entries = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
+    folded = _jaxpr.Folded(traced)
+    places = dict(zip(map(id, jax.tree.leaves(shapes)), folded.places, strict=True))
+
+    def measure(still: Any, size: jax.Array) -> tuple[Any, jax.Array]:
+        step = folded(size, signs, *leaves)
+        # Where nothing moves the difference would be the rounding error of the step's last product:
+        # a compiler fuses the two.
+        moved = [jnp.where(new == old, 0, new - old) for new, old in zip(step, still, strict=True)]
+        # The first size is zero: what moves then is no response to the gradient.
+        still = [jnp.where(size == 0, new, old) for new, old in zip(step, still, strict=True)]
+
+        @functools.cache
+        def sizes(array: int, axes: tuple[int, ...]) -> jax.Array:
+            rows = tuple(axis + 1 for axis in axes)
+            scale, rest = numerics.split_rms(moved[array], rows)
+            return jnp.squeeze(scale * rest, rows).astype(dtype)
+
+        def of_leaf(shape: jax.ShapeDtypeStruct, axes: tuple[int, ...]) -> jax.Array:
+            array, row = places[id(shape)]
+            return sizes(array, axes)[row]
+
+        return still, found.reduce(of_leaf, shapes)
+
+    nothing = [jnp.zeros(x.shape, x.dtype) for x in folded.shapes]
+    entries = sum(leaf.size for leaf in leaves)
     healthy = max(_HEALTHY_NORM / max(entries, 1) ** 0.5, _LEAST_HEALTHY_RMS)
     measured = jnp.array(gradient_sizes(dtype), dtype)
     sizes = jnp.concatenate([jnp.array([0.0, healthy / _SPAN, healthy], dtype), measured])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
 from vanishjax import numerics
-from vanishjax._jaxpr import Activation
+from vanishjax._jaxpr import Activation, Site
 
 # More samples than this say no more about the rank, and cost a matrix product each.
 _MOST_SAMPLES = 512
@@ -42,6 +44,33 @@ class Statistics(NamedTuple):
     dead_fraction: jax.Array
     saturated_fraction: jax.Array
     slope_rms: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What is to be measured of one layer: a function of arrays, equal to others that do the same.
+
+    Attributes:
+      activation: See `statistics`.
+      samples: See `statistics`.
+      units: See `statistics`.
+      text: The activation's.
+    """
+
+    activation: Activation | None = dataclasses.field(compare=False)
+    samples: tuple[int, ...]
+    units: tuple[int, ...]
+    text: Hashable
+
+    @classmethod
+    def of(cls, site: Site) -> Self:
+        """What is to be measured at a site."""
+        text = None if site.activation is None else site.activation.text
+        return cls(site.activation, site.samples, site.units, text)
+
+    def __call__(self, x: jax.Array) -> Statistics:
+        """Measures a layer: see `statistics`."""
+        return statistics(x, self.activation, self.samples, self.units)
 
 
 def statistics(
