@@ -6,6 +6,12 @@ from typing import Any
 from benchmarks.real_networks import HEALTHY
 from benchmarks.record import spread
 
+_NAMES = {
+    "held_out": "held-out",
+    "held_out_again": "held-out, looked at before",
+    "tuning": "tuning",
+}
+
 
 def real_networks(results: dict[str, Any]) -> list[str]:
     """What training says of the held-out networks, and what the verdicts say."""
@@ -33,17 +39,18 @@ def tools(results: dict[str, Any]) -> list[str]:
     """Sick networks found and healthy ones accused, by tool."""
     names = list(results["held_out"]["tools"])
     rows = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for part in ("held_out", "tuning"):
+    for part in [name for name in _NAMES if name in results]:
         for label, key in (("sick, found", "caught"), ("healthy, accused", "false_alarms")):
             cells = [_of(results[part]["tools"][name][key]) for name in names]
-            rows.append(f"| {part.replace('_', '-')}: {label} | {' | '.join(cells)} |")
+            rows.append(f"| {_NAMES[part]}: {label} | {' | '.join(cells)} |")
     return rows
 
 
 def cost(results: dict[str, Any]) -> list[str]:
     """What a first verdict costs, by kind."""
     by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
-    for part in results.values():
+    latest = results.get("held_out_again", results["held_out"])
+    for part in (latest, results["tuning"]):
         for one in part["examined"]:
             if one["cost"]:
                 by_kind[one["kind"]].append(one["cost"])

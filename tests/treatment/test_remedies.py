@@ -80,7 +80,7 @@ def assert_recipe_makes(problem, recipe, treated, batch=BATCH):
     chex.assert_trees_all_equal(found, expected)
 
 
-ATTENTION = ("small_queries", "small_branches")
+ATTENTION = ("small_queries", "small_branches", "identity_attention", "slow_identity_attention")
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("rezero", *ATTENTION)])
@@ -395,7 +395,7 @@ def transformer(scale=1.0):
 TOKENS = jax.random.randint(KEY, (12, 16, 6), 0, 11)
 
 
-@pytest.mark.parametrize("name", ["small_queries", "small_branches", "small_output"])
+@pytest.mark.parametrize("name", ["small_output", *ATTENTION])
 def test_recipes_for_a_transformer(name):
     problem = transformer()
     remedy = KNOWN[name](Context(problem, TOKENS[0]))
@@ -405,19 +405,20 @@ def test_recipes_for_a_transformer(name):
         jax.tree.map(lambda a, b: not np.array_equal(a, b), problem.params, treated.params)
     )
     kernels = {path[-1].key for path, one in changed if one}
-    assert (
-        kernels
-        == {
-            "small_queries": {"query", "key"},
-            "small_branches": {"out", "down"},
-            "small_output": {"head"},
-        }[name]
-    )
-    assert sum(one for _, one in changed) == {"small_output": 1}.get(name, 4)
+    expected = {
+        "small_queries": {"query", "key"},
+        "small_branches": {"out", "down"},
+        "small_output": {"head"},
+    }
+    every = {path[-1].key for path, _ in changed}
+    assert kernels == expected.get(name, every)
+    counts = {"small_output": 1, "small_queries": 4, "small_branches": 4}
+    assert sum(one for _, one in changed) == counts.get(name, len(changed))
 
 
 def test_what_is_for_attention_refuses_other_networks_by_name():
-    for name, said in zip(ATTENTION, ("no softmax", "no residual branch"), strict=True):
+    reasons = ("no softmax", "no residual branch", *2 * ["no attention of a sequence to itself"])
+    for name, said in zip(ATTENTION, reasons, strict=True):
         with pytest.raises(ValueError, match=said):
             KNOWN[name](context()).treat(PROBLEM)
 

@@ -24,7 +24,7 @@ from vanishjax._jaxpr.reach import GRADIENT, Reach
 from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.values import Use
 from vanishjax._jaxpr.versions import dtype_of, scan_split, shape_of
-from vanishjax._jaxpr.watched import Watched, find_softmaxes, intake_of
+from vanishjax._jaxpr.watched import Softmax, Watched, find_softmaxes, intake_of
 
 _GATES: dict[str, Literal["tanh", "logistic"]] = {"tanh": "tanh", "logistic": "logistic"}
 
@@ -179,7 +179,7 @@ class _Surgeon:
         self.frozen: dict[int, JaxprEqn] = {}
         self.frozen_sites: dict[Var, Site] = {}
         self.paths = PathBuilder()
-        self._softmaxes: dict[Var, tuple[int, ...]] = {}
+        self._softmaxes: dict[Var, Softmax] = {}
         self._gates: dict[Var, JaxprEqn] = {}
         self._intakes: list[tuple[Var, JaxprEqn, tuple[int, ...], int]] = []
         self._kernels = kernels
@@ -297,8 +297,10 @@ class _Surgeon:
         feeding = paths.feeding(list(known.values()), sites)
         for variable, taps in zip(known, feeding, strict=True):
             if taps:
-                axes = self._softmaxes[variable]
-                watched[variable] = Watched(len(watched), "softmax", axes, taps=taps)
+                axes, positions, width = self._softmaxes[variable]
+                watched[variable] = Watched(
+                    len(watched), "softmax", axes, taps=taps, positions=positions, width=width
+                )
         gates = {v: node for v in self._gates if (node := self.paths.known(v)) is not None}
         for variable, taps in zip(gates, paths.feeding(list(gates.values()), sites), strict=True):
             if taps:

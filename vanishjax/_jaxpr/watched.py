@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,8 @@ class Watched(NamedTuple):
       batch: The axis of the intake that counts the batch.
       operand: Which operand the intake is.
       taps: The taps on the outputs of the kernels that feed its result; of the kernel itself.
+      positions: Of a softmax of products of as many queries as keys how many these are; else 0.
+      width: The number of features that these products are sums over; 0 where it isn't known.
     """
 
     number: int
@@ -35,37 +38,77 @@ class Watched(NamedTuple):
     batch: int = 0
     operand: int = 0
     taps: tuple[int, ...] = ()
+    positions: int = 0
+    width: int = 0
 
 
-def find_softmaxes(jaxpr: Any) -> Iterator[tuple[Var, tuple[int, ...]]]:
+class Softmax(NamedTuple):
+    """A softmax: the axes along which it adds up to 1, and `Watched.positions` and `width`."""
+
+    axes: tuple[int, ...]
+    positions: int = 0
+    width: int = 0
+
+
+def find_softmaxes(jaxpr: Any) -> Iterator[tuple[Var, Softmax]]:
     """The softmaxes of one jaxpr: exp(x) over its own sum, masked or not.
 
     Args:
       jaxpr: A flat jaxpr; loops inside aren't looked into.
 
     Yields:
-      The results, each with the axes along which it adds up to 1.
+      The results, each with what is known of it.
     """
     makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     for eqn in jaxpr.eqns:
-        axes: tuple[int, ...] | None = None
+        found: Softmax | None = None
         if eqn.primitive.name == "div":
-            axes = _softmax_axes(eqn, makers)
+            found = _softmax(eqn, makers)
         elif (inner := open_jaxpr(called(eqn))) is not None and len(inner.outvars) == 1:
-            results = dict(find_softmaxes(inner))
-            axes = results.get(inner.outvars[0])
-        if axes is not None:
-            yield eqn.outvars[0], axes
+            found = dict(find_softmaxes(inner)).get(inner.outvars[0])
+            if found is not None and not found.width:
+                found = Softmax(found.axes, *_product(eqn.invars[0], makers))
+        if found is not None:
+            yield eqn.outvars[0], found
 
 
-def _softmax_axes(eqn: JaxprEqn, makers: Mapping[Var, JaxprEqn]) -> tuple[int, ...] | None:
+def _softmax(eqn: JaxprEqn, makers: Mapping[Var, JaxprEqn]) -> Softmax | None:
     total = _maker(eqn.invars[1], makers)
     if total is None or total.primitive.name != "reduce_sum":
         return None
     above, below = _maker(eqn.invars[0], makers), _maker(total.invars[0], makers)
     if above is None or above is not below or not above.primitive.name.startswith("exp"):
         return None
-    return tuple(total.params["axes"])
+    return Softmax(tuple(total.params["axes"]), *_product(above.invars[0], makers))
+
+
+def _product(atom: Any, makers: Mapping[Var, JaxprEqn]) -> tuple[int, int]:
+    """`Watched.positions` and `width` of what a softmax is taken of, scaled and masked or not."""
+    size = math.prod(shape_of(atom.aval))
+    waiting, seen = [atom], set()
+    while waiting:
+        eqn = makers.get(waiting.pop())
+        if eqn is None or id(eqn) in seen:
+            continue
+        seen.add(id(eqn))
+        if eqn.primitive.name == "dot_general":
+            (contracted, batched), shapes = (
+                eqn.params["dimension_numbers"],
+                [shape_of(v.aval) for v in eqn.invars],
+            )
+            taken = [{*one, *other} for one, other in zip(contracted, batched, strict=True)]
+            queries, keys = (
+                math.prod(n for axis, n in enumerate(shape) if axis not in used)
+                for shape, used in zip(shapes, taken, strict=True)
+            )
+            width = math.prod(shapes[0][axis] for axis in contracted[0])
+            return queries if queries == keys else 0, width
+        waiting += [
+            v
+            for v in eqn.invars
+            if not isinstance(v, Constant) and math.prod(shape_of(v.aval)) == size
+        ]
+    return 0, 0
 
 
 def _maker(atom: Any, makers: Mapping[Var, JaxprEqn]) -> JaxprEqn | None:

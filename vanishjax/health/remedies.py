@@ -53,6 +53,10 @@ _KERNELS: Mapping[str, Advice] = {
         "params = vj.initializers.looks_linear(jax.random.key(0), params, layers)",
         needs="rectifier",
     ),
+    "identity_attention": Advice(
+        "equal orthogonal queries and keys, so large that each position attends to itself",
+        "params = vj.initializers.identity_attention(loss_fn, params, batch)",
+    ),
     "redraw": Advice(
         "draw the kernels anew, set biases to 0, then lsuv",
         "params = vj.initializers.redraw(jax.random.key(0), params, layers)",
@@ -258,7 +262,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "exploding_gradient": Fitting(
             ("small_branches", "slow_looks_linear", "slow_small_lsuv", "tiny_lsuv", "rezero"),
-            (*_DEEP, "clip"),
+            (*_DEEP, *_REDRAWN, "clip"),
         ),
         "saturated_units": Fitting(
             ("lsuv", "redraw", "standardize", "layer_norm"), ("slow_lsuv", "slow_redraw")
@@ -271,7 +275,8 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             ("eps_relative", "adam_atan2", "multiply_loss"), ("lsuv", "slow_lsuv")
         ),
         "token_collapse": Fitting(
-            ("small_branches", "skip_attention", "pre_ln", "fewer_layers"), ("lsuv", "slow_lsuv")
+            ("small_branches", "identity_attention", "skip_attention", "pre_ln", "fewer_layers"),
+            ("lsuv", "slow_lsuv", "slow_identity_attention"),
         ),
         "saturated_attention": Fitting(
             ("small_queries", "scaled_scores", "qk_norm"), ("lsuv", "slow_lsuv")

@@ -6,10 +6,12 @@ where it takes a ``bias_init``. What a bias initializer can't do, because it doe
 does the same for any model, by looking at data instead of theory; `looks_linear` is for rectifiers.
 `redraw` is for parameters beyond repair. `small_branches`, `small_queries` and `small_output` touch
 nothing but the kernels that they name: for transformers and other residual networks.
+`identity_attention` is for attention without skip connections.
 `shaped` goes further, to plain chains of a thousand layers and more; `delta_orthogonal` is for
 convolutions. `pca` turns the first kernels of any of these toward what the inputs are made of.
 """
 
+from vanishjax.initializers.attention import identity_attention
 from vanishjax.initializers.critical import (
     center_biases,
     critical_bias,
@@ -33,6 +35,7 @@ __all__ = [
     "critical_normal",
     "critical_orthogonal",
     "delta_orthogonal",
+    "identity_attention",
     "initialization",
     "looks_linear",
     "lsuv",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,7 +120,11 @@ def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
 
 
 def adjusted(
-    found: Network, kernels: Sequence[Adjustable], *, orthogonal: bool = True, variance: float
+    found: Network,
+    kernels: Sequence[Adjustable],
+    *,
+    orthogonal: bool = True,
+    variance: float | Mapping[int, float],
 ) -> Any:
     """Parameters with some kernels adjusted, each seeing what those before it now put out.
 
@@ -128,10 +132,14 @@ def adjusted(
       found: The network.
       kernels: Which.
       orthogonal: Whether they become orthogonal.
-      variance: Of what they put out.
+      variance: Of what they put out: of all, or of each by its tap.
     """
     program, anatomy = found.traced.program, found.traced.anatomy
-    run = functools.partial(_adjusted, program, anatomy, kernels, orthogonal, variance**0.5)
+    deviations = {
+        tap: (variance[tap] if isinstance(variance, Mapping) else variance) ** 0.5
+        for tap in (kernel.site.tap for kernel in kernels)
+    }
+    run = functools.partial(_adjusted, program, anatomy, kernels, orthogonal, deviations)
     return found.with_leaves(jit_once(run)(found.leaves, found.inputs))
 
 
@@ -140,7 +148,7 @@ def _adjusted(
     anatomy: _jaxpr.Anatomy,
     kernels: Sequence[Adjustable],
     orthogonal: bool,
-    deviation: float,
+    deviations: Mapping[int, float],
     leaves: list[jax.Array],
     inputs: list[jax.Array],
 ) -> list[jax.Array]:
@@ -164,7 +172,7 @@ def _adjusted(
         # What carries nothing but rounding errors isn't blown up to unit size.
         noise = 4 * float(jnp.finfo(y.dtype).eps) * numerics.rms(wide)
         alive = (size > noise) & jnp.isfinite(size)
-        scale = jnp.where(alive, deviation / jnp.where(alive, size, 1.0), 1.0)
+        scale = jnp.where(alive, deviations[site.tap] / jnp.where(alive, size, 1.0), 1.0)
         shift = jnp.where(alive, mean * scale, 0.0)
         adjusted = numerics.saturating_cast(wide * scale - shift, y.dtype)
         return adjusted, (scale, -shift.ravel(), alive)

@@ -195,6 +195,18 @@ def looks_linear(context: Context) -> Remedy:
     return Remedy("looks_linear", apply, recipe, part=_KERNELS)
 
 
+def identity_attention(context: Context) -> Remedy:
+    """Equal orthogonal queries and keys: attention that starts near the identity."""
+
+    def apply(problem: Problem) -> Problem:
+        loss_fn, batch = problem.plain_loss, context.batch
+        params = initializers.identity_attention(loss_fn, problem.params, batch)
+        return dataclasses.replace(problem, params=params)
+
+    recipe = "params = vj.initializers.identity_attention(loss_fn, params, batch)"
+    return Remedy("identity_attention", apply, recipe, part=_KERNELS)
+
+
 def redraw(context: Context) -> Remedy:
     """Kernels drawn anew, biases zero, then `lsuv`: for what is beyond repair (NaN, all alike)."""
 
@@ -329,7 +341,7 @@ def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
     return lambda context: slower(make(context), context.depth)
 
 
-_NEW_KERNELS = (lsuv, small_lsuv, looks_linear, redraw)
+_NEW_KERNELS = (lsuv, small_lsuv, looks_linear, identity_attention, redraw)
 _SMALL = (small_output, small_queries, small_branches)
 KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
     {make.__name__: make for make in (*_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}

@@ -1,0 +1,204 @@
+"""Attention that starts as the identity, in models of any make."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import vanishjax as vj
+from vanishjax.initializers import identity_attention
+
+KEY = jax.random.key(0)
+POSITIONS, WIDTH, HEADS, DEPTH = 12, 32, 2, 8
+X = jax.random.normal(KEY, (16, POSITIONS, WIDTH))
+
+
+class Block(nn.Module):
+    """Attention and an MLP, without skips."""
+
+    @nn.compact
+    def __call__(self, x):
+        mask = nn.make_causal_mask(jnp.ones(x.shape[:2]))
+        y = nn.LayerNorm()(x)
+        x = nn.MultiHeadDotProductAttention(HEADS, name="attention")(y, y, mask=mask)
+        return nn.Dense(WIDTH)(nn.gelu(nn.Dense(2 * WIDTH)(nn.LayerNorm()(x))))
+
+
+class Unrolled(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for i in range(DEPTH):
+            x = Block(name=f"block_{i}")(x)
+        return nn.Dense(4, name="head")(x)
+
+
+class Carried(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return Block()(x), None
+
+
+def stack(x):
+    axes, keys = {"params": 0}, {"params": True}
+    return nn.scan(Carried, axes, split_rngs=keys, length=DEPTH)()(x, None)[0]
+
+
+class Stacked(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="head")(stack(x))
+
+
+def linen(module):
+    def loss_fn(params, x):
+        return jnp.mean(module.apply(params, x) ** 2)
+
+    return loss_fn, module.init(KEY, X)
+
+
+def of_nnx():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.attention = nnx.List(
+                nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs) for _ in range(DEPTH)
+            )
+            self.head = nnx.Linear(WIDTH, 4, rngs=rngs)
+
+        def __call__(self, x):
+            for attention in self.attention:
+                x = attention(x)
+            return self.head(x)
+
+    graph, params = nnx.split(Net(nnx.Rngs(0)))
+
+    def loss_fn(params, x):
+        return jnp.mean(nnx.merge(graph, params)(x) ** 2)
+
+    return loss_fn, params
+
+
+def of_equinox():
+    keys = jax.random.split(KEY, DEPTH + 1)
+    made = [eqx.nn.MultiheadAttention(HEADS, WIDTH, key=key) for key in keys[:-1]]
+    params, static = eqx.partition((made, eqx.nn.Linear(WIDTH, 4, key=keys[-1])), eqx.is_array)
+
+    def forward(model, x):
+        attentions, head = model
+        for attention in attentions:
+            x = attention(x, x, x)
+        return jax.vmap(head)(x)
+
+    def loss_fn(params, x):
+        return jnp.mean(jax.vmap(lambda one: forward(eqx.combine(params, static), one))(x) ** 2)
+
+    return loss_fn, params
+
+
+MODELS = {
+    "linen": lambda: linen(Unrolled()),
+    "stacked": lambda: linen(Stacked()),
+    "nnx": of_nnx,
+    "equinox": of_equinox,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_positions_stay_apart(name):
+    loss_fn, params = MODELS[name]()
+    new = identity_attention(loss_fn, params, X)
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    before, after = (vj.probe(loss_fn, one, X) for one in (params, new))
+    assert before.token_energy < 0.02
+    assert after.token_energy > 0.3
+    # No row is one-hot, so queries and keys can learn.
+    assert all(share < 0.9 for _, share in after.softmaxes)
+
+
+def test_queries_and_keys_are_equal_and_orthogonal_and_of_the_variance_it_says():
+    loss_fn, params = linen(Unrolled())
+    new = identity_attention(loss_fn, params, X)["params"]
+    y = nn.LayerNorm().apply({"params": new["block_0"]["LayerNorm_0"]}, X)
+    own = new["block_0"]["attention"]
+    for part in ("kernel", "bias"):
+        np.testing.assert_array_equal(own["query"][part], own["key"][part])
+    kernel = own["query"]["kernel"].reshape(WIDTH, WIDTH)
+    square = kernel.T @ kernel
+    np.testing.assert_allclose(square, square[0, 0] * jnp.eye(WIDTH), atol=1e-4 * square[0, 0])
+    query = jnp.einsum("bpi,ihd->bphd", y, own["query"]["kernel"]) + own["query"]["bias"]
+    expected = 2 * np.log(POSITIONS * DEPTH) / (WIDTH / HEADS) ** 0.5
+    assert float(jnp.mean(query**2)) == pytest.approx(expected, rel=1e-3)
+    assert float(jnp.abs(jnp.mean(query, (0, 1))).max()) < 1e-5
+    value = jnp.einsum("bpi,ihd->bphd", y, own["value"]["kernel"]) + own["value"]["bias"]
+    assert float(jnp.mean(value**2)) == pytest.approx(1, rel=1e-3)
+
+
+def scores(q, k):
+    return jax.nn.softmax(q @ k.transpose(0, 2, 1) / q.shape[-1] ** 0.5)
+
+
+def crossed(params, x):
+    memory = jnp.cos(x)
+    y = scores(x @ params["q"], memory @ params["k"]) @ (memory @ params["v"])
+    return jnp.mean((y @ params["out"]) ** 2)
+
+
+def fused(params, x):
+    q, k, v = jnp.split(x @ jnp.concatenate([params[name] for name in "qkv"], axis=1), 3, axis=-1)
+    return jnp.mean((scores(q, k) @ v @ params["out"]) ** 2)
+
+
+def no_attention(params, x):
+    for kernel in params.values():
+        x = jnp.tanh(x @ kernel)
+    return jnp.mean(jax.nn.softmax(x) ** 2)
+
+
+@pytest.mark.parametrize("loss_fn", [crossed, fused, no_attention])
+def test_other_networks_are_refused_by_name(loss_fn):
+    keys = jax.random.split(KEY, 4)
+    params = {
+        name: jax.random.normal(key, (WIDTH, WIDTH))
+        for name, key in zip(("q", "k", "v", "out"), keys, strict=True)
+    }
+    with pytest.raises(ValueError, match="no attention of a sequence to itself was found"):
+        identity_attention(loss_fn, params, X)
+
+
+class Language(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(13, WIDTH)(tokens)
+        x += self.param("position", nn.initializers.normal(0.02), (tokens.shape[1], WIDTH))
+        return nn.Dense(13)(nn.LayerNorm()(stack(x)))
+
+
+@pytest.mark.slow
+def test_a_transformer_without_skips_is_cured():
+    # Each token follows from the one before it, by three chances in four.
+    rng = np.random.default_rng(0)
+    follows = rng.permutation(13)
+    tokens = [rng.integers(0, 13, (16, 24))]
+    for _ in range(POSITIONS):
+        drawn = rng.integers(0, 13, (16, 24))
+        tokens.append(np.where(rng.random((16, 24)) < 0.75, follows[tokens[-1]], drawn))
+    batches = jnp.asarray(np.stack(tokens, axis=-1))
+    model = Language()
+    params = model.init(KEY, batches[0, :, :-1])
+
+    def loss_fn(params, tokens):
+        logits = model.apply(params, tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    treatment = vj.cure(vj.Problem(loss_fn, params, optax.adam(1e-3)), batches, steps=80)
+    assert treatment.trials[0].rules == ("token_collapse",)
+    assert [one.name.removeprefix("slow_") for one in treatment.accepted] == ["identity_attention"]
+    assert treatment.after.healthy
+    assert "identity_attention" in treatment.recipe
+    # The untreated one stays where a constant output is: at about log(13) = 2.56.
+    found = {one.remedy: one.loss for one in treatment.trials}
+    assert found["untreated"] > 2.4
+    assert found["identity_attention"] < 2.0
