@@ -171,6 +171,27 @@ def test_what_lowers_the_loss_but_not_the_cause_is_not_accepted():
     assert "the cause is still there" in trial.reason
 
 
+def test_what_takes_the_cause_away_gets_more_time_where_nothing_helped():
+    """From unit variance the loss starts higher than a constant output's, and falls below later."""
+    problem = network(depth=8, tx=optax.sgd(0.1))
+    given = [remedies.lsuv(context(problem)), remedies.clip(context(problem))]
+    seen = []
+    treatment = vj.cure(problem, data(), steps=4, remedies=given, key=KEY, on_trial=seen.append)
+    told = [(trial.remedy, trial.steps, trial.outcome) for trial in treatment.trials]
+    assert told == [
+        ("untreated", 4, "untreated"),
+        ("lsuv", 4, "no better"),
+        ("clip", 4, "no better"),
+        ("untreated", 16, "untreated"),
+        ("lsuv", 16, "accepted"),  # not what left the cause
+    ]
+    assert seen == list(treatment.trials)
+    assert treatment.cost == 3 * 4 + 2 * 16 + 3 * 4
+    shown = str(treatment).splitlines()
+    assert any(line.startswith("✓ lsuv, 16 steps") for line in shown)
+    assert any(line.startswith("  untreated  ") for line in shown)
+
+
 def test_remedies_are_combined_until_it_is_healthy():
     """Half a cure, then the other half on top of it."""
     full = remedies.lsuv(context())

@@ -10,6 +10,7 @@ from typing import Any
 
 from vanishjax.foreign import plot_text
 from vanishjax.report.plots import OKABE_ITO, png_figure
+from vanishjax.report.trials_text import trial_name
 
 __all__ = ["plot_treatment"]
 
@@ -52,7 +53,7 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
                 treated += 1
             if trial["outcome"] == "accepted":
                 look["linewidth"] = 3
-            label = plot_text(trial["remedy"] + _score(trial))
+            label = plot_text(trial_name(trial, treatment["steps"]) + _score(trial))
             axes.plot(range(1, len(smooth) + 1), smooth, label=label, **look)
         if axes.lines:
             axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))

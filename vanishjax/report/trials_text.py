@@ -83,13 +83,14 @@ def _table(treatment: Mapping[str, Any]) -> str:
     trials = treatment["trials"]
     scored = any(trial["accuracy"] is not None for trial in trials)
     first = f"after {treatment['steps']} steps"
-    width = max([len(first) - 2, *(len(trial["remedy"]) for trial in trials)])
+    names = [trial_name(trial, treatment["steps"]) for trial in trials]
+    width = max(len(first) - 2, *map(len, names))
     head = f"{first:<{width + 2}}  held-out loss" + ("  accuracy" if scored else "")
     lines = [head]
-    for trial in trials:
+    for trial, name in zip(trials, names, strict=True):
         mark = _MARKS.get(trial["outcome"], " ")
         loss = "" if trial["loss"] is None else f"{trial['loss']:.3f}"
-        line = f"{mark} {trial['remedy']:<{width}}  {loss or '-':>13}"
+        line = f"{mark} {name:<{width}}  {loss or '-':>13}"
         if scored:
             share = trial["accuracy"]
             line += f"  {'-' if share is None else f'{100 * share:.1f} %':>8}"
@@ -97,3 +98,18 @@ def _table(treatment: Mapping[str, Any]) -> str:
         if trial["reason"]:
             lines.append(_filled(trial["reason"], "    "))
     return "\n".join(lines)
+
+
+def trial_name(trial: Mapping[str, Any], steps: int) -> str:
+    """A trial's name, and how long it was if that isn't as long as usual.
+
+    Args:
+      trial: What `Trial.to_dict` gives.
+      steps: How long trials are.
+
+    Example:
+      >>> trial_name({"remedy": "lsuv", "steps": 160}, 40)
+      'lsuv, 160 steps'
+    """
+    own = trial.get("steps") or steps
+    return trial["remedy"] + (f", {own} steps" if own != steps else "")

@@ -32,6 +32,9 @@ from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Outcome, Run, Trial, form, race, run_alike
 
 _PROBE_STEPS = 3.0  # what a probe costs, in training steps
+# Where nothing proved itself, so many that took the cause away get so many times the steps: new
+# kernels start with outputs that guess, and what lasts may first cost some loss.
+_RETRIED, _LONGER = 3, 4
 # So many of the remedies that proved themselves on a chain are tried at a slower rate too: the best
 # may be the one that bears the rate given worse.
 _LEADING = 2
@@ -57,7 +60,8 @@ def cure(
     once the network learns more than one output for all inputs. If what was wrong is then gone and
     the loss is half of the untreated one's, that's the end, but for a more careful form of what was
     accepted: a few steps may go well at a rate that many don't. Else what is left is tried on top
-    of it. Where nothing helped, the network comes back as it was.
+    of it. Where nothing is accepted, the three that took the cause away and came furthest are tried
+    once more, for four times as many steps. Where nothing helped, the network comes back as it was.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
@@ -121,12 +125,16 @@ def cure(
             stack(held_out),
             jax.random.fold_in(key, steps),
         )
-        while (wave := _propose(setting, progress)) is not None:
-            told = len(progress.trials)
-            progress = _judge(setting, progress, wave, _race(setting, wave.members))
-            for trial in progress.trials[told:]:
-                if on_trial is not None:
-                    on_trial(trial)
+        progress = _tried(setting, progress, on_trial)
+        if progress.best is None and progress.relieved:
+            furthest = sorted(progress.relieved, key=lambda one: one[0])[:_RETRIED]
+            longer = dataclasses.replace(
+                setting,
+                remedies=[remedy for _, remedy in furthest],
+                batches=sequence(trained_on, _LONGER * steps, order_key),
+            )
+            again = _Progress(problem, before, trials=progress.trials, cost=progress.cost)
+            progress = _tried(longer, again, on_trial)
     cured, opt_state = problem, None
     if progress.best is not None:
         run = progress.best
@@ -183,6 +191,7 @@ class _Progress:
       tried: Names of the remedies that ran.
       failed: Names of those that raised.
       leading: Names of those whose slower forms are worth a trial.
+      relieved: Those that took the cause away, and didn't prove themselves, with the held-out loss.
       learned: Whether one that proved itself beats a constant output.
       cured: Whether the network is healthy, and learns what the untreated one doesn't.
       trials: All of them.
@@ -197,6 +206,7 @@ class _Progress:
     tried: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
     leading: frozenset[str] = frozenset()
+    relieved: tuple[tuple[float, Remedy], ...] = ()
     learned: bool = False
     cured: bool = False
     trials: tuple[Trial, ...] = ()
@@ -239,6 +249,19 @@ class _Raced:
 
     runs: tuple[tuple[Remedy | None, Run], ...]
     failures: tuple[_Failure, ...] = ()
+
+
+def _tried(
+    setting: _Setting, progress: _Progress, on_trial: Callable[[Trial], None] | None
+) -> _Progress:
+    """What comes of wave after wave, until nothing is left to try."""
+    while (wave := _propose(setting, progress)) is not None:
+        told = len(progress.trials)
+        progress = _judge(setting, progress, wave, _race(setting, wave.members))
+        for trial in progress.trials[told:]:
+            if on_trial is not None:
+                on_trial(trial)
+    return progress
 
 
 def _propose(setting: _Setting, progress: _Progress) -> _Wave | None:
@@ -311,6 +334,7 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
     """What a wave changes: its trials, and what is accepted, the best of what proved itself."""
     trials: list[Trial] = []
     proven: list[tuple[Remedy, Run, Diagnosis, str]] = []
+    relieved = list(progress.relieved)
     failures = [*wave.failures, *raced.failures]
     cost, untreated = progress.cost, progress.untreated
     for remedy, run in raced.runs:
@@ -340,6 +364,8 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
             proven.append((remedy, run, after, f"{by}; {how}"))
         else:
             trials.append(_trial(name, "no better", run, after, f"{by}; {how}"))
+        if better:
+            relieved.append((float(np.mean(run.held_out)), remedy))
     learned = progress.learned or any(beats_constant(run, setting.before) for _, run, *_ in proven)
     if not learned:
         least = setting.before.probe.constant_loss
@@ -373,6 +399,7 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
         tried=progress.tried | {remedy.name for remedy, _ in raced.runs if remedy is not None},
         failed=progress.failed | {one.remedy.name for one in failures},
         leading=progress.leading | {one.name for one, *_ in proven[: _LEADING * chain]},
+        relieved=tuple(relieved),
         trials=(*progress.trials, *trials),
         cost=cost,
     )

@@ -28,7 +28,7 @@ class Treatment:
       trials: Every remedy tried, beside the untreated network, which comes first.
       before: The diagnosis before.
       after: That of `problem`.
-      steps: Training steps of one trial.
+      steps: Training steps of one trial, but for the longer ones where nothing else helped.
       cost: Of everything, in training steps: trials and probes.
       notes: What was left out of the trials, if anything, in words.
 
