@@ -9,6 +9,7 @@ from benchmarks.record import spread
 _NAMES = {
     "held_out": "held-out",
     "held_out_again": "held-out, looked at before",
+    "fresh": "fresh",
     "tuning": "tuning",
 }
 
@@ -50,7 +51,8 @@ def cost(results: dict[str, Any]) -> list[str]:
     """What a first verdict costs, by kind."""
     by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     latest = results.get("held_out_again", results["held_out"])
-    for part in (latest, results["tuning"]):
+    rest = [results[name] for name in ("fresh", "tuning") if name in results]
+    for part in (latest, *rest):
         for one in part["examined"]:
             if one["cost"]:
                 by_kind[one["kind"]].append(one["cost"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import real_networks as real
-from benchmarks.real_zoo import held_out_networks, tuning_networks
+from benchmarks.real_zoo import fresh_networks, held_out_networks, tuning_networks
 from benchmarks.real_zoo.network import Task, edited, network
 from benchmarks.real_zoo.observation import observer
 
@@ -25,7 +25,7 @@ def line(name="line", **settings):
 
 
 def test_names_are_unique_and_every_twin_is_there():
-    parts = [tuning_networks(), held_out_networks()]
+    parts = [tuning_networks(), held_out_networks(), fresh_networks()]
     names = [one.name for part in parts for one in part]
     assert len(names) == len(set(names)) >= 60
     assert len({one.kind for part in parts for one in part}) >= 12
