@@ -14,13 +14,10 @@ from vanishjax import _jaxpr
 from vanishjax.health.batch import batch_size
 from vanishjax.health.finding import Where
 from vanishjax.health.measurements import Frozen, ParameterGradients, Probe, Vector
-from vanishjax.health.measuring import Plan, Values
+from vanishjax.health.measuring import Plan, Values, underflow_free
 from vanishjax.health.statistics import Statistics
 from vanishjax.health.supply import Instance, Supply, fading
 from vanishjax.layers import Layers
-
-# Of a gradient this many times the least normal number of its type next to nothing was flushed.
-_UNDERFLOW_FREE = 2.0**10
 
 
 def _instances(events: Sequence[_jaxpr.Event], index: tuple[int, ...] = ()) -> Iterator[Instance]:
@@ -221,9 +218,9 @@ def _parameters(
     uses = np.bincount(places, minlength=len(rms))
     tapped = np.asarray(values.log_tapped_rms, np.float64)
     for place, log_scale, dtype in zip(places, taken, dtypes, strict=True):
-        least = _UNDERFLOW_FREE * float(jnp.finfo(dtype).tiny)
         followed = tapped[place] + log_scale
-        if uses[place] == 1 and not rms[place] > least and not np.isnan(followed):
+        underflown = not rms[place] > underflow_free(dtype)
+        if uses[place] == 1 and underflown and not np.isnan(followed):
             log_rms[place] = followed
     return ParameterGradients(
         plan.layers,

@@ -75,7 +75,7 @@ class Values(NamedTuple):
     log_scale: float  # of the loss that they are of
     statistics: dict[int, Statistics]  # by tap
     rms: np.ndarray[Any, Any]  # of the gradients, by layer of parameters
-    log_tapped_rms: np.ndarray[Any, Any]  # of the gradients with taps
+    log_tapped_rms: np.ndarray[Any, Any]  # of the gradients with taps; NaN where not needed
     zero_fraction: np.ndarray[Any, Any]
     nonfinite: np.ndarray[Any, Any]
     parameter_rms: np.ndarray[Any, Any]
@@ -90,7 +90,6 @@ class _Arrays(NamedTuple):
     cotangents: list[jax.Array]  # by tap; log(rms) of them where taps normalize or stand in loops
     sites: dict[int, Any]  # by tap; `Statistics` where the tap stands in a loop
     gradients: list[jax.Array]  # by leaf
-    tapped_gradients: list[jax.Array]  # by leaf
     watched: dict[int, jax.Array]
     constant_loss: jax.Array
 
@@ -117,7 +116,6 @@ class _LeafNumbers(NamedTuple):
     """Of one leaf, for each of its layers; or of all leaves, in depth order."""
 
     rms: Any
-    log_tapped_rms: Any
     zero_fraction: Any
     nonfinite: Any
     parameter_rms: Any
@@ -125,29 +123,39 @@ class _LeafNumbers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _OfLeaf:
-    """What is to be measured of a leaf: a function of its gradients and its parameters."""
+    """What is to be measured of a leaf: a function of its gradient and its parameters."""
 
     axes: tuple[int, ...]
 
-    def __call__(
-        self, gradient: jax.Array, tapped: jax.Array, parameters: jax.Array
-    ) -> _LeafNumbers:
-        def split(x: jax.Array) -> list[jax.Array]:
-            return [jnp.squeeze(part, self.axes) for part in numerics.split_rms(x, self.axes)]
+    def __call__(self, gradient: jax.Array, parameters: jax.Array) -> _LeafNumbers:
+        def rms(x: jax.Array) -> jax.Array:
+            scale, rest = numerics.split_rms(x, self.axes)
+            return jnp.squeeze(scale * rest, self.axes)
 
-        (scale, rest), (tapped_scale, tapped_rest) = split(gradient), split(tapped)
-        own_scale, own_rest = split(parameters)
         return _LeafNumbers(
-            scale * rest,
-            jnp.log(tapped_scale) + jnp.log(tapped_rest),
+            rms(gradient),
             jnp.mean(gradient == 0, self.axes),
             jnp.any(~jnp.isfinite(gradient), self.axes),
-            own_scale * own_rest,
+            rms(parameters),
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _LogRms:
+    """The logarithm of a leaf's root mean square: a function of it."""
+
+    axes: tuple[int, ...]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale, rest = numerics.split_rms(x, self.axes)
+        return jnp.squeeze(jnp.log(scale) + jnp.log(rest), self.axes)
+
+
 def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, Plan]:
-    """Traces a loss, puts taps on it, and runs it forward and backward once.
+    """Traces a loss, puts taps on it, and runs it forward and backward.
+
+    The gradients of its parameters with taps on it are computed only where those without have
+    underflowed: they take as much memory again.
 
     Args:
       loss: The loss.
@@ -165,7 +173,7 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
     fns: list[Callable[..., Any]] = [measurement for _, measurement in measurements]
     fns += [_jaxpr.log_rms] * len(copied)
     fns += [_OfLeaf(leaf.inner_axes) for leaf in plan.layers.leaves]
-    each = zip(found.gradients, found.tapped_gradients, leaves, strict=True)
+    each = zip(found.gradients, leaves, strict=True)
     arguments = [
         *((found.sites[tap],) for tap, _ in measurements),
         *((found.cotangents[tap],) for tap in copied),
@@ -180,11 +188,20 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
     of_layers = _LeafNumbers(
         *(_by_layer(plan.layers, column) for column in zip(*of_leaves, strict=True))
     )
+    followed = np.full(len(plan.layers), np.nan)
+    least = max(map(underflow_free, {*plan.dtypes, *(name for _, name in plan.types)}))
+    if not (of_layers.rms > least).all():
+        del run, found, arguments
+        gradients = _followed(loss, leaves, arrays)
+        fns = [_LogRms(leaf.inner_axes) for leaf in plan.layers.leaves]
+        logs = jax.device_get(call_each(fns, [(x,) for x in gradients]))
+        followed = _by_layer(plan.layers, logs)
     return Values(
         loss=value,
         log_rms=log_rms,
         log_scale=log_scale,
         statistics=sites,
+        log_tapped_rms=followed,
         **of_layers._asdict(),
         watched=watched,
         constant_loss=constant,
@@ -216,10 +233,9 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         measurements[site.tap] = measurement
         return x
 
-    narrow = "float16" in {*types.values(), *(str(x.dtype) for x in leaves)}
-    log_scale = _FLOAT16_LOG_SCALE if narrow else 0.0
+    log_scale = _log_scale(anatomy, leaves)
 
-    def tapped(leaves: list[Any], dummies: list[Any]) -> Any:
+    def tapped(dummies: list[Any]) -> Any:
         arguments = [*leaves, *arrays]
         value, found, seen = _jaxpr.tapped_loss(
             program, anatomy, observe, arguments, dummies, watch
@@ -232,8 +248,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
     dummies = _jaxpr.dummies_for(anatomy)
     try:
         gradients = jax.grad(plain)(leaves)
-        differentiate = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
-        (_, (value, sites, seen)), (tapped_gradients, cotangents) = differentiate(leaves, dummies)
+        (_, (value, sites, seen)), cotangents = jax.value_and_grad(tapped, has_aux=True)(dummies)
     except (TypeError, ValueError, NotImplementedError) as error:
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"loss_fn can't be differentiated: {text}") from error
@@ -257,8 +272,33 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         if not normalizes and not anatomy.lengths[tap]
     )
     constant = constant_loss(program, anatomy, [*leaves, *arrays])
-    told = _Arrays(value, cotangents, sites, gradients, tapped_gradients, seen, constant)
+    told = _Arrays(value, cotangents, sites, gradients, seen, constant)
     return _Run(told, _Known(plan, tuple(measurements.items()), copied, log_scale))
+
+
+@functools.partial(jit_once, static_argnums=0)
+def _followed(loss: Loss, leaves: list[Any], arrays: list[Any]) -> list[jax.Array]:
+    """The gradients of the parameters with taps on the loss, that never underflow."""
+    traced = traced_loss(loss.fn, *loss.arguments(leaves, arrays))
+    program, anatomy = traced.program, traced.anatomy
+    dummies = _jaxpr.dummies_for(anatomy)
+
+    def tapped(leaves: list[Any]) -> jax.Array:
+        arguments = [*leaves, *arrays]
+        value, *_ = _jaxpr.tapped_loss(program, anatomy, lambda *_: None, arguments, dummies)
+        return value * math.exp(_log_scale(anatomy, leaves))
+
+    return jax.grad(tapped)(leaves)
+
+
+def _log_scale(anatomy: _jaxpr.Anatomy, leaves: Sequence[Any]) -> float:
+    types = {site.dtype for site in anatomy.sites.values()} | {str(x.dtype) for x in leaves}
+    return _FLOAT16_LOG_SCALE if "float16" in types else 0.0
+
+
+def underflow_free(dtype: str) -> float:
+    """Of a gradient of this root mean square or more next to nothing was flushed to zero."""
+    return 2.0**10 * float(jnp.finfo(dtype).tiny)
 
 
 def _by_layer(layers: Layers, numbers: Sequence[Any]) -> np.ndarray[Any, Any]:
