@@ -14,9 +14,9 @@ _NAMES = {
 }
 
 
-def real_networks(results: dict[str, Any]) -> list[str]:
-    """What training says of the held-out networks, and what the verdicts say."""
-    found = results["held_out"]
+def real_networks(results: dict[str, Any], part: str = "held_out") -> list[str]:
+    """What training says of the networks of a part, and what the verdicts say."""
+    found = results[part]
     said = sorted({name for row in found["table"].values() for name in row} - {"healthy"})
     columns = ["healthy", *said]
     heads = " | ".join(name.replace("_", " ") for name in columns)
@@ -71,9 +71,9 @@ def cost(results: dict[str, Any]) -> list[str]:
     return rows
 
 
-def cures(results: dict[str, Any]) -> list[str]:
-    """Sick held-out networks, what was accepted and how far they got."""
-    found = results["held_out"]
+def cures(results: dict[str, Any], part: str = "held_out") -> list[str]:
+    """Sick networks of a part, what was accepted and how far they got."""
+    found = results[part]
     rows = [
         "| network | found | accepted | gap closed, untreated | cured | trials, steps |",
         "|---|---|---|---|---|---|",
@@ -90,7 +90,8 @@ def cures(results: dict[str, Any]) -> list[str]:
             f"| {one['network']} | {rule} | {accepted} | {closed[0]} | {mark} | {one['cost']:.0f} |"
         )
     before = sum((one["closed"]["untreated"] or 0) >= HEALTHY for one in found["treated"])
-    first = _of(results["first_look"]["repaired"]) if "first_look" in results else ""
+    seen = part == "held_out" and "first_look" in results
+    first = _of(results["first_look"]["repaired"]) if seen else ""
     return [
         *rows,
         "",

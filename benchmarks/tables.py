@@ -340,7 +340,8 @@ def scaling(results):
 def front():
     """The three answers of the front page."""
     chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
-    real = _results("real_networks")["held_out"]
+    real = [_results("real_networks")[part] for part in ("held_out", "fresh")]
+    repaired = _results("real_cures")["fresh"]["repaired"]
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation):
@@ -356,7 +357,10 @@ def front():
 
     seen, cured = verdicts["held_out"], cures["fresh"]["summary"]
     sick, sound = seen["sick_cases"], seen["healthy_cases"]
-    others = ["{} of {}".format(*real["tools"]["vanishjax"][k]) for k in ("caught", "false_alarms")]
+    others = [
+        "{} of {} and {} of {}".format(*own["caught"], *own["false_alarms"])
+        for own in (one["tools"]["vanishjax"] for one in real)
+    ]
     return [
         "| question | answer | evidence |",
         "|---|---|---|",
@@ -365,12 +369,14 @@ def front():
         f"{accuracy(2, 'sigmoid')} | [chains](benchmarks/README.md#does-it-train) |",
         f"| Does it see? | {seen['networks']} held-out MLPs: {round(seen['recall'] * sick)} of "
         f"{sick} sick cases found, {round(seen['false_alarms'] * sound)} of {sound} healthy ones "
-        f"accused; {real['networks']} held-out transformers, ResNets and others of "
-        f"{real['kinds']} kinds: {others[0]} and {others[1]} | "
+        f"accused; {real[0]['networks']} held-out transformers, ResNets and others of "
+        f"{real[0]['kinds']} kinds: {others[0]}; {real[1]['networks']} more, written when "
+        f"all rules were fixed: {others[1]} | "
         "[verdicts](benchmarks/README.md#does-it-see) |",
-        f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs "
+        f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs "
         f"repaired, {cured['control_repaired']:.0%} by chance, for "
-        f"{cured['cost']['median']:.2f} of a training run | "
+        f"{cured['cost']['median']:.2f} of a training run; of a fresh set of other networks "
+        f"{repaired[0]} of {repaired[1]} | "
         "[cures](benchmarks/README.md#does-it-cure) |",
     ]
 
@@ -451,8 +457,10 @@ TABLES = {
     "published_rules": published_rules,
     "real_networks": real_tables.real_networks,
     "real_networks, cost": real_tables.cost,
+    "real_networks, fresh": functools.partial(real_tables.real_networks, part="fresh"),
     "real_networks, tools": real_tables.tools,
     "real_cures": real_tables.cures,
+    "real_cures, fresh": functools.partial(real_tables.cures, part="fresh"),
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
     "response": response,

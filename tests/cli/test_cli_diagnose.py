@@ -233,6 +233,18 @@ def late():
     return loss, params, batch
 
 
+def several():
+    return loss_fn, params, [batch] * 3
+
+
+def a_list():
+    return loss_fn, params, [x, y]
+
+
+def several_wrong():
+    return loss_fn, params, [(x.T, y)] * 3
+
+
 def nan():
     return loss_fn, params, (x.at[3, 1].set(jnp.nan), y)
 
@@ -334,6 +346,19 @@ def line_of(text):
     lines = NETWORKS.splitlines()
     (number,) = [number for number, line in enumerate(lines, 1) if text in line]
     return f"(networks.py:{number})"
+
+
+def test_of_a_list_of_batches_the_first_is_looked_at(networks):
+    ran = vanishjax("diagnose", "networks.py:several", "--json")
+    assert ran.status == 0
+    assert ran.json["probe"]["batch_size"] == 32
+    assert "networks.py:several: looked at the first of its list of 3 batches" in ran.err
+    one = vanishjax("diagnose", "networks.py:a_list", "--json")
+    assert (one.status, one.json["probe"]) == (0, ran.json["probe"])
+    assert "first of" not in one.err
+    wrong = vanishjax("diagnose", "networks.py:several_wrong")
+    assert (wrong.status, "first of" in wrong.err) == (2, False)
+    assert "networks.py:several_wrong: its loss_fn raised TypeError" in wrong.err
 
 
 def test_a_target_is_imported_called_and_looked_at(networks):

@@ -8,7 +8,7 @@ An MLP, by the options of `vanishjax train`, whose first step it looks at:
 A network of your own, in any JAX: a function without arguments that returns (loss_fn, params,
 batch), (loss_fn, params, batch, tx) or (problem, batch), where loss_fn(params, batch) is a scalar;
 or (model, loss_fn, batch) or (model, loss_fn, batch, tx) with a Flax nnx or Equinox model and
-loss_fn(model, batch):
+loss_fn(model, batch). Of a list of batches, as for `vanishjax cure`, it looks at the first:
   vanishjax diagnose net.py:make
   vanishjax diagnose package.module:make --strict    (status 1 unless healthy)
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vanishjax.cli.network import (
     add_target_options,
@@ -27,7 +27,7 @@ from vanishjax.cli.network import (
     network_options,
     progress,
 )
-from vanishjax.cli.options import file_path, whole
+from vanishjax.cli.options import file_path, warn, whole
 
 if TYPE_CHECKING:
     from vanishjax.health import Diagnosis
@@ -117,13 +117,28 @@ def _diagnose_mlp(options: argparse.Namespace, steps: int | None) -> Diagnosis:
 
 
 def _diagnose_target(name: str, steps: int | None) -> Diagnosis:
-    from vanishjax.cli.target import looking_at, open_target
+    from vanishjax.cli.target import TargetError, looking_at, open_target
 
     with progress(_COMPILING), open_target(name) as target:
         from vanishjax.health import diagnose
 
-        with looking_at(name):
-            return diagnose(target.problem, target.batch, steps=steps)
+        def look(batch: Any) -> Diagnosis:
+            with looking_at(name):
+                return diagnose(target.problem, batch, steps=steps)
+
+        batch = target.batch
+        try:
+            return look(batch)
+        except TargetError:
+            if not isinstance(batch, list) or not batch:
+                raise
+            # What `vanishjax cure` takes may be a list of batches. If none of them can be looked
+            # at either, the first reason counts.
+            with contextlib.suppress(TargetError):
+                verdict = look(batch[0])
+                warn(f"{name}: looked at the first of its list of {len(batch)} batches")
+                return verdict
+            raise
 
 
 def _show(verdict: Diagnosis, folder: Path | None, as_json: bool) -> None:
