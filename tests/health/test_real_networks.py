@@ -21,6 +21,7 @@ from jax.experimental.ode import odeint
 import vanishjax as vj
 from vanishjax import _jaxpr
 from vanishjax.health.rules import rounding_noise
+from vanishjax.report.diagnosis_plot import _scales
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (16, 8))
@@ -667,3 +668,27 @@ def test_a_signal_that_shrinks_to_zero_is_named_by_what_shrinks_it():
     found = vj.diagnose(problem, (X, LABELS))
     assert (found.probe.preactivation_rms == 0).any()
     assert found.findings[0].rule == "vanishing_gradient"
+
+
+def shown(name):
+    """The scales of the picture: name -> words and place."""
+    found = diagnosed(name).to_dict()
+    rules = {one["rule"] for one in found["findings"] if one["severity"] == "critical"}
+    return {scale: rest for scale, *rest in _scales(found["probe"], rules)}
+
+
+def test_the_picture_shows_what_is_wrong_on_a_scale_of_its_own():
+    for name, scale in (
+        ("no skips", "positions"),
+        ("queries and keys", "attention"),
+        ("BatchNorm and dropout", "units"),
+    ):
+        words, place = shown(name)[scale]
+        assert place >= 0.5
+        assert words
+    # What is no more than a note, or fine, isn't shown as dead.
+    for name in ("ViT without skips", "BERT", "dead block beside a skip"):
+        scales = shown(name)
+        assert {"magnitude", "mean", "rank"} <= set(scales)
+        for scale in {"positions", "attention", "units"} & set(scales):
+            assert scales[scale][1] < 0.5

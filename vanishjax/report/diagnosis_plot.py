@@ -1,4 +1,4 @@
-"""A diagnosis as a figure: the log-chi waterfall, and the three ways to die on three axes."""
+"""A diagnosis as a figure: the log-chi waterfall, and the ways to die, each on an axis."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ _LINES = {
 }
 # Where the middle of each scale lies: as the rules have it for an adaptive optimizer.
 _DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
+_DEAD_TOKENS = {"token_energy": 3e-4, "token_detail": 5e-5}
+_UNITS = {"dead_units": "dead_fraction", "saturated_units": "saturated_fraction"}
 
 
 def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -83,18 +85,10 @@ def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
 
 
 def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> None:
-    """Three scales from healthy (left) to dead (right), a mark on each."""
-    features = slice(0, max(1, len(probe["names"]) - 1))
-    energy = _last(probe["centered_energy"][features])
-    rank = _last(probe["effective_rank"][features])
-    total = probe["sum_log_chi"]
-    scales = [
-        ("magnitude", f"sum ln chi {_number(total)}", _place(total, _nats)),
-        ("mean", f"centered energy {_number(energy)}", _place(energy, _decades)),
-        ("rank", f"effective rank {_number(rank)}", _place(rank, _rank)),
-    ]
+    """Scales from healthy (left) to dead (right), a mark on each."""
+    scales = _scales(probe, {one["rule"] for one in findings})
     for row, (name, text, place) in enumerate(scales):
-        y = 2 - row
+        y = len(scales) - 1 - row
         axes.plot([0, 0.5], [y, y], color=OKABE_ITO["green"], linewidth=6, solid_capstyle="butt")
         axes.plot(
             [0.5, 1], [y, y], color=OKABE_ITO["vermilion"], linewidth=6, solid_capstyle="butt"
@@ -112,13 +106,50 @@ def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, A
             )
     remedy = findings[0]["remedies"][0] if findings and findings[0]["remedies"] else ""
     text = f"First remedy: {remedy}" if remedy else "Nothing to mend."
+    top = len(scales) - 1
     axes.text(0, -0.35, textwrap.fill(plot_text(text), 46), fontsize=9, va="top")
-    axes.text(0, 2.55, "alive", fontsize=8, color=OKABE_ITO["green"])
-    axes.text(1, 2.55, "dead", fontsize=8, ha="right", color=OKABE_ITO["vermilion"])
+    axes.text(0, top + 0.55, "alive", fontsize=8, color=OKABE_ITO["green"])
+    axes.text(1, top + 0.55, "dead", fontsize=8, ha="right", color=OKABE_ITO["vermilion"])
     axes.set_xlim(-0.04, 1.04)
-    axes.set_ylim(-1.0, 2.8)
-    axes.set_title("Three ways to die", loc="left")
+    axes.set_ylim(-0.4 - 0.2 * len(scales), top + 0.8)
+    axes.set_title("Ways to die", loc="left")
     axes.axis("off")
+
+
+def _scales(
+    probe: Mapping[str, Any], critical: Collection[str]
+) -> list[tuple[str, str, float | None]]:
+    """What is measured, its value in words, and its place from 0 to 1; from .5 on it's dead."""
+    features = slice(0, max(1, len(probe["names"]) - 1))
+    energy = _last(probe["centered_energy"][features])
+    rank = _last(probe["effective_rank"][features])
+    total = probe["sum_log_chi"]
+    scales = [
+        ("magnitude", f"sum ln chi {_number(total)}", _place(total, _nats)),
+        ("mean", f"centered energy {_number(energy)}", _place(energy, _decades)),
+        ("rank", f"effective rank {_number(rank)}", _place(rank, _rank)),
+    ]
+    tokens = {
+        name: math.log(max(probe[name], 1e-30)) / math.log(limit) / 2
+        for name, limit in _DEAD_TOKENS.items()
+        if probe.get(name) is not None
+    }
+    if tokens:
+        name, place = max(tokens.items(), key=lambda one: one[1])
+        said = f"{name.replace('_', ' ')} {_number(probe[name])}"
+        # Where it's but noted, what comes after makes up for it.
+        if place < 0.5 or "token_collapse" in critical:
+            scales.append(("positions", said, max(place, 0.0)))
+    shares = [share for _, share in probe.get("softmaxes", ()) if share is not None]
+    if shares:
+        share = math.fsum(shares) / len(shares)
+        if share < 0.5 or "saturated_attention" in critical:
+            scales.append(("attention", f"one-hot rows {share:.0%}", share))
+    for rule, field in _UNITS.items():
+        if rule in critical:
+            share = max((x for x in probe[field] if x is not None), default=0.0)
+            scales.append(("units", f"{field.removesuffix('_fraction')} {share:.0%}", share))
+    return scales
 
 
 def _place(value: float | None, scale: Callable[[float], float]) -> float | None:
