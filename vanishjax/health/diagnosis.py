@@ -87,7 +87,7 @@ class Diagnosis:
         }
 
     def plot(self, path: str | Path) -> Path:
-        """Draws the log-chi waterfall and the three-axis card.
+        """Draws the log-chi waterfall and the card of what kills networks.
 
         Args:
           path: Where to write the PNG.
