@@ -423,6 +423,24 @@ def test_what_is_for_attention_refuses_other_networks_by_name():
             KNOWN[name](context()).treat(PROBLEM)
 
 
+def test_depth_counts_kernels_alone():
+    """The biases of heads have two axes, and are no kernels; most kernels of a block are beside."""
+    tokens = jax.random.randint(KEY, (4, 5), 0, 11)
+    params = Transformer().init(KEY, tokens)["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    kernels = [x for path, x in leaves if path[-1].key in ("kernel", "embedding")]
+    assert any(x.ndim > 1 and path[-1].key == "bias" for path, x in leaves)
+
+    def loss_fn(params, batch):
+        logits = Transformer().apply({"params": params}, batch)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch).mean()
+
+    problem = vj.Problem(loss_fn, params, optax.adam(1e-3))
+    own = Context(problem, tokens)
+    assert own.depth == len(kernels)
+    assert KNOWN["slow_identity_attention"](own).rate == remedies.SLOWER
+
+
 def test_saturated_attention_is_cured():
     sick = transformer(scale=30.0)
     treatment = vj.cure(sick, TOKENS, steps=40)
