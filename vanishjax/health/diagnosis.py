@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from vanishjax.health.origin import fault_of
 from vanishjax.health.probe import probe
 from vanishjax.health.response import Response, effectiveness, step_response
 from vanishjax.health.rules import apply_rules
+from vanishjax.layers import Layers
 from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, network_of
 
@@ -99,8 +101,12 @@ class Diagnosis:
 
 
 # Compiled once for a transform: pass the same object again to save that.
-_step_response = jit_once(step_response, static_argnums=(0, 2))
-_effectiveness = jit_once(effectiveness)
+@functools.partial(jit_once, static_argnums=(0, 2))
+def _response(
+    tx: optax.GradientTransformation, params: Any, layers: Layers, rms: jax.typing.ArrayLike
+) -> tuple[Response, jax.Array]:
+    response = step_response(tx, params, layers)
+    return response, effectiveness(response, rms)
 
 
 def diagnose(
@@ -184,8 +190,8 @@ def diagnose(
         seen = Examination(measured, fault=fault, learning=learning)
         return Diagnosis(apply_rules(seen), measured, learning=learning)
     parameters = measured.parameters
-    response = _step_response(tx, params, parameters.layers)
-    share = np.asarray(_effectiveness(response, parameters.rms), np.float64)
+    response, left = _response(tx, params, parameters.layers, parameters.rms)
+    share = np.asarray(left, np.float64)
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
     seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learning)
