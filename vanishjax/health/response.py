@@ -122,7 +122,9 @@ def step_response(
 
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     try:
-        traced, shapes = jax.make_jaxpr(steps, return_shape=True)(jnp.zeros([]), signs, leaves)
+        traced, shapes = jax.make_jaxpr(steps, return_shape=True)(
+            jnp.zeros([], dtype), signs, leaves
+        )
     except TypeError as error:
         if not any(name in str(error) for name in _OF_A_STEP):
             raise
