@@ -28,14 +28,6 @@ class Block(nn.Module):
         return nn.Dense(WIDTH)(nn.gelu(nn.Dense(2 * WIDTH)(nn.LayerNorm()(x))))
 
 
-class Unrolled(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        for i in range(DEPTH):
-            x = Block(name=f"block_{i}")(x)
-        return nn.Dense(4, name="head")(x)
-
-
 class Carried(nn.Module):
     @nn.compact
     def __call__(self, x, _):
@@ -99,8 +91,7 @@ def of_equinox():
 
 
 MODELS = {
-    "linen": lambda: linen(Unrolled()),
-    "stacked": lambda: linen(Stacked()),
+    "linen, stacked": lambda: linen(Stacked()),
     "nnx": of_nnx,
     "equinox": of_equinox,
 }
@@ -119,20 +110,18 @@ def test_positions_stay_apart(name):
 
 
 def test_queries_and_keys_are_equal_and_orthogonal_and_of_the_variance_it_says():
-    loss_fn, params = linen(Unrolled())
-    new = identity_attention(loss_fn, params, X)["params"]
-    y = nn.LayerNorm().apply({"params": new["block_0"]["LayerNorm_0"]}, X)
-    own = new["block_0"]["attention"]
+    loss_fn, params = of_nnx()
+    own = identity_attention(loss_fn, params, X).attention[0]
     for part in ("kernel", "bias"):
-        np.testing.assert_array_equal(own["query"][part], own["key"][part])
-    kernel = own["query"]["kernel"].reshape(WIDTH, WIDTH)
+        np.testing.assert_array_equal(own.query[part][...], own.key[part][...])
+    kernel = own.query.kernel[...].reshape(WIDTH, WIDTH)
     square = kernel.T @ kernel
     np.testing.assert_allclose(square, square[0, 0] * jnp.eye(WIDTH), atol=1e-4 * square[0, 0])
-    query = jnp.einsum("bpi,ihd->bphd", y, own["query"]["kernel"]) + own["query"]["bias"]
+    query = jnp.einsum("bpi,ihd->bphd", X, own.query.kernel[...]) + own.query.bias[...]
     expected = 2 * np.log(POSITIONS * DEPTH) / (WIDTH / HEADS) ** 0.5
     assert float(jnp.mean(query**2)) == pytest.approx(expected, rel=1e-3)
     assert float(jnp.abs(jnp.mean(query, (0, 1))).max()) < 1e-5
-    value = jnp.einsum("bpi,ihd->bphd", y, own["value"]["kernel"]) + own["value"]["bias"]
+    value = jnp.einsum("bpi,ihd->bphd", X, own.value.kernel[...]) + own.value.bias[...]
     assert float(jnp.mean(value**2)) == pytest.approx(1, rel=1e-3)
 
 
@@ -181,10 +170,10 @@ def test_a_transformer_without_skips_is_cured():
     # Each token follows from the one before it, by three chances in four.
     rng = np.random.default_rng(0)
     follows = rng.permutation(13)
-    tokens = [rng.integers(0, 13, (16, 24))]
+    tokens = [rng.integers(0, 13, (8, 24))]
     for _ in range(POSITIONS):
-        drawn = rng.integers(0, 13, (16, 24))
-        tokens.append(np.where(rng.random((16, 24)) < 0.75, follows[tokens[-1]], drawn))
+        drawn = rng.integers(0, 13, (8, 24))
+        tokens.append(np.where(rng.random((8, 24)) < 0.75, follows[tokens[-1]], drawn))
     batches = jnp.asarray(np.stack(tokens, axis=-1))
     model = Language()
     params = model.init(KEY, batches[0, :, :-1])
@@ -193,7 +182,7 @@ def test_a_transformer_without_skips_is_cured():
         logits = model.apply(params, tokens[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
-    treatment = vj.cure(vj.Problem(loss_fn, params, optax.adam(1e-3)), batches, steps=80)
+    treatment = vj.cure(vj.Problem(loss_fn, params, optax.adam(1e-3)), batches, steps=60)
     assert treatment.trials[0].rules == ("token_collapse",)
     assert [one.name.removeprefix("slow_") for one in treatment.accepted] == ["identity_attention"]
     assert treatment.after.healthy
