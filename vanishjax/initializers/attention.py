@@ -26,7 +26,8 @@ def identity_attention(
     up can tell them apart. Here each attention's query and key kernels become equal and orthogonal,
     and so large that a position's score with itself stands out:
 
-    .. math:: W_K = W_Q = c\,Q, \qquad
+    .. math::
+      W_K = W_Q = c\,Q, \qquad
       \mathrm{Var}(x W_Q) = 2 \ln(T L) / \sqrt{d}
 
     for T positions, L attention layers and heads of width d, whose scores the network divides by
