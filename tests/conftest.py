@@ -63,6 +63,7 @@ _OPTIMIZED = {
     "test_layered_transforms.py",
     "test_numerics.py",
     "test_response.py",
+    "test_rounding.py",
 }
 
 

@@ -136,7 +136,10 @@ def step_response(
         step = folded(size, signs, *leaves)
         # Where nothing moves the difference would be the rounding error of the step's last product:
         # a compiler fuses the two.
-        moved = [jnp.where(new == old, 0, new - old) for new, old in zip(step, still, strict=True)]
+        moved = [
+            jnp.where(jnp.isfinite(new) & (new == old), 0, new - old)
+            for new, old in zip(step, still, strict=True)
+        ]
         # The first size is zero: what moves then is no response to the gradient.
         still = [jnp.where(size == 0, new, old) for new, old in zip(step, still, strict=True)]
 
