@@ -119,29 +119,31 @@ def _lsuv_code(variance: float = 1.0) -> str:
     return f"params = vj.initializers.lsuv(loss_fn, params, batch{said})"
 
 
+# The small ones are no part: each leaves alone what the others set.
 def small_branches(context: Context) -> Remedy:
     """Residual branches that start small: a variance of 1 / branches each."""
-    return _small("small_branches", initializers.small_branches, context)
+    return _started("small_branches", initializers.small_branches, context, local=True)
 
 
 def small_queries(context: Context) -> Remedy:
     """Queries and keys that start small, so that attention looks at all positions."""
-    return _small("small_queries", initializers.small_queries, context)
+    return _started("small_queries", initializers.small_queries, context, local=True)
 
 
 def small_output(context: Context) -> Remedy:
     """A last kernel that starts small, so that the first loss is that of a uniform guess."""
-    return _small("small_output", initializers.small_output, context)
+    return _started("small_output", initializers.small_output, context, local=True)
 
 
-def _small(name: str, make: Callable[..., Any], context: Context) -> Remedy:
+def _started(name: str, make: Callable[..., Any], context: Context, **settings: Any) -> Remedy:
+    """An initializer that sees the loss, the parameters and a batch; settings of the remedy."""
+
     def apply(problem: Problem) -> Problem:
         params = make(problem.plain_loss, problem.params, context.batch)
         return dataclasses.replace(problem, params=params)
 
     recipe = f"params = vj.initializers.{name}(loss_fn, params, batch)"
-    # No part: each leaves alone what the others set.
-    return Remedy(name, apply, recipe, local=True)
+    return Remedy(name, apply, recipe, **settings)
 
 
 def tiny_lsuv(context: Context) -> Remedy:
@@ -197,14 +199,8 @@ def looks_linear(context: Context) -> Remedy:
 
 def identity_attention(context: Context) -> Remedy:
     """Equal orthogonal queries and keys: attention that starts near the identity."""
-
-    def apply(problem: Problem) -> Problem:
-        loss_fn, batch = problem.plain_loss, context.batch
-        params = initializers.identity_attention(loss_fn, problem.params, batch)
-        return dataclasses.replace(problem, params=params)
-
-    recipe = "params = vj.initializers.identity_attention(loss_fn, params, batch)"
-    return Remedy("identity_attention", apply, recipe, part=_KERNELS)
+    make = initializers.identity_attention
+    return _started("identity_attention", make, context, part=_KERNELS)
 
 
 def redraw(context: Context) -> Remedy:
