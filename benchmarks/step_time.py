@@ -10,7 +10,11 @@ fused forms take turns with ours afterwards.
 optimizers: every one, 8M float32 parameters in one leaf, in 64 leaves, and in one stack of 64.
 forms: Adam on one leaf of 1,000 to 100M parameters, on 10 to 1,000 leaves, and in bfloat16.
 
+On an accelerator a step is short beside the call that starts it, so that a sample is many steps
+that wait in line; give it more parameters than its cache holds:
+
     python -m benchmarks step_time
+    python -m benchmarks.step_time --parameters 268435456 --out benchmarks/results/accelerator
 """
 
 import jax
@@ -42,8 +46,9 @@ BRIEF_MOMENT = (
 )
 LEAF = (64, 64)
 LARGEST_COPY = 2**29
-# A sample is as many steps as move this many parameters, so that the clock's own time is nothing.
-PARAMETERS_PER_SAMPLE = 1_000_000
+# A sample is as many steps as move this many parameters, so that the clock's own time is nothing,
+# nor that of the first call where later ones wait in line.
+PARAMETERS_PER_SAMPLE = {"cpu": 1_000_000, "gpu": 4_000_000_000, "tpu": 4_000_000_000}
 MOST_CALLS = 100
 
 
@@ -126,7 +131,8 @@ def compare(optimizers, shapes, dtype, turns, torch_name=None):
     gradients = [jnp.asarray(rng.standard_normal(s, np.float32), dtype) for s in shapes]
     params = [jnp.ones(s, dtype) for s in shapes]
     parameters = sum(leaf.size for leaf in params)
-    calls = int(np.clip(PARAMETERS_PER_SAMPLE // parameters, 1, MOST_CALLS))
+    wanted = PARAMETERS_PER_SAMPLE[jax.default_backend()]
+    calls = int(np.clip(wanted // parameters, 1, MOST_CALLS))
     pair = {
         "vanishjax": Step(ours, params, gradients, calls),
         "optax": Step(theirs, params, gradients, calls),
@@ -176,18 +182,6 @@ def main() -> None:
     parameters = options.parameters or (200_000 if quick else 8_000_000)
     turns = 5 if quick else 40
     names = ("adam", "clip + adamw") if quick else tuple(OPTIMIZERS)
-    results: dict[str, dict] = {"optimizers": {}, "forms": {}}
-    for tree, shapes in trees(parameters).items():
-        for name in names:
-            found = compare(OPTIMIZERS[name], shapes, jnp.float32, turns, name)
-            results["optimizers"][f"{name}, {tree}"] = found
-            show(f"{name}, {tree}", found)
-    for name, (optimizers, shapes, dtype) in forms(quick).items():
-        few = sum(map(np.prod, shapes)) >= 10**8
-        peer = "adam" if optimizers is OPTIMIZERS["adam"] and dtype == jnp.float32 else None
-        found = compare(optimizers, shapes, dtype, turns // 4 if few else turns, peer)
-        results["forms"][name] = found
-        show(name, found)
     settings = {
         "parameters": parameters,
         "trees": {name: [list(s) for s in shapes] for name, shapes in trees(parameters).items()},
@@ -197,6 +191,19 @@ def main() -> None:
         "seed": 0,
         "quick": quick,
     }
+    results: dict[str, dict] = {"optimizers": {}, "forms": {}}
+    for tree, shapes in trees(parameters).items():
+        for name in names:
+            found = compare(OPTIMIZERS[name], shapes, jnp.float32, turns, name)
+            results["optimizers"][f"{name}, {tree}"] = found
+            show(f"{name}, {tree}", found)
+    record.write("step_time", options.out, settings, results)
+    for name, (optimizers, shapes, dtype) in forms(quick).items():
+        few = sum(map(np.prod, shapes)) >= 10**8
+        peer = "adam" if optimizers is OPTIMIZERS["adam"] and dtype == jnp.float32 else None
+        found = compare(optimizers, shapes, dtype, turns // 4 if few else turns, peer)
+        results["forms"][name] = found
+        show(name, found)
     record.write("step_time", options.out, settings, results)
 
 

@@ -1,12 +1,14 @@
 """torch's optimizer steps and training loops, as contenders in other benchmarks.
 
-Its threads go on spinning for a moment after a step, into the next contender's turn. Told to sleep
-(OMP_WAIT_POLICY=PASSIVE) they make its training of small networks three times as slow.
+Where JAX has a CUDA device, torch uses it too. On a CPU its threads go on spinning for a moment
+after a step, into the next contender's turn. Told to sleep (OMP_WAIT_POLICY=PASSIVE) they make its
+training of small networks three times as slow.
 """
 
 import itertools
 from importlib.util import find_spec
 
+import jax
 import numpy as np
 
 RATE = 1e-3
@@ -26,6 +28,19 @@ def installed():
     return find_spec("torch") is not None
 
 
+def device():
+    """Where torch runs: on the kind of device that JAX runs on."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def finish():
+    """Waits for the device: like JAX, torch returns before it has computed."""
+    if device() == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
 class Step:
     """An optimizer step: what `torch.optim` does between two backward passes."""
 
@@ -42,8 +57,8 @@ class Step:
         }[name]
         self.params = []
         for gradient in gradients:
-            param = torch.ones(gradient.shape, requires_grad=True)
-            param.grad = torch.from_numpy(np.array(gradient))
+            param = torch.ones(gradient.shape, device=device(), requires_grad=True)
+            param.grad = torch.from_numpy(np.array(gradient)).to(device())
             self.params.append(param)
         self.calls = calls
         self.optimizer = make(self.params, lr=RATE, **{form: True})
@@ -55,6 +70,7 @@ class Step:
             if self.clip is not None:
                 self.clip(self.params, 1.0)
             self.optimizer.step()
+        finish()
 
 
 def steps(name, gradients, calls):
@@ -69,8 +85,8 @@ def epochs(features, hidden, classes, inputs, labels, batch_size):
     """Name -> an epoch of training with Adam.
 
     "torch" is eager, torch's default, on batches from a `DataLoader`; "torch indexed" the same on
-    batches that are indexed by hand, for which torch has least to do; "torch compiled" has the
-    model compiled too, and torch's fastest Adam, the fused one.
+    batches that are indexed by hand, on the device, for which torch has least to do; "torch
+    compiled" has the model compiled too, and torch's fastest Adam, the fused one.
     """
     if not installed():
         return {}
@@ -79,17 +95,22 @@ def epochs(features, hidden, classes, inputs, labels, batch_size):
     inputs, labels = torch.from_numpy(inputs), torch.from_numpy(labels).long()
     data = torch.utils.data.TensorDataset(inputs, labels)
     loader = torch.utils.data.DataLoader(data, batch_size, shuffle=True)
+    on_device = inputs.to(device()), labels.to(device())
+
+    def loaded():
+        for x, y in loader:
+            yield x.to(device()), y.to(device())
 
     def indexed():
-        for rows in torch.randperm(len(inputs)).split(batch_size):
-            yield inputs[rows], labels[rows]
+        for rows in torch.randperm(len(inputs), device=device()).split(batch_size):
+            yield on_device[0][rows], on_device[1][rows]
 
     def contender(batches, compiled=False):
         torch.manual_seed(0)
         layers = []
         for wide, narrow in itertools.pairwise((features, *hidden, classes)):
             layers += [torch.nn.Linear(wide, narrow), torch.nn.ReLU()]
-        model = torch.nn.Sequential(*layers[:-1])
+        model = torch.nn.Sequential(*layers[:-1]).to(device())
         optimizer = torch.optim.Adam(model.parameters(), RATE, fused=compiled)
         loss_fn = torch.nn.CrossEntropyLoss()
         predict = torch.compile(model) if compiled else model
@@ -99,11 +120,12 @@ def epochs(features, hidden, classes, inputs, labels, batch_size):
                 optimizer.zero_grad()
                 loss_fn(predict(x), y).backward()
                 optimizer.step()
+            finish()
 
         return epoch
 
     return {
-        "torch": contender(lambda: loader),
+        "torch": contender(loaded),
         "torch indexed": contender(indexed),
         "torch compiled": contender(indexed, compiled=True),
     }
