@@ -59,6 +59,7 @@ BENCHMARKS = {
     "real_cures": Benchmark(),
     "headline": Benchmark(data=True, needs_data=True),
     "deep_chains": Benchmark(data=True, needs_data=True),
+    "deep_convolutions": Benchmark(data=True, needs_data=True),
     "cure": Benchmark(data=True),
 }
 

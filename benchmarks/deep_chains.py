@@ -45,6 +45,20 @@ class Network(NamedTuple):
     steps: int = 1200
     data: str = "mnist"
 
+    def problem(self, inputs, critical, key):
+        """The network at its start."""
+        if not self.depth:
+            return Linear({"kernel": LECUN(key, (inputs, 10)), "bias": jnp.zeros(10)})
+        return vj.mlp_problem(
+            inputs,
+            (self.width,) * self.depth,
+            10,
+            activation=self.activation,
+            kernel_init=critical_orthogonal(self.activation) if critical else LECUN,
+            scan=self.depth > 2,
+            key=key,
+        )
+
 
 class Contender(NamedTuple):
     """How a network is started and trained.
@@ -141,20 +155,8 @@ class Linear(NamedTuple):
 
 
 def problem_of(network, contender, inputs, seed):
-    """The network at its start."""
-    key = jax.random.key(seed)
-    if not network.depth:
-        return Linear({"kernel": LECUN(key, (inputs, 10)), "bias": jnp.zeros(10)})
-    critical = CONTENDERS[contender].critical
-    return vj.mlp_problem(
-        inputs,
-        (network.width,) * network.depth,
-        10,
-        activation=network.activation,
-        kernel_init=critical_orthogonal(network.activation) if critical else LECUN,
-        scan=network.depth > 2,
-        key=key,
-    )
+    """The network at the start that this contender gets."""
+    return network.problem(inputs, CONTENDERS[contender].critical, jax.random.key(seed))
 
 
 @functools.cache
@@ -227,29 +229,29 @@ def best(cells):
     )
 
 
-def main():
-    """Trains what isn't in the JSON yet, and writes it."""
-    parser = record.parser(__doc__)
+def measure(name, description, parts, quick):
+    """Trains what isn't in `<name>.json` yet, and writes it."""
+    parser = record.parser(description)
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--part", choices=parts, action="append")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--rates", type=int, default=4, help="how many (default: all)")
     parser.add_argument("--contender", choices=CONTENDERS, action="append", help="only these")
     options = parser.parse_args()
-    parts = QUICK if options.quick else PARTS
+    wanted_parts = quick if options.quick else parts
     seeds, rates = (1, 1) if options.quick else (options.seeds, options.rates)
     settings = {"validation_split": SPLIT, "first_look": FIRST_LOOK}
-    path = options.out / "deep_chains.json"
-    results = {part: [] for part in PARTS}
+    path = options.out / f"{name}.json"
+    results = {part: [] for part in parts}
     if path.exists() and (known := json.loads(path.read_text()))["settings"] == settings:
         results |= known["results"]
     # All networks at the likeliest rate first, so that what is broken off has seen them all.
     wanted = [
         (part, network, contender, rate, seed)
-        for part in options.part or parts
+        for part in options.part or wanted_parts
         for number in range(rates)
         for seed in range(seeds)
-        for network, contenders in parts.get(part, ())
+        for network, contenders in wanted_parts.get(part, ())
         for contender in contenders
         if contender in (options.contender or contenders)
         for rate in CONTENDERS[contender].rates[number : number + 1]
@@ -266,7 +268,12 @@ def main():
         found = cell | train(network, contender, rate, seed, options.data_dir) | record.commit()
         results[part].append(found)
         print(network, contender, rate, seed, f"{100 * found['test_accuracy']:.1f}", flush=True)
-        record.write("deep_chains", options.out, settings, results)
+        record.write(name, options.out, settings, results)
+
+
+def main():
+    """Trains plain chains."""
+    measure("deep_chains", __doc__, PARTS, QUICK)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vanishjax as vj
@@ -24,14 +24,25 @@ def close(ours, exact, rtol=1e-6):
     np.testing.assert_allclose(np.asarray(ours, np.float64), exact, rtol=rtol)
 
 
-@settings(deadline=None, max_examples=40)
+@pytest.fixture(params=["branch", "one-pass"])
+def form(request, monkeypatch):
+    """How norms are computed: as on a CPU, and as on accelerators."""
+    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: request.param == "branch")
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()
+
+
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     exponent=st.integers(-124, 125),
     spread=st.integers(0, 60),
     axes=st.sampled_from([None, (0,), (1,), (1, 2), (0, 1, 2), ()]),
     seed=st.integers(0, 99),
 )
-def test_norm_and_rms_equal_float64(exponent, spread, axes, seed):
+def test_norm_and_rms_equal_float64(form, exponent, spread, axes, seed):
     # Entries of a row spread over decades below the exponent; what is flushed doesn't matter then.
     rng = np.random.default_rng(seed)
     lower = rng.integers(0, spread + 1, (3, 5, 4)) if axes != () else 0
@@ -54,7 +65,7 @@ def test_norm_and_rms_equal_float64(exponent, spread, axes, seed):
 
 
 @pytest.mark.parametrize("magnitude", [TINY, 2 * TINY, 1e-22, 1e-19, 1.2e-19, 1.0, 1e19, HUGE])
-def test_norm_at_the_ends_and_at_the_seam(magnitude):
+def test_norm_at_the_ends_and_at_the_seam(form, magnitude):
     x = np.full((2, 9), magnitude, np.float32)
     scale, rest = numerics.split_norm(x, (1,))
     close(
@@ -63,7 +74,7 @@ def test_norm_at_the_ends_and_at_the_seam(magnitude):
     close(numerics.rms(x, (1,)), np.full(2, np.float32(magnitude), np.float64))
 
 
-def test_many_small_entries_count_beside_one_that_is_larger():
+def test_many_small_entries_count_beside_one_that_is_larger(form):
     # Each of their squares is flushed to zero, their sum is 300 times the large one's.
     x = np.full(30_000, 1e-19, np.float32)
     for largest in (1.2e-18, 3.5e-16):  # the second's square alone exceeds tiny / eps
@@ -75,7 +86,7 @@ def test_many_small_entries_count_beside_one_that_is_larger():
         close(numerics.global_norm([x, np.ones(1)]), 1.0)
 
 
-def test_norm_of_what_is_not_finite_of_zeros_and_of_nothing():
+def test_norm_of_what_is_not_finite_of_zeros_and_of_nothing(form):
     for bad in (np.inf, -np.inf, np.nan):
         for fn in (numerics.norm, numerics.rms, lambda x: numerics.global_norm([x])):
             np.testing.assert_equal(float(fn(np.array([1.0, bad], np.float32))), abs(bad))
@@ -86,13 +97,13 @@ def test_norm_of_what_is_not_finite_of_zeros_and_of_nothing():
     np.testing.assert_array_equal(numerics.rms(np.zeros((0, 3), np.float32), (0,)), np.zeros(3))
 
 
-def test_one_layer_that_is_zero_or_infinite_leaves_the_others():
+def test_one_layer_that_is_zero_or_infinite_leaves_the_others(form):
     x = np.array([[0, 0], [3e-30, 4e-30], [np.inf, 1], [3e30, 4e30], [np.nan, 1]], np.float32)
     expected = [0.0, 5e-30, np.inf, 5e30, np.nan]
     np.testing.assert_allclose(numerics.norm(x, (1,)), expected, rtol=1e-6)
 
 
-def test_double_precision():
+def test_double_precision(form):
     with jax.enable_x64(True):
         for magnitude in (1e-300, 1e-160, 1.0, 1e160, 1e300):
             x = magnitude * np.arange(1.0, 5.0)
@@ -196,6 +207,25 @@ def test_before_the_conditional_stands_one_reduction(fn):
     assert sum(e.primitive.name == "cond" for e in equations) == 1
 
 
+@pytest.mark.parametrize("fn", [numerics.norm, lambda x: numerics.global_norm([x])])
+def test_where_branches_cost_there_is_none(fn, monkeypatch):
+    # An accelerator's host would wait for the device at each, every step.
+    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: False)
+    jax.clear_caches()
+    x = np.ones((64, 64), np.float32)
+    program = _jaxpr.flatten(_jaxpr.trace_loss(lambda x, _: fn(x), x))
+    assert "cond" not in {e.primitive.name for e in program.closed.jaxpr.eqns}
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("magnitude", [1e-36, 1e-22, 1e-12, 1.0, 1e12, 1e22, 1e36])
+def test_the_derivative_of_a_norm_is_finite_at_any_magnitude(form, magnitude):
+    x = magnitude * jnp.array([3.0, 0.0, -4.0])
+    gradient = jax.grad(lambda x: numerics.global_norm([x]))(x)
+    np.testing.assert_allclose(gradient, [0.6, 0.0, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(numerics.norm)(x), [0.6, 0.0, -0.8], rtol=1e-6)
+
+
 # What is not a number stays none.
 
 
@@ -222,7 +252,7 @@ def norms_of(x):
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16], ids=lambda t: t.__name__
 )
-def test_what_is_not_finite_shows_in_every_number(dtype):
+def test_what_is_not_finite_shows_in_every_number(form, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         inputs = jnp.stack([broken(LARGE, dtype, bad) for bad in (np.nan, np.inf)])
         forms = [lambda x: jax.lax.map(norms_of, x), jax.vmap(norms_of)]

@@ -19,6 +19,11 @@ import jax.numpy as jnp
 
 Axes: TypeAlias = tuple[int, ...] | None
 
+# Products to the precision of their type: accelerators round the factors of a float32 product to
+# ten bits of mantissa or seven, where nothing is said.
+einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
 
 def accumulator_dtype(dtype: Any) -> jnp.dtype:
     """The float type in which sums over `dtype` are kept: float32 at least.
@@ -143,6 +148,14 @@ def _scaled_square(x: jax.Array, inverse: jax.Array) -> jax.Array:
     which changes no number, keeps it from that and costs nothing.
     """
     scaled = at_least(jnp.abs(x) * inverse, 0.0)
+    return scaled * scaled
+
+
+def _square_or_infinite(x: jax.Array, inverse: jax.Array) -> jax.Array:
+    """As `_scaled_square`, but beyond the type's range a constant, which derivatives can ignore."""
+    scaled = jnp.abs(x) * inverse
+    beyond = scaled >= 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)
+    scaled = jnp.where(beyond, jnp.inf, scaled)
     return scaled * scaled
 
 
@@ -291,18 +304,33 @@ def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
 
 
+def branches_are_cheap() -> bool:
+    """Whether a branch costs nothing: the host waits for an accelerator to tell which one to take.
+
+    What is computed is the same in both cases.
+    """
+    return jax.default_backend() == "cpu"
+
+
 def _split_norm(
     squares: Callable[[jax.Array | None], jax.Array], largest: Callable[[], jax.Array], size: int
 ) -> tuple[jax.Array, jax.Array]:
     """`(scale, rest)` with norm = scale * rest, from a sum of squares that takes an inverse scale.
 
     The data is read a second time only if the plain sum has overflowed, or is so small that
-    squares flushed to zero could have mattered.
+    squares flushed to zero could have mattered. Where branches aren't cheap it is read once, for
+    three sums, two of them at scales far off: one of the three is right.
     """
     plain = squares(None)
     info = jnp.finfo(plain.dtype)
     least = size * float(info.tiny) / float(info.eps)
-    trusted = jnp.all((plain >= least) & (plain <= float(info.max)))
+    enough, finite = plain >= least, plain <= float(info.max)
+    if not branches_are_cheap():
+        far = jnp.asarray(2.0 ** (5 * info.maxexp // 8), plain.dtype)
+        # A sum that isn't finite is one at the larger scale, and a NaN is one at any.
+        small, large = squares(far), squares(1 / far)
+        scale = jnp.where(plain < least, 1 / far, jnp.where(finite, 1.0, far))
+        return scale, sqrt(jnp.where(plain < least, small, jnp.where(finite, plain, large)))
 
     def as_is() -> tuple[jax.Array, jax.Array]:
         return jnp.ones_like(plain), sqrt(plain)
@@ -311,7 +339,7 @@ def _split_norm(
         scale, inverse = power_of_two(largest())
         return scale, sqrt(squares(inverse))
 
-    return jax.lax.cond(trusted, as_is, rescaled)
+    return jax.lax.cond(jnp.all(enough & finite), as_is, rescaled)
 
 
 # Compiled as a whole, so that outside a jit the branches aren't compiled anew at every call.
@@ -340,7 +368,7 @@ def split_norm(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, j
         size *= x.shape[axis]
 
     def squares(inverse: jax.Array | None) -> jax.Array:
-        each = x * x if inverse is None else _scaled_square(x, inverse)
+        each = x * x if inverse is None else _square_or_infinite(x, inverse)
         return jnp.sum(each, axis=axes, keepdims=True)
 
     def largest() -> jax.Array:
@@ -425,7 +453,7 @@ def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
     leaves = [x.astype(dtype) for x in leaves]
 
     def squares(inverse: jax.Array | None) -> jax.Array:
-        each = (x * x if inverse is None else _scaled_square(x, inverse) for x in leaves)
+        each = (x * x if inverse is None else _square_or_infinite(x, inverse) for x in leaves)
         return sum(map(jnp.sum, each), start=jnp.zeros((), dtype))
 
     def largest() -> jax.Array:

@@ -16,6 +16,7 @@ from flax.training.train_state import TrainState
 
 import vanishjax as vj
 from tests.factories import PAIRED, REQUIRED, ROUNDING, factories
+from vanishjax import numerics
 
 FACTORIES = factories()
 every_factory = pytest.mark.parametrize("name", FACTORIES)
@@ -84,6 +85,38 @@ def test_state_has_the_type_asked_for_and_keeps_it(name, argument):
                 types[field].add(leaf.dtype)
         assert types.pop(STATE_TYPES[argument]) == {jnp.dtype(jnp.bfloat16)}
         assert set().union(*types.values()) <= {jnp.dtype(jnp.float32)}
+
+
+def program_of(name):
+    """The program of an update, inner programs too, as text."""
+    tx, params = FACTORIES[name](), tree()
+    return str(jax.make_jaxpr(tx.update)(gradient(params), tx.init(params), params))
+
+
+# What brings singular values near to 1, and not to it: coarse products are enough.
+COARSE = {"muon", "orthogonalize", "scale_by_muon"}
+
+
+@every_factory
+def test_products_have_the_precision_of_their_type(name):
+    # Accelerators round the factors of a product where nothing else is said.
+    products = program_of(name).split("dot_general[")[1:]
+    own = [text.partition("preferred_element_type")[0] for text in products]
+    coarse = [text for text in own if "Precision.HIGHEST" not in text]
+    assert bool(coarse) == (name in COARSE)
+
+
+# What does something else at its first step, or at one that is skipped.
+BRANCHING = {"dynamic_loss_scale", "polar_growth", "recondition"}
+
+
+@every_factory
+def test_where_branches_cost_there_is_none(name, monkeypatch):
+    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: False)
+    jax.clear_caches()
+    program = program_of(name)
+    jax.clear_caches()
+    assert (" cond[" in program) == (name in BRANCHING)
 
 
 @every_factory

@@ -168,6 +168,9 @@ class Observation:
 
         `Layers.norms` decides for every array by itself: a branch for each of a thousand layers.
         """
+        if not numerics.branches_are_cheap():
+            norms = jnp.stack([self._layers.norms(tree) for tree in trees])
+            return norms * jnp.sqrt(self._entries / self._seen)
         squares = jnp.stack([self._layers.reduce(_sum_of_squares, tree) for tree in trees])
         # As in `vanishjax.numerics`: below this, squares flushed to zero could have mattered.
         least = self._seen * self._least_square

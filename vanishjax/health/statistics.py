@@ -128,7 +128,8 @@ def _spread(h: jax.Array) -> tuple[jax.Array, jax.Array]:
     energy = numerics.divide(jnp.sum(centered**2), jnp.sum(h**2))
     rows = _rescale(centered).reshape(-1, h.shape[-1])
     rows = rows[:: max(1, rows.shape[0] // _MOST_SAMPLES)]
-    gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+    wide = rows.shape[0] < rows.shape[1]
+    gram = numerics.matmul(*((rows, rows.T) if wide else (rows.T, rows)))
     return energy, numerics.divide(jnp.trace(gram) ** 2, jnp.sum(gram**2))
 
 

@@ -111,16 +111,19 @@ def _toward_components(kernel: jax.Array, data: jax.Array) -> jax.Array:
     known = spread > size * data.size**0.5 * _rounding(data)
     components = jnp.where(known[:, None], components, 0.0).T
     # Beyond the components that the batch can tell, directions of its own.
-    rest = (own - components @ (components.T @ own)) * spans
+    rest = (own - numerics.matmul(components, numerics.matmul(components.T, own))) * spans
     rest = jnp.linalg.svd(rest, full_matrices=False)[0]
     basis = jnp.concatenate([components, rest], axis=1)
     order = jnp.argsort(jnp.concatenate([~known * 2, jnp.ones_like(values, int)]), stable=True)
     basis = basis[:, order[: len(values)]]
     # Only among the directions that it has: the others stay others.
     both = spans[:, None] & spans[None, :]
-    left, _, right = jnp.linalg.svd(jnp.where(both, basis.T @ own, jnp.eye(len(values))))
-    turned = (basis @ (left @ right) * values) @ outputs
-    before, after = numerics.rms(data @ kernel), numerics.rms(data @ turned)
+    left, _, right = jnp.linalg.svd(
+        jnp.where(both, numerics.matmul(basis.T, own), jnp.eye(len(values)))
+    )
+    basis = numerics.matmul(basis, numerics.matmul(left, right))
+    turned = numerics.matmul(basis * values, outputs)
+    before, after = (numerics.rms(numerics.matmul(data, x)) for x in (kernel, turned))
     turns = finite & jnp.any(known) & (jnp.sum(spans) < kernel.shape[0]) & (after > 0)
     return jnp.where(turns, turned * (before / jnp.where(turns, after, 1.0)), kernel)
 

@@ -219,4 +219,4 @@ def _orthogonal(kernel: Leaf, x: jax.Array) -> jax.Array:
 def _polar_factor(matrix: jax.Array) -> jax.Array:
     left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     # A kernel of zeros is meant to be one.
-    return left @ right * jnp.any(values > 0)
+    return numerics.matmul(left, right) * jnp.any(values > 0)

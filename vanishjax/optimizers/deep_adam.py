@@ -248,7 +248,7 @@ def _moves(
     pair, role = dense[number], roles[number]
     stays = jnp.asarray(role.first)[:, None] & ~far
     kernel = pair.matrices(moves[pair.kernel.path])
-    shift = jnp.einsum("li,lio->lo", means[number], pair.matrices(target[pair.kernel.path]))
+    shift = numerics.einsum("li,lio->lo", means[number], pair.matrices(target[pair.kernel.path]))
     bias = pair.vectors(moves[pair.bias.path]) - jnp.where(role.first[:, None], shift, 0.0)
     moves[pair.kernel.path] = pair.kernels(jnp.where(stays[..., None], 0.0, kernel))
     moves[pair.bias.path] = pair.biases(jnp.where(stays, 0.0, bias))

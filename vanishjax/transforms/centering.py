@@ -225,7 +225,7 @@ def compensated(
     for pair, mean in zip(dense, activations.means, strict=True):
         kernel = numerics.upcast(pair.matrices(steps[pair.kernel.path]))
         bias = numerics.upcast(pair.vectors(steps[pair.bias.path]))
-        shift = jnp.einsum("li,lio->lo", mean, kernel)
+        shift = numerics.einsum("li,lio->lo", mean, kernel)
         biases[pair.bias.path] = pair.biases(bias - shift)
     return biases
 
@@ -259,4 +259,4 @@ def _unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _product(kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """`[stack, in, out]` times `[stack, 1, out]`: `[stack, in]`."""
-    return jnp.einsum("lio,lxo->li", kernel, bias)
+    return numerics.einsum("lio,lxo->li", kernel, bias)

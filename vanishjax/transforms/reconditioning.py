@@ -112,7 +112,7 @@ def recondition(
                 bias = numerics.upcast(pair.vectors(values[pair.bias.path]))
                 fed, hidden = _roles(dense, pair)
                 target = jnp.where(hidden & known, _critical(kernel, gain), kernel)
-                shift = -jnp.einsum("li,lio->lo", mean, target) - bias
+                shift = -numerics.einsum("li,lio->lo", mean, target) - bias
                 moved[pair.kernel.path] = pair.kernels(target - kernel)
                 moved[pair.bias.path] = pair.biases(jnp.where(fed[..., 0] & known, shift, 0.0))
             return numerics.cast_like(rebuild(moved), updates), state.inner_state
