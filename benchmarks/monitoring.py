@@ -77,9 +77,10 @@ class Pulling(Training):
 
 
 def over(one: Callable[[], Any], other: Callable[[], Any], turns: int) -> dict[str, Any]:
-    """Seconds of the one over those of the other."""
+    """Seconds of the one over those of the other, and the medians of both."""
     samples = timing.by_turns({"one": one, "other": other}, turns)
-    return timing.ratio(samples["one"], samples["other"])
+    medians = {f"seconds_of_{name}": float(np.median(taken)) for name, taken in samples.items()}
+    return timing.ratio(samples["one"], samples["other"]) | medians
 
 
 def verdict_seconds(depth: int, turns: int) -> dict[str, Any]:
@@ -125,9 +126,6 @@ def main() -> None:
 
         results[f"probe, {form}"] = over(look, bare, max(3, turns // 4))
         _show(f"probe, {form}", results)
-    verdict = f"verdict at depth {verdict_depth}"
-    results[verdict] = verdict_seconds(verdict_depth, 3 if options.quick else 10)
-    print(results[verdict])
     settings = {
         "model": f"MLP {FEATURES}-{depth}x{width}-{CLASSES}, relu",
         "batch_size": BATCH,
@@ -138,6 +136,10 @@ def main() -> None:
         "seed": 1,
         "quick": options.quick,
     }
+    record.write("monitoring", options.out, settings, results)
+    verdict = f"verdict at depth {verdict_depth}"
+    results[verdict] = verdict_seconds(verdict_depth, 3 if options.quick else 10)
+    print(results[verdict])
     record.write("monitoring", options.out, settings, results)
 
 

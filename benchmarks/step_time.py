@@ -177,10 +177,13 @@ def main() -> None:
     """Times all of it, and writes step_time.json."""
     parser = record.parser(__doc__)
     parser.add_argument("--parameters", type=int, help="of the trees that all optimizers get")
+    parser.add_argument("--turns", type=int, help="samples of each (default: 40)")
+    parser.add_argument("--tree", action="append", help="only these (default: all)")
+    parser.add_argument("--no-forms", action="store_true", help="leave out Adam's other trees")
     options = parser.parse_args()
     quick = options.quick
     parameters = options.parameters or (200_000 if quick else 8_000_000)
-    turns = 5 if quick else 40
+    turns = options.turns or (5 if quick else 40)
     names = ("adam", "clip + adamw") if quick else tuple(OPTIMIZERS)
     settings = {
         "parameters": parameters,
@@ -192,13 +195,18 @@ def main() -> None:
         "quick": quick,
     }
     results: dict[str, dict] = {"optimizers": {}, "forms": {}}
-    for tree, shapes in trees(parameters).items():
+    chosen = {
+        tree: shapes
+        for tree, shapes in trees(parameters).items()
+        if tree in (options.tree or trees(parameters))
+    }
+    for tree, shapes in chosen.items():
         for name in names:
             found = compare(OPTIMIZERS[name], shapes, jnp.float32, turns, name)
             results["optimizers"][f"{name}, {tree}"] = found
             show(f"{name}, {tree}", found)
     record.write("step_time", options.out, settings, results)
-    for name, (optimizers, shapes, dtype) in forms(quick).items():
+    for name, (optimizers, shapes, dtype) in ({} if options.no_forms else forms(quick)).items():
         few = sum(map(np.prod, shapes)) >= 10**8
         peer = "adam" if optimizers is OPTIMIZERS["adam"] and dtype == jnp.float32 else None
         found = compare(optimizers, shapes, dtype, turns // 4 if few else turns, peer)

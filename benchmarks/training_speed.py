@@ -202,16 +202,11 @@ def measure(model, turns):
 
 def main() -> None:
     """Times all of them in turns and writes training_speed.json."""
-    options = record.parser(__doc__).parse_args()
+    parser = record.parser(__doc__)
+    parser.add_argument("--turns", type=int, help="epochs of each (default: 12)")
+    options = parser.parse_args()
     models, turns = (QUICK, 3) if options.quick else (MODELS, 12)
-    results = {}
-    for name, model in models.items():
-        results[name] = measure(model, turns)
-        for kind in ("over_vanishjax", "share_of_arithmetic_floor"):
-            for contender, found in results[name][kind].items():
-                low, high = found["quartiles"]
-                shown = f"{found['median']:.3f} [{low:.3f}, {high:.3f}]"
-                print(f"{name:18} {kind:26} {contender:16} {shown}", flush=True)
+    turns = options.turns or turns
     settings = {
         "models": {name: model._asdict() for name, model in models.items()},
         "activation": "relu",
@@ -220,7 +215,15 @@ def main() -> None:
         "seed": 0,
         "quick": options.quick,
     }
-    record.write("training_speed", options.out, settings, results)
+    results = {}
+    for name, model in models.items():
+        results[name] = measure(model, turns)
+        for kind in ("over_vanishjax", "share_of_arithmetic_floor"):
+            for contender, found in results[name][kind].items():
+                low, high = found["quartiles"]
+                shown = f"{found['median']:.3f} [{low:.3f}, {high:.3f}]"
+                print(f"{name:18} {kind:26} {contender:16} {shown}", flush=True)
+        record.write("training_speed", options.out, settings, results)
 
 
 if __name__ == "__main__":

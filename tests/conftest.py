@@ -27,6 +27,9 @@ if Version(importlib.metadata.version("jaxlib")) < Version("0.11"):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] != "cpu":
+    # Accelerators round the factors of a product; what is compared with float64 should not be.
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Workers and the commands that tests start inherit it, so nothing is compiled twice.
     cache = tempfile.mkdtemp(prefix="vanishjax-tests-")

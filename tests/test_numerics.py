@@ -187,6 +187,7 @@ def branches(monkeypatch):
     ],
 )
 def test_normal_numbers_take_the_cheap_branch(fn, monkeypatch):
+    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: True)
     taken = branches(monkeypatch)
     x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
     with jax.disable_jit():
@@ -198,7 +199,8 @@ def test_normal_numbers_take_the_cheap_branch(fn, monkeypatch):
 
 
 @pytest.mark.parametrize("fn", [numerics.norm, lambda x: numerics.global_norm([x])])
-def test_before_the_conditional_stands_one_reduction(fn):
+def test_before_the_conditional_stands_one_reduction(fn, monkeypatch):
+    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: True)
     x = np.ones((64, 64), np.float32)
     program = _jaxpr.flatten(_jaxpr.trace_loss(lambda x, _: fn(x), x))
     equations = program.closed.jaxpr.eqns

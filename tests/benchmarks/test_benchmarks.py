@@ -92,7 +92,7 @@ def test_every_script_that_writes_results_is_known():
         path.stem
         for path in FOLDER.glob("*.py")
         if any(
-            isinstance(node, ast.Attribute) and ast.unparse(node) == "record.write"
+            isinstance(node, ast.Call) and ast.unparse(node.func) in ("record.write", "measure")
             for node in ast.walk(ast.parse(path.read_text()))
         )
     }

@@ -90,7 +90,8 @@ def test_state_has_the_type_asked_for_and_keeps_it(name, argument):
 def program_of(name):
     """The program of an update, inner programs too, as text."""
     tx, params = FACTORIES[name](), tree()
-    return str(jax.make_jaxpr(tx.update)(gradient(params), tx.init(params), params))
+    with jax.default_matmul_precision("default"):
+        return str(jax.make_jaxpr(tx.update)(gradient(params), tx.init(params), params))
 
 
 # What brings singular values near to 1, and not to it: coarse products are enough.

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
 from tests.trajectory import run
+from vanishjax.transforms.rounding import _Grid
 
 MAKE = {"stochastic_round": vj.stochastic_round, "kahan_sum": vj.kahan_sum}
 both = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
@@ -27,6 +28,34 @@ def neighbors(x, dtype):
         numbers = np.asarray(words, np.float64)
     numbers = np.unique(numbers[np.isfinite(numbers)])
     return numbers[np.searchsorted(numbers, x, "right") - 1], numbers[np.searchsorted(numbers, x)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_the_grid_is_the_types_own(dtype):
+    """Its numbers are found without a cast, which compilers may leave out; casts tell them here."""
+    grid, info = _Grid.of(dtype), jnp.finfo(dtype)
+    rng = np.random.default_rng(0)
+    powers = np.exp2(
+        rng.uniform(np.log2(float(info.smallest_normal)) - 12, info.maxexp - 1, 40_000)
+    )
+    words = np.arange(2 ** (8 * jnp.dtype(dtype).itemsize - 1))
+    words = words.astype(f"uint{8 * jnp.dtype(dtype).itemsize}").view(dtype)
+    with np.errstate(invalid="ignore"):  # some of the words are NaN
+        numbers = words.astype(np.float64)
+    numbers = np.unique(numbers[np.isfinite(numbers)])
+    numbers = numbers[(numbers == 0) | (numbers >= 2.0**-126)]  # what is smaller is flushed
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    sizes = np.concatenate([powers, numbers, middles]).astype(np.float32)
+    sizes = sizes[(sizes == 0) | (sizes >= 2.0**-126)]
+    place = np.searchsorted(numbers, sizes, "right") - 1
+    low, high, nearest = jax.jit(
+        lambda x: (grid.below(x), grid.above(grid.below(x)), grid.nearest(x))
+    )(sizes)
+    np.testing.assert_array_equal(low, numbers[place])
+    above_zero = sizes > 0
+    beyond = np.append(numbers, np.inf)[place + 1]
+    np.testing.assert_array_equal(high[above_zero], beyond[above_zero])
+    np.testing.assert_array_equal(nearest, np.asarray(jnp.asarray(sizes).astype(dtype), np.float64))
 
 
 def moved(tx, p, u, state=None):

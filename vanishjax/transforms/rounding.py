@@ -165,7 +165,7 @@ def kahan_sum() -> optax.GradientTransformation:
             start = p.astype(jnp.float32)
             unit, _ = _units(start, p.dtype)
             x = start + compensation.astype(jnp.float32) * unit + jnp.asarray(u, jnp.float32)
-            nearest = _value(_word(x, p.dtype), p.dtype)
+            nearest = jnp.copysign(_Grid.of(p.dtype).nearest(jnp.abs(x)), x)
             _, per_unit = _units(nearest, p.dtype)
             left = jnp.rint((x - nearest) * per_unit)
             most = 2 ** (_BITS - 1) - 1  # half a unit in the last place
@@ -195,25 +195,67 @@ def _landing(start: jax.Array, x: jax.Array, u: Any, target: jax.Array) -> jax.A
     return jnp.where(jnp.isfinite(x), target - start, jnp.asarray(u, jnp.float32))
 
 
-def _word(x: jax.Array, dtype: Any) -> jax.Array:
-    """The bits of the nearest number of a type, the largest for what lies beyond.
+class _Grid(NamedTuple):
+    """The numbers of a narrow type, as float32 arithmetic sees them.
 
-    Through its bits, because XLA takes a cast and a cast back for nothing.
+    Nothing here is cast to the type: where a cast is followed by one back, XLA may compute neither
+    (it calls that excess precision, and does so on GPUs at any distance), and would round nothing.
+
+    Attributes:
+      dropped: Bits of a float32's mantissa that the type lacks.
+      least: Its smallest normal number.
+      quantum: The distance between its numbers below that.
+      largest: Its largest finite number.
     """
-    bits = jnp.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
-    return jax.lax.bitcast_convert_type(numerics.saturating_cast(x, dtype), bits)
 
+    dropped: int
+    least: float
+    quantum: float
+    largest: float
 
-def _value(word: jax.Array, dtype: Any) -> jax.Array:
-    return jax.lax.bitcast_convert_type(word, dtype).astype(jnp.float32)
+    @classmethod
+    def of(cls, dtype: Any) -> "_Grid":
+        """That of a type."""
+        info = jnp.finfo(dtype)
+        dropped = int(jnp.finfo(jnp.float32).nmant) - int(info.nmant)
+        sizes = (float(x) for x in (info.smallest_normal, info.smallest_subnormal, info.max))
+        return cls(dropped, *sizes)
+
+    def below(self, size: jax.Array) -> jax.Array:
+        """The largest number that isn't above `size >= 0`."""
+        return self._placed(size, lambda bits: bits, jnp.floor)
+
+    def above(self, low: jax.Array) -> jax.Array:
+        """The next number; infinite behind the largest."""
+        step = jnp.uint32(1 << self.dropped)
+        high = self._placed(low, lambda bits: bits + step, lambda units: units + 1)
+        return jnp.where(low >= self.largest, jnp.inf, high)
+
+    def nearest(self, size: jax.Array) -> jax.Array:
+        """The nearest number to `size >= 0`, of two the even one."""
+        half = jnp.uint32((1 << (self.dropped - 1)) - 1)
+        return self._placed(size, lambda x: x + half + ((x >> self.dropped) & 1), jnp.rint)
+
+    def _placed(
+        self,
+        size: jax.Array,
+        move: Callable[[jax.Array], jax.Array],
+        whole: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
+        bits = move(jax.lax.bitcast_convert_type(size, jnp.uint32))
+        kept = jnp.uint32(2**32 - (1 << self.dropped))
+        found = jax.lax.bitcast_convert_type(bits & kept, jnp.float32)
+        # A bfloat16 is as small as a float32, and what lies below is flushed.
+        if self.least > float(jnp.finfo(jnp.float32).smallest_normal):
+            found = jnp.where(size < self.least, whole(size / self.quantum) * self.quantum, found)
+        return jnp.minimum(found, self.largest)
 
 
 def _drawn(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
     """One of the two neighbors of x in a type, each as likely as it is near."""
-    size = jnp.abs(x)
-    word = _word(size, dtype)
-    word = word - (_value(word, dtype) > size).astype(word.dtype)
-    low, high = _value(word, dtype), _value(word + 1, dtype)
+    size, grid = jnp.abs(x), _Grid.of(dtype)
+    low = grid.below(size)
+    high = grid.above(low)
     share = (size - low) / (high - low)  # 0 above the largest number, whose neighbor is infinite
     threshold = (share * 2.0**32).astype(jnp.uint32)
     up = jax.random.bits(key, x.shape) < threshold
