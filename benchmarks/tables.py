@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from benchmarks import real_tables, speed_tables
-from benchmarks.deep_chains import best
+from benchmarks.deep_chains import CONTENDERS, best
 from benchmarks.record import RESULTS
 from benchmarks.speed_tables import ratio
 from vanishjax.health import FITTING, REMEDIES
@@ -134,14 +134,32 @@ def deep_chains(results):
     for network in networks:
         depth, activation, *_, data = network
         name = f"{activation} x{depth}" if depth else "linear classifier"
-        shown = [name + (", Fashion-MNIST" if data == "fashion_mnist" else "")]
-        for contender in contenders:
-            own = best(runs[network, contender]) if (network, contender) in runs else []
-            scores = [cell["test_accuracy"] for cell in own]
-            mean = f"{100 * math.fsum(scores) / max(1, len(scores)):.1f}"
-            shown.append(f"{mean} ({len(scores)})" if scores else "")
-        rows.append(f"| {' | '.join(shown)} |")
+        name += ", Fashion-MNIST" if data == "fashion_mnist" else ""
+        scores = [_score(runs[network, contender]) for contender in contenders]
+        rows.append(f"| {name} | {' | '.join(scores)} |")
     return rows
+
+
+def deep_convolutions(results):
+    """The same of convolutional networks."""
+    runs = collections.defaultdict(list)
+    for cell in (cell for own in results.values() for cell in own):
+        runs[tuple(cell["network"].values()), cell["contender"]].append(cell)
+    contenders = sorted({contender for _, contender in runs}, key=list(CONTENDERS).index)
+    rows = [f"| | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
+    for network in sorted({network for network, _ in runs}, key=lambda own: (own[2:], own[1::-1])):
+        depth, activation, data, padding, *_ = network
+        name = f"{activation} x{depth}" + (", Fashion-MNIST" if data == "fashion_mnist" else "")
+        name += ", padded from the other side" if padding == "around" else ""
+        scores = [_score(runs[network, contender]) for contender in contenders]
+        rows.append(f"| {name} | {' | '.join(scores)} |")
+    return rows
+
+
+def _score(cells):
+    """Mean test accuracy in percent at the best rate, and the number of seeds; nothing for none."""
+    scores = [cell["test_accuracy"] for cell in best(cells)] if cells else []
+    return f"{100 * math.fsum(scores) / len(scores):.1f} ({len(scores)})" if scores else ""
 
 
 def healthy(results):
@@ -443,6 +461,7 @@ TABLES = {
     "cure, matrix": cure_matrix,
     "damage": damage,
     "deep_chains": deep_chains,
+    "deep_convolutions": deep_convolutions,
     "depth": speed_tables.depth,
     "diagnosis": diagnosis,
     "front": front,
@@ -472,6 +491,10 @@ TABLES = {
     "step_time, torch": speed_tables.step_torch,
     "training_speed": speed_tables.training_speed,
     "fit_overhead": speed_tables.fit_overhead,
+    "gpu/monitoring": speed_tables.monitoring,
+    "gpu/step_time": speed_tables.step_time,
+    "gpu/step_time, torch": speed_tables.step_torch,
+    "gpu/training_speed": speed_tables.training_speed,
 }
 
 
