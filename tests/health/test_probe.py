@@ -15,7 +15,7 @@ from tests import zoo
 from vanishjax import _jaxpr, theory
 from vanishjax.activations import ACTIVATIONS
 from vanishjax.compilation import jit_once
-from vanishjax.health import probe
+from vanishjax.health import measuring, probe
 
 KEY = jax.random.key(0)
 
@@ -276,6 +276,36 @@ def test_float16_gradients_that_underflow_have_a_logarithm():
     )
 
 
+def counted(monkeypatch):
+    """Counts the looks in which bottlenecks normalize."""
+    looks, look = [], measuring._normalizing
+    monkeypatch.setattr(measuring, "_normalizing", lambda *a: (looks.append(1), look(*a))[1])
+    return looks
+
+
+def test_a_second_look_is_taken_only_where_gradients_underflow(monkeypatch):
+    looks = counted(monkeypatch)
+    for depth, taken in ((8, 0), (200, 1)):
+        problem = vj.mlp_problem(8, (16,) * depth, 4, activation="sigmoid")
+        found = probe(problem.loss_fn, problem.params, data())
+        assert len(looks) == taken
+        assert np.isfinite(found.log_chi).all()
+
+
+@pytest.mark.filterwarnings("ignore::vanishjax.LayerOrderWarning")
+@pytest.mark.parametrize("name", ["tied_transformer", "conv_batch_norm_training", "scan_nested"])
+def test_both_looks_see_the_same(name, monkeypatch):
+    model = getattr(zoo, name)()
+    first = probe(model.loss_fn, model.params, model.batch)
+    looks = counted(monkeypatch)
+    monkeypatch.setattr(measuring, "underflow_free", lambda _: np.finfo(np.float64).max)
+    second = probe(model.loss_fn, model.params, model.batch)
+    assert looks
+    for field in ("log_chi", "log_backward_rms", "log_gradient_rms", "reach"):
+        one, other = (np.asarray(getattr(x, field)) for x in (first, second))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
 def test_compiled_once_for_a_loss():
     params, loss_fn, _ = chain((8, 16, 4))
     count = 0
@@ -321,7 +351,8 @@ def test_activations_are_recognized(name):
     w, x = jax.random.normal(KEY, (4, 5)), jax.random.normal(KEY, (7, 4))
     program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, w, x))
     anatomy = _jaxpr.dissect(program, _jaxpr.parameter_uses(program))
-    _jaxpr.tapped_loss(program, anatomy, observe, [w, x], _jaxpr.dummies_for(anatomy))
+    dummies = _jaxpr.dummies_for(anatomy, normalize=False)
+    _jaxpr.tapped_loss(program, anatomy, observe, [w, x], dummies, normalize=False)
     ((site, z),) = found
     slopes = jax.vmap(jax.vmap(jax.grad(f)))(z)
     np.testing.assert_allclose(z, x @ w, rtol=1e-6)

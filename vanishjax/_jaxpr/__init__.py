@@ -25,7 +25,7 @@ from vanishjax._jaxpr.paths import Paths
 from vanishjax._jaxpr.program import Program, flatten, is_array, split_arrays, trace_loss
 from vanishjax._jaxpr.rows import WHOLE, Cut, Update
 from vanishjax._jaxpr.tail import constant_tail
-from vanishjax._jaxpr.taps import dummies_for, log_rms, tapped_loss
+from vanishjax._jaxpr.taps import copied, dummies_for, log_rms, tapped_loss
 from vanishjax._jaxpr.uses import Trace, parameter_uses
 from vanishjax._jaxpr.values import Use
 from vanishjax._jaxpr.versions import Place
@@ -57,6 +57,7 @@ __all__ = [
     "adjusted_forward",
     "common_lines",
     "constant_tail",
+    "copied",
     "custom_function",
     "dissect",
     "dummies_for",

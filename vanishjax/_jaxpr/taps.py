@@ -1,8 +1,9 @@
 """Evaluates a loss with taps on it, which measure the cotangents that come back.
 
-At a bottleneck a tap hands the cotangent on with root mean square 1, so that it never underflows,
-and gives the logarithm of what it was as the cotangent of a dummy input. Elsewhere, and outside of
-loops, what it gives is the cotangent itself: measured later, those that are alike share a program.
+A tap gives the cotangent as that of a dummy input; in a loop, whose turns it would stack, only the
+logarithm of its root mean square. Measured later, those that are alike share a program. Where a
+cotangent underflows, a second look normalizes: at a bottleneck a tap then hands it on with root
+mean square 1, and gives the logarithm of what it was.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def tapped_loss(
     arguments: Sequence[Any],
     dummies: Sequence[jax.Array],
     watch: Watch | None = None,
+    *,
+    normalize: bool,
 ) -> tuple[jax.Array, dict[int, Any], dict[int, Any]]:
     """The loss, with taps.
 
@@ -40,41 +43,55 @@ def tapped_loss(
       anatomy: Where the taps are.
       measure: `measure(site, x)` of the activation's argument; anything, for each site.
       arguments: The parameters' leaves, then the batch's arrays.
-      dummies: For each tap zeros: see `dummies_for`. The gradient with respect to them is log(rms)
-        of the cotangent there, or the cotangent, given that the bottlenecks further down have
-        normalized theirs.
+      dummies: For each tap zeros: see `dummies_for`. The gradient with respect to them is the
+        cotangent there, or log(rms) of it.
       watch: If given, `watch(watched, x)` of a watched equation's result or operand; anything.
+      normalize: Whether bottlenecks normalize: then cotangents are what is left of them when those
+        further down have done so.
 
     Returns:
       The loss; by the sites' taps what `measure` returned; by number what `watch` did. Loops'
       lengths lead.
     """
-    tapped = _Tapped(anatomy, measure, watch, dict(enumerate(dummies)))
+    tapped = _Tapped(anatomy, measure, watch, dict(enumerate(dummies)), normalize)
     (loss,) = tapped(program.closed.jaxpr, program.closed.consts, arguments)
     return loss, tapped.measured, tapped.seen
 
 
-def dummies_for(anatomy: Anatomy) -> list[jax.Array]:
+def copied(anatomy: Anatomy, *, normalize: bool) -> dict[int, Var]:
+    """By their numbers the taps that give the cotangent itself, and what they are on."""
+    return {
+        number: variable
+        for variable, (number, bottleneck) in anatomy.taps.items()
+        if not anatomy.lengths[number] and not (bottleneck and normalize)
+    }
+
+
+def dummies_for(anatomy: Anatomy, *, normalize: bool) -> list[jax.Array]:
     """Zeros to differentiate with respect to.
 
-    For each tap one float32 number for each turn of its loops; or, where it neither normalizes nor
-    stands in a loop, an array of the shape and type of what is tapped.
+    For each tap one float32 number for each turn of its loops; or, for those that give the
+    cotangent itself, an array of the shape and type of what is tapped.
     """
     dummies = [jnp.zeros(lengths, jnp.float32) for lengths in anatomy.lengths]
-    for variable, (number, normalizes) in anatomy.taps.items():
-        if not normalizes and not anatomy.lengths[number]:
-            dummies[number] = jnp.zeros(shape_of(variable.aval), dtype_of(variable))
+    for number, variable in copied(anatomy, normalize=normalize).items():
+        dummies[number] = jnp.zeros(shape_of(variable.aval), dtype_of(variable))
     return dummies
 
 
 class _Tapped(Evaluator):
     def __init__(
-        self, anatomy: Anatomy, measure: Measure, watch: Watch | None, dummies: Mapping[int, Any]
+        self,
+        anatomy: Anatomy,
+        measure: Measure,
+        watch: Watch | None,
+        dummies: Mapping[int, Any],
+        normalize: bool,
     ) -> None:
         self.measured: dict[int, Any] = {}
         self.seen: dict[int, Any] = {}
         self._anatomy, self._measure, self._watch = anatomy, measure, watch
-        self._dummies = dummies
+        self._dummies, self._normalize = dummies, normalize
 
     def apply(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         results = super().apply(eqn, operands)
@@ -90,8 +107,8 @@ class _Tapped(Evaluator):
         if site is not None:
             self.measured[site.tap] = self._measure(site, unsharded(jax.lax.stop_gradient(x)))
         if variable in self._anatomy.taps:
-            number, normalizes = self._anatomy.taps[variable]
-            if normalizes:
+            number, bottleneck = self._anatomy.taps[variable]
+            if bottleneck and self._normalize:
                 return _NORMALIZING(x, self._dummies[number])
             return (_READING if self._anatomy.lengths[number] else _COPYING)(
                 x, self._dummies[number]
@@ -104,7 +121,7 @@ class _Tapped(Evaluator):
             return bind(eqn, operands)
 
         def step(arguments: Sequence[Any], dummies: Any) -> tuple[list[Any], Any]:
-            inner = _Tapped(self._anatomy, self._measure, self._watch, dummies)
+            inner = _Tapped(self._anatomy, self._measure, self._watch, dummies, self._normalize)
             return inner.body(eqn, arguments), (inner.measured, inner.seen)
 
         dummies = {number: self._dummies[number] for number in numbers}
@@ -138,4 +155,4 @@ def _tap(
 
 _NORMALIZING = _tap(_split_log_rms)
 _READING = _tap(lambda cotangent: (cotangent, log_rms(cotangent)))
-_COPYING = _tap(lambda cotangent: (cotangent, cotangent))
+_COPYING = _tap(lambda cotangent: (cotangent, unsharded(cotangent)))

@@ -45,7 +45,8 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
     own = np.array([values.log_rms[one.event.tap][one.turns] for one in passed], np.float64)
     normalizes = np.array([one.event.normalizes for one in passed], bool)
     # What the bottlenecks further down took out.
-    taken = np.concatenate([np.cumsum(np.where(normalizes, own, 0.0)[::-1])[::-1], [0.0]])
+    out = np.where(normalizes & values.normalized, own, 0.0)
+    taken = np.concatenate([np.cumsum(out[::-1])[::-1], [0.0]])
     taken -= float(values.log_scale)
     log_rms = own + taken[1:]
     log_norm = log_rms + 0.5 * np.log([max(1, one.event.size) for one in passed])

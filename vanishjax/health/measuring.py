@@ -20,7 +20,6 @@ from vanishjax.health.together import call_each
 from vanishjax.health.watch import watch
 from vanishjax.layers import Layers
 from vanishjax.layers.traced import traced_loss
-from vanishjax.problem import loss_alone
 
 # What the loss of a float16 network is multiplied by, lest its cotangent underflow before the first
 # tap, where it would be rescaled: 1,024.
@@ -72,6 +71,7 @@ class Values(NamedTuple):
 
     loss: np.ndarray[Any, Any]
     log_rms: dict[int, np.ndarray[Any, Any]]  # of the cotangents, by tap
+    normalized: bool  # whether bottlenecks have taken out what they saw
     log_scale: float  # of the loss that they are of
     statistics: dict[int, Statistics]  # by tap
     rms: np.ndarray[Any, Any]  # of the gradients, by layer of parameters
@@ -87,7 +87,7 @@ class _Arrays(NamedTuple):
     """What one run gives: numbers, and arrays whose numbers are yet to be taken."""
 
     loss: jax.Array
-    cotangents: list[jax.Array]  # by tap; log(rms) of them where taps normalize or stand in loops
+    cotangents: list[jax.Array]  # by tap; log(rms) of them where taps stand in loops
     sites: dict[int, Any]  # by tap; `Statistics` where the tap stands in a loop
     gradients: list[jax.Array]  # by leaf
     watched: dict[int, jax.Array]
@@ -100,7 +100,6 @@ class _Known(NamedTuple):
     plan: Plan
     measurements: tuple[tuple[int, Measurement], ...]  # by tap
     copied: tuple[int, ...]  # taps that give the cotangent itself
-    log_scale: float
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["known"])
@@ -108,8 +107,8 @@ class _Known(NamedTuple):
 class _Run:
     """Both, so that what is known comes back from a compiled function."""
 
-    arrays: _Arrays
-    known: _Known
+    arrays: Any
+    known: Any
 
 
 class _LeafNumbers(NamedTuple):
@@ -154,8 +153,8 @@ class _LogRms:
 def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, Plan]:
     """Traces a loss, puts taps on it, and runs it forward and backward.
 
-    The gradients of its parameters with taps on it are computed only where those without have
-    underflowed: they take as much memory again.
+    Where some cotangent or gradient has underflowed, or there is none, it is run once more, and
+    bottlenecks normalize what comes back.
 
     Args:
       loss: The loss.
@@ -169,7 +168,7 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
       ValueError: The loss isn't a real number, or can't be differentiated.
     """
     run = _run(loss, leaves, arrays)
-    found, (plan, measurements, copied, log_scale) = run.arrays, run.known
+    found, (plan, measurements, copied) = run.arrays, run.known
     fns: list[Callable[..., Any]] = [measurement for _, measurement in measurements]
     fns += [_jaxpr.log_rms] * len(copied)
     fns += [_OfLeaf(leaf.inner_axes) for leaf in plan.layers.leaves]
@@ -188,17 +187,17 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
     of_layers = _LeafNumbers(
         *(_by_layer(plan.layers, column) for column in zip(*of_leaves, strict=True))
     )
-    followed = np.full(len(plan.layers), np.nan)
     least = max(map(underflow_free, {*plan.dtypes, *(name for _, name in plan.types)}))
-    if not (of_layers.rms > least).all():
+    logs = np.concatenate([[0.0], *map(np.ravel, log_rms.values())])
+    whole = np.isfinite(logs).all() and (logs > math.log(least)).all()
+    followed, log_scale = np.full(len(plan.layers), np.nan), 0.0
+    if not (whole and (of_layers.rms > least).all()):
         del run, found, arguments
-        gradients = _followed(loss, leaves, arrays)
-        fns = [_LogRms(leaf.inner_axes) for leaf in plan.layers.leaves]
-        logs = jax.device_get(call_each(fns, [(x,) for x in gradients]))
-        followed = _by_layer(plan.layers, logs)
+        log_rms, followed, log_scale = _followed(loss, leaves, arrays, plan.layers)
     return Values(
         loss=value,
         log_rms=log_rms,
+        normalized=not np.isnan(followed).all(),
         log_scale=log_scale,
         statistics=sites,
         log_tapped_rms=followed,
@@ -233,22 +232,18 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         measurements[site.tap] = measurement
         return x
 
-    log_scale = _log_scale(anatomy, leaves)
-
-    def tapped(dummies: list[Any]) -> Any:
+    def tapped(dummies: list[Any], leaves: list[Any]) -> Any:
         arguments = [*leaves, *arrays]
-        value, found, seen = _jaxpr.tapped_loss(
-            program, anatomy, observe, arguments, dummies, watch
+        value, *rest = _jaxpr.tapped_loss(
+            program, anatomy, observe, arguments, dummies, watch, normalize=False
         )
-        return value * math.exp(log_scale), (value, found, seen)
+        return value, rest
 
-    def plain(leaves: list[Any]) -> Any:
-        return loss_alone(loss.fn(*loss.arguments(leaves, arrays)))
-
-    dummies = _jaxpr.dummies_for(anatomy)
+    look = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
     try:
-        gradients = jax.grad(plain)(leaves)
-        (_, (value, sites, seen)), cotangents = jax.value_and_grad(tapped, has_aux=True)(dummies)
+        (value, (sites, seen)), (cotangents, gradients) = look(
+            _jaxpr.dummies_for(anatomy, normalize=False), leaves
+        )
     except (TypeError, ValueError, NotImplementedError) as error:
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"loss_fn can't be differentiated: {text}") from error
@@ -266,29 +261,48 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         tuple({layers.leaves[u.leaf].path: 0 for u in traced.trace.uses if _multiplies(u)}),
         tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
     )
-    copied = tuple(
-        tap
-        for tap, normalizes in anatomy.taps.values()
-        if not normalizes and not anatomy.lengths[tap]
-    )
     constant = constant_loss(program, anatomy, [*leaves, *arrays])
     told = _Arrays(value, cotangents, sites, gradients, seen, constant)
-    return _Run(told, _Known(plan, tuple(measurements.items()), copied, log_scale))
+    copied = tuple(_jaxpr.copied(anatomy, normalize=False))
+    return _Run(told, _Known(plan, tuple(measurements.items()), copied))
+
+
+def _followed(
+    loss: Loss, leaves: list[Any], arrays: list[Any], layers: Layers
+) -> tuple[dict[int, np.ndarray[Any, Any]], np.ndarray[Any, Any], float]:
+    """What never underflows, since bottlenecks normalize.
+
+    Returns:
+      By tap the logarithms of the cotangents' root mean squares, for each layer of parameters that
+      of its gradient, and the logarithm of what the loss was multiplied by.
+    """
+    run = _normalizing(loss, leaves, arrays)
+    (cotangents, gradients), (copied, log_scale) = run.arrays, run.known
+    fns: list[Callable[..., Any]] = [_jaxpr.log_rms] * len(copied)
+    fns += [_LogRms(leaf.inner_axes) for leaf in layers.leaves]
+    arguments = [*((cotangents[tap],) for tap in copied), *((x,) for x in gradients)]
+    numbers = call_each(fns, arguments)
+    logs = dict(enumerate(cotangents)) | dict(zip(copied, numbers, strict=False))
+    logs, of_leaves = jax.device_get((logs, numbers[len(copied) :]))
+    return logs, _by_layer(layers, of_leaves), log_scale
 
 
 @functools.partial(jit_once, static_argnums=0)
-def _followed(loss: Loss, leaves: list[Any], arrays: list[Any]) -> list[jax.Array]:
-    """The gradients of the parameters with taps on the loss, that never underflow."""
+def _normalizing(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
+    """The cotangents and the gradients of the parameters, with bottlenecks that normalize."""
     traced = traced_loss(loss.fn, *loss.arguments(leaves, arrays))
     program, anatomy = traced.program, traced.anatomy
-    dummies = _jaxpr.dummies_for(anatomy)
+    log_scale = _log_scale(anatomy, leaves)
 
-    def tapped(leaves: list[Any]) -> jax.Array:
-        arguments = [*leaves, *arrays]
-        value, *_ = _jaxpr.tapped_loss(program, anatomy, lambda *_: None, arguments, dummies)
-        return value * math.exp(_log_scale(anatomy, leaves))
+    def tapped(dummies: list[Any], leaves: list[Any]) -> jax.Array:
+        value, *_ = _jaxpr.tapped_loss(
+            program, anatomy, lambda *_: None, [*leaves, *arrays], dummies, normalize=True
+        )
+        return value * math.exp(log_scale)
 
-    return jax.grad(tapped)(leaves)
+    dummies = _jaxpr.dummies_for(anatomy, normalize=True)
+    found = jax.grad(tapped, argnums=(0, 1))(dummies, leaves)
+    return _Run(found, (tuple(_jaxpr.copied(anatomy, normalize=True)), log_scale))
 
 
 def _log_scale(anatomy: _jaxpr.Anatomy, leaves: Sequence[Any]) -> float:
