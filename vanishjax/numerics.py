@@ -171,6 +171,11 @@ def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jnp.maximum(x, y), a.dtype)
 
 
+# Inlined, but traced once for all arrays of a shape: a tree has many of the same.
+_traced_once = functools.partial(jax.jit, inline=True)
+
+
+@_traced_once
 def _weighted_hypot(a: jax.Array, b: jax.Array, wa: Any, wb: Any) -> jax.Array:
     dtype = jnp.promote_types(a.dtype, b.dtype)
     a, b = a.astype(dtype), b.astype(dtype)
@@ -293,6 +298,7 @@ def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.arctan(y / x)
 
 
+@_traced_once
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """`numerator / denominator`, and 0 where the denominator is 0.
 
