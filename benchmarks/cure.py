@@ -122,12 +122,15 @@ def all_remedies(problem, batch, key, steps=FULL_STEPS):
     return [remedies.KNOWN[name](context) for name in IDS]
 
 
-def by_chance(problem, batches, count, seed, key):
-    """A treatment by `count` remedies drawn at random: the one with the least held-out loss."""
-    known = all_remedies(problem, batches[0], key)
-    picks = np.random.default_rng(seed).permutation(len(known))[:count]
+def at_random(known, seed):
+    """Remedies in an order drawn at random."""
+    return [known[pick] for pick in np.random.default_rng(seed).permutation(len(known))]
+
+
+def by_chance(problem, batches, drawn, key):
+    """A treatment by remedies drawn at random: the one with the least held-out loss."""
     best = None
-    for remedy in (known[pick] for pick in picks):
+    for remedy in drawn:
         found = vj.cure(problem, batches, steps=TRIAL_STEPS, remedies=[remedy], key=key)
         trial = found.trials[-1] if found.trials else None
         if trial is None or trial.outcome in ("untreated", "failed", "diverged"):
@@ -147,7 +150,8 @@ def treat(network, seed, reference):
     params = trained(treatment.problem, treatment.opt_state, data, rest, seed)
     reached = accuracy(treatment.problem, params, test)
     count = max(1, len(treatment.trials) - 1)
-    chosen = by_chance(problem, batches, count, seed, key)
+    drawn = at_random(all_remedies(problem, batches[0], key), seed)[:count]
+    chosen = by_chance(problem, batches, drawn, key)
     control = problem if chosen is None else chosen.treat(problem)
     by_luck = accuracy(control, trained(control, None, data, FULL_STEPS, seed), test)
     return {

@@ -7,15 +7,23 @@ between the best constant output and the healthy twin. Beside it the same traini
 A verdict that isn't "sick" gets no cure, and counts as not repaired. The networks are so small that
 trials are a large part of a training; the cost is in training steps.
 
-Every network is written as soon as it is done, and what was broken off goes on where it was.
-"first_look" is the run before anything was learned from these networks.
+Beside each cure a control, as in `benchmarks.cure`: as many remedies as `cure` could try, drawn at
+random from all that don't refuse the network, with the same trials, of which the one with the least
+held-out loss is kept, and trained for as many steps as the cured network, its trial included.
+
+Every cure and every control is written as soon as it is done, and what was broken off goes on where
+it was. "first_look" is the run before anything was learned from these networks; `--again` leaves
+what a part has as it is, and writes what later code makes of it beside that.
 
     python -m benchmarks real_cures    # after real_networks
     python -m benchmarks.real_cures --part held_out --seeds 1
+    python -m benchmarks.real_cures --part fresh --again
 """
 
+import itertools
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,11 +32,12 @@ import numpy as np
 
 import vanishjax as vj
 from benchmarks import record
-from benchmarks.cure import trained_on
+from benchmarks.cure import TRIAL_STEPS, at_random, by_chance, trained_on
 from benchmarks.real_networks import HEALTHY, PARTS, closed_gap, initial, medians
 from benchmarks.real_zoo import Network
+from vanishjax.treatment import remedies
 
-BATCHES, TRIAL_STEPS = 24, 40
+BATCHES = 24
 QUICK = ("two towers, one at .2 x12",)
 SHOWN = ("rules", "accepted", "closed", "cost", "seconds")
 
@@ -40,19 +49,33 @@ def batches_of(network: Network, seed: int) -> list[Any]:
     return [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), data) for i in rows]
 
 
-def trained(network: Network, problem: vj.Problem, opt_state: Any, seed: int) -> np.ndarray:
-    """Held-out losses `[parts]` after the network's own number of steps."""
+def problem_of(network: Network, rate: float, seed: int) -> vj.Problem:
+    """The network at its start."""
+    return vj.Problem(network.loss, initial(network)(seed), network.optimizer(rate))
+
+
+def closed_after(
+    network: Network, problem: vj.Problem, opt_state: Any, seed: int, twin: np.ndarray, more: int
+) -> float | None:
+    """Part of the gap closed after the network's own number of steps and some; None: diverged."""
     task = network.task()
     data, test = (jax.tree.map(jnp.asarray, part) for part in (task.train, task.test))
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), network.steps)
+    steps = network.steps + more
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), steps)
     params = trained_on(problem, opt_state, data, keys, network.batch)
-    return np.asarray([float(x) for x in jax.jit(network.parts)(params, test)])
+    losses = np.asarray([float(x) for x in jax.jit(network.parts)(params, test)])
+    closed = closed_gap(losses[None], np.array(task.chance), twin)
+    return closed if np.isfinite(closed) else None
+
+
+def repaired(closed: float | None) -> bool:
+    """Whether so much of the gap is enough."""
+    return closed is not None and closed >= HEALTHY
 
 
 def treat(network: Network, rate: float, seed: int, twin: np.ndarray) -> dict[str, Any]:
     """One network and seed: cured, and trained to the end."""
-    chance = np.array(network.task().chance)
-    problem = vj.Problem(network.loss, initial(network)(seed), network.optimizer(rate))
+    problem = problem_of(network, rate, seed)
     started = time.perf_counter()
     treatment = vj.cure(
         problem,
@@ -63,16 +86,9 @@ def treat(network: Network, rate: float, seed: int, twin: np.ndarray) -> dict[st
         key=jax.random.key(seed),
     )
     seconds = time.perf_counter() - started
-    ends = {}
-    for name, (one, state) in {
-        "untreated": (problem, None),
-        "cured": (treatment.problem, treatment.opt_state),
-    }.items():
-        if name == "untreated" or treatment.accepted:
-            losses = trained(network, one, state, seed)
-            closed = closed_gap(losses[None], chance, twin)
-            ends[name] = closed if np.isfinite(closed) else None
-    ends.setdefault("cured", ends["untreated"])
+    untreated = cured = closed_after(network, problem, None, seed, twin, 0)
+    if treatment.accepted:
+        cured = closed_after(network, treatment.problem, treatment.opt_state, seed, twin, 0)
     return {
         "network": network.name,
         "kind": network.kind,
@@ -85,11 +101,46 @@ def treat(network: Network, rate: float, seed: int, twin: np.ndarray) -> dict[st
             {"remedy": one.remedy, "outcome": one.outcome, "reason": one.reason}
             for one in treatment.trials
         ],
-        "closed": ends,
-        "repaired": ends["cured"] is not None and ends["cured"] >= HEALTHY,
+        "closed": {"untreated": untreated, "cured": cured},
+        "repaired": repaired(cured),
         "cost": treatment.cost,
         "training_steps": network.steps,
         "seconds": seconds,
+    }
+
+
+def applies(remedy: vj.Remedy, problem: vj.Problem) -> bool:
+    """Whether a remedy doesn't refuse a network."""
+    try:
+        treated = remedy.treat(problem)
+        jax.eval_shape(treated.transform.init, treated.params)
+    except Exception:
+        return False
+    return True
+
+
+def control(
+    network: Network, rate: float, seed: int, twin: np.ndarray, trials: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What chance makes of a network and seed, with as many trials as the cure had."""
+    problem, key = problem_of(network, rate, seed), jax.random.key(seed)
+    batches = batches_of(network, seed)
+    context = remedies.Context(
+        problem, batches[0], learning_rate=rate, total_steps=network.steps, key=key
+    )
+    # Another architecture takes a factory.
+    known = [make(context) for name, make in remedies.KNOWN.items() if name != "rezero"]
+    count = sum(one["outcome"] not in ("untreated", "failed") for one in trials)
+    fitting = (one for one in at_random(known, seed) if applies(one, problem))
+    drawn = list(itertools.islice(fitting, count))
+    chosen = by_chance(problem, batches, drawn, key)
+    treated = problem if chosen is None else chosen.treat(problem)
+    closed = closed_after(network, treated, None, seed, twin, TRIAL_STEPS)
+    return {
+        "drawn": [one.name for one in drawn],
+        "accepted": None if chosen is None else chosen.name,
+        "closed": closed,
+        "repaired": repaired(closed),
     }
 
 
@@ -98,11 +149,46 @@ def summary(treated: list[dict[str, Any]]) -> dict[str, Any]:
     causes: dict[str, list[bool]] = {}
     for one in treated:
         causes.setdefault((one["rules"] or [one["verdict"]])[0], []).append(one["repaired"])
+    controls = [one["control"]["repaired"] for one in treated if "control" in one]
     return {
         "repaired": [sum(one["repaired"] for one in treated), len(treated)],
+        "control_repaired": [sum(controls), len(controls)],
         "by_cause": {cause: [sum(own), len(own)] for cause, own in sorted(causes.items())},
         "cost": record.spread([one["cost"] for one in treated]),
     }
+
+
+def cases(
+    part: str, examined: list[dict[str, Any]], settings: dict[str, Any]
+) -> Iterator[tuple[Network, float, int, np.ndarray]]:
+    """The sick networks of a part, each with its rate, a seed and the twin's losses."""
+    ends = {one["network"]: medians(np.array(one["losses"], float)) for one in examined}
+    rates = {one["network"]: one["rate"] for one in examined if one["label"] == "sick"}
+    for network in PARTS[part]():
+        if network.name in rates and (not settings["quick"] or network.name in QUICK):
+            its = ends[network.twin or network.name]
+            for seed in range(settings["seeds"]):
+                yield network, rates[network.name], seed, its[its.sum(-1).argmin()]
+
+
+def filled(
+    treated: list[dict[str, Any]], whole: list[tuple[Network, float, int, np.ndarray]]
+) -> Iterator[None]:
+    """Adds cures and controls that are missing, and yields after each."""
+    done = {(row["network"], row["seed"]): row for row in treated}
+    for case in whole:
+        network, _, seed, _ = case
+        row = done.get((network.name, seed))
+        if row is None:
+            row = treat(*case) | record.commit()
+            treated.append(row)
+            print(network.name, {key: row[key] for key in SHOWN}, flush=True)
+            yield
+        if "control" not in row:
+            row["control"] = control(*case, row["trials"]) | record.commit()
+            print(network.name, row["control"], flush=True)
+            yield
+            jax.clear_caches()
 
 
 def main() -> None:
@@ -110,6 +196,7 @@ def main() -> None:
     parser = record.parser(__doc__)
     parser.add_argument("--part", choices=tuple(PARTS), action="append")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="beside what was found before")
     options = parser.parse_args()
     known = json.loads((record.RESULTS / "real_networks.json").read_text())["results"]
     settings = {
@@ -124,30 +211,13 @@ def main() -> None:
     if path.exists() and (earlier := json.loads(path.read_text()))["settings"] == settings:
         results = earlier["results"]
     for part in options.part or PARTS:
-        ends, sick = {}, {}
-        for one in known[part]["examined"]:
-            ends[one["network"]] = medians(np.array(one["losses"], float))
-            if one["label"] == "sick" and (not options.quick or one["network"] in QUICK):
-                sick[one["network"]] = one["rate"]
-        treated = results.get(part, {}).get("treated", [])
-        done = {(one["network"], one["seed"]) for one in treated}
-        for network in PARTS[part]():
-            if network.name not in sick:
-                continue
-            its = ends[network.twin or network.name]
-            twin = its[its.sum(-1).argmin()]
-            for seed in range(settings["seeds"]):
-                if (network.name, seed) in done:
-                    continue
-                treated.append(treat(network, sick[network.name], seed, twin) | record.commit())
-                print(network.name, {key: treated[-1][key] for key in SHOWN}, flush=True)
-                results[part] = {
-                    **summary(treated),
-                    "sick": len(sick) * settings["seeds"],
-                    "treated": treated,
-                }
-                record.write("real_cures", options.out, settings, results)
-            jax.clear_caches()
+        name = f"{part}_again" if options.again else part
+        whole = list(cases(part, known[part]["examined"], settings))
+        treated = results.get(name, {}).get("treated", [])
+        for _ in filled(treated, whole):
+            rest = {"sick": len(whole), "treated": treated}
+            results[name] = {**summary(treated), **rest}
+            record.write("real_cures", options.out, settings, results)
 
 
 if __name__ == "__main__":

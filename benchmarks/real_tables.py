@@ -72,32 +72,41 @@ def cost(results: dict[str, Any]) -> list[str]:
 
 
 def cures(results: dict[str, Any], part: str = "held_out") -> list[str]:
-    """Sick networks of a part, what was accepted and how far they got."""
+    """Sick networks of a part: what was accepted, how far they got, and how far by chance."""
     found = results[part]
-    rows = [
-        "| network | found | accepted | gap closed, untreated | cured | trials, steps |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ["network", "found", "accepted", "gap closed, untreated", "cured"]
+    controlled = any("control" in one for one in found["treated"])
+    heads += ["by chance", "closed"] * controlled
+    heads.append("trials, steps")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for one in found["treated"]:
         rule = (one["rules"] or [one["verdict"]])[0].replace("_", " ")
         accepted = ", ".join(f"`{name}`" for name in one["accepted"]) or "nothing"
-        closed = [
-            "diverges" if x is None else f"{max(x, -9.99):.2f}"
-            for x in (one["closed"]["untreated"], one["closed"]["cured"])
-        ]
-        mark = f"**{closed[1]}**" if one["repaired"] else closed[1]
-        rows.append(
-            f"| {one['network']} | {rule} | {accepted} | {closed[0]} | {mark} | {one['cost']:.0f} |"
-        )
+        ends = one["closed"]
+        cells = [one["network"], rule, accepted, _closed(ends["untreated"])]
+        cells.append(_closed(ends["cured"], one["repaired"]))
+        if controlled:
+            chance = one.get("control")
+            if chance is None:
+                cells += ["", ""]
+            else:
+                cells.append(f"`{chance['accepted']}`" if chance["accepted"] else "nothing")
+                cells.append(_closed(chance["closed"], chance["repaired"]))
+        rows.append(f"| {' | '.join(cells)} | {one['cost']:.0f} |")
     before = sum((one["closed"]["untreated"] or 0) >= HEALTHY for one in found["treated"])
-    seen = part == "held_out" and "first_look" in results
-    first = _of(results["first_look"]["repaired"]) if seen else ""
-    return [
-        *rows,
-        "",
-        f"Repaired {_of(found['repaired'])}; untreated, with this seed, {before} get as far."
-        + (f" At the first look {first} were repaired." if first else ""),
-    ]
+    said = f"Repaired {_of(found['repaired'])}"
+    if controlled:
+        said += f", by chance {_of(found['control_repaired'])}"
+    said += f"; untreated, with this seed, {before} get as far."
+    if part == "held_out" and "first_look" in results:
+        said += f" At the first look {_of(results['first_look']['repaired'])} were repaired."
+    return [*rows, "", said]
+
+
+def _closed(share: float | None, repaired: bool = False) -> str:
+    """Part of the gap, in bold where it is enough."""
+    text = "diverges" if share is None else f"{max(share, -9.99):.2f}"
+    return f"**{text}**" if repaired else text
 
 
 def _of(pair: list[int]) -> str:

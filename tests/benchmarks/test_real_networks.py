@@ -3,9 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import vanishjax as vj
+from benchmarks import real_cures, real_tables
 from benchmarks import real_networks as real
+from benchmarks.cure import at_random
 from benchmarks.real_zoo import fresh_networks, held_out_networks, tuning_networks
 from benchmarks.real_zoo.network import Task, edited, network
 from benchmarks.real_zoo.observation import observer
@@ -127,3 +131,53 @@ def test_other_tools_see_every_activation_and_every_iteration():
     np.testing.assert_allclose(seen.outputs, seen.activations[-1][1] - 0.0, rtol=1e-5)
     assert seen.kernels.sum() == 7
     assert seen.gradient_norm.shape == (8,)
+
+
+def test_cures_and_controls_that_are_there_are_not_done_again(monkeypatch):
+    done = []
+
+    def treat(network, rate, seed, twin):
+        done.append(("cure", network.name))
+        return {"network": network.name, "seed": seed, "trials": []} | dict.fromkeys(
+            real_cures.SHOWN
+        )
+
+    def control(network, rate, seed, twin, trials):
+        done.append(("control", network.name))
+        return {}
+
+    monkeypatch.setattr(real_cures, "treat", treat)
+    monkeypatch.setattr(real_cures, "control", control)
+    whole = [(line(name), 1e-3, 0, np.zeros(1)) for name in ("both", "cured", "neither")]
+    row = {"seed": 0, "trials": []}
+    rows = [{"network": "both", "control": {}} | row, {"network": "cured"} | row]
+    assert len(list(real_cures.filled(rows, whole))) == 3
+    assert done == [("control", "cured"), ("cure", "neither"), ("control", "neither")]
+    assert all("control" in one for one in rows)
+    assert not list(real_cures.filled(rows, whole))
+
+
+def test_a_control_draws_what_does_not_refuse():
+    problem = vj.Problem(line().loss, {"w": jnp.ones(3)}, optax.sgd(0.1))
+    plain = vj.Remedy("plain", lambda problem: problem)
+
+    def refuse(problem):
+        raise ValueError
+
+    assert real_cures.applies(plain, problem)
+    assert not real_cures.applies(vj.Remedy("refuses", refuse), problem)
+    known = list(range(20))
+    assert at_random(known, 1) == at_random(known, 1) != at_random(known, 2)
+    assert sorted(at_random(known, 1)) == known
+
+
+@pytest.mark.parametrize("controlled", [False, True])
+def test_the_table_of_cures_shows_controls_where_they_are(controlled):
+    row = {"network": "line", "seed": 0, "rules": ["bad_start"], "verdict": "sick", "cost": 86.0}
+    row |= {"accepted": ["lsuv"], "closed": {"untreated": None, "cured": 0.9}, "repaired": True}
+    if controlled:
+        row["control"] = {"accepted": None, "closed": 0.2, "repaired": False}
+    table = real_tables.cures({"part": real_cures.summary([row]) | {"treated": [row]}}, "part")
+    chance = " nothing | 0.20 |" if controlled else ""
+    assert table[2] == f"| line | bad start | `lsuv` | diverges | **0.90** |{chance} 86 |"
+    assert ("by chance 0 of 1" in table[-1]) == controlled

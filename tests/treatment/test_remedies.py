@@ -102,6 +102,7 @@ def test_a_recipe_is_what_was_tried(name):
         ("clip", "muon"),
         ("loss_scale", "clip", "muon"),
         ("loss_scale", "slow_redraw"),
+        ("stochastic_round", "rate_x30"),
     ],
     ids="+".join,
 )
@@ -448,6 +449,33 @@ def test_saturated_attention_is_cured():
     # And nothing slower: that half as far is far enough goes for chains.
     assert [one.name for one in treatment.accepted] == ["small_queries"], str(treatment)
     assert treatment.after.healthy
+
+
+@pytest.mark.parametrize("rate", [3e-6, 2e-5])
+def test_a_rate_too_small_in_any_type_is_raised(rate):
+    """As 16-bit parameters lose the updates; rounding them with care learns nothing either."""
+    sick = transformer()
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), sick.params)
+    sick = dataclasses.replace(sick, params=narrow, tx=optax.adam(rate))
+    treatment = vj.cure(sick, TOKENS, steps=40)
+    assert treatment.trials[0].rules == ("lost_updates",)
+    outcomes = {trial.remedy: trial.outcome for trial in treatment.trials}
+    assert outcomes["stochastic_round"] == outcomes["kahan_sum"] == "no better"
+    (accepted,) = treatment.accepted
+    assert accepted.part == "rate"
+    assert 1e-4 < accepted.rate * rate < 1e-2
+    assert treatment.recipe == f"tx = optax.chain(tx, optax.scale({accepted.rate!r}))"
+    assert_recipe_makes(sick, treatment.recipe, treatment.start, treatment.batch)
+    assert treatment.after.healthy
+
+
+def test_one_rate_takes_the_place_of_another_and_comes_before_rounding():
+    """What is scaled after it was rounded is no longer what the parameters can hold."""
+    small, large, rounding = (
+        KNOWN[name](context()) for name in ("rate_x30", "rate_x300", "stochastic_round")
+    )
+    assert large.follows((rounding, small)) == (rounding,)
+    assert in_order((rounding, large)) == (large, rounding)
 
 
 def test_what_is_not_for_a_transformer_refuses_by_name_without_training():

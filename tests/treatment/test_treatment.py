@@ -16,7 +16,7 @@ import vanishjax as vj
 from tests.treatment.test_remedies import assert_recipe_makes
 from vanishjax.treatment import remedies
 from vanishjax.treatment.batches import divide, sequence
-from vanishjax.treatment.judgement import improvement, keeps_up
+from vanishjax.treatment.judgement import gets_as_far, improvement, keeps_up
 from vanishjax.treatment.loss import trained_loss
 from vanishjax.treatment.trial import Run, race, run_alike
 
@@ -373,6 +373,42 @@ def test_a_slower_form_that_keeps_up_is_taken():
     assert [one.name for one in treatment.accepted] == ["slow"]
     losses = {trial.remedy: trial.loss for trial in treatment.trials}
     assert losses["lsuv"] < losses["slow"] < losses["crawling"]
+
+
+@pytest.mark.parametrize(("variance", "accepted"), [(0.5, "local"), (0.2, "lsuv")])
+def test_of_two_that_get_about_as_far_the_one_that_changes_less_is_taken(variance, accepted):
+    """Beyond one output for all inputs the smaller kernels learn .93 and .72 of what others do."""
+
+    def smaller(problem):
+        params = vj.initializers.lsuv(
+            problem.plain_loss, problem.params, data()[0], variance=variance
+        )
+        return dataclasses.replace(problem, params=params)
+
+    tried = [remedies.lsuv(context()), vj.Remedy("local", smaller, local=True)]
+    treatment = vj.cure(network(), data(), steps=STEPS, remedies=tried, key=KEY)
+    assert [one.name for one in treatment.accepted] == [accepted]
+    losses = {trial.remedy: trial.loss for trial in treatment.trials}
+    assert losses["local"] > 1.2 * losses["lsuv"]
+
+
+@pytest.mark.parametrize(
+    ("constant", "best", "local", "found"),
+    [
+        (2.3, 1.9, 1.98, True),  # .8 of the way below
+        (2.3, 1.5, 1.98, False),  # .4
+        (2.3, 1.5, 2.4, False),  # as far from 40, and nothing learned
+        (2.3, 2.4, 2.5, False),  # neither has learned anything
+        (2.3, 1.9, 1.91, True),  # within the noise
+        (np.nan, 1.9, 1.98, False),  # beyond it, and the constant isn't known
+    ],
+)
+def test_how_far_a_run_got_is_counted_from_a_constant_output(constant, best, local, found):
+    verdict = vj.diagnose(network().loss_fn, network().params, data()[0])
+    before = dataclasses.replace(
+        verdict, probe=dataclasses.replace(verdict.probe, constant_loss=constant)
+    )
+    assert gets_as_far(run(np.full(4, local)), run(np.full(4, best)), before) == found
 
 
 def test_activations_that_run_away_get_tiny_kernels():

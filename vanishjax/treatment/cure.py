@@ -21,6 +21,7 @@ from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.judgement import (
     beats_constant,
     cause_improved,
+    gets_as_far,
     improvement,
     keeps_up,
     learns,
@@ -378,7 +379,7 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
     def place(one: tuple[Remedy, Run, Diagnosis, str]) -> tuple[bool, bool, float]:
         """A safer one that keeps up comes first; then what changes little and gets as far."""
         remedy, run, *_ = one
-        keeps = best is None or not improvement(best, run)[0]
+        keeps = best is None or gets_as_far(run, best, setting.before)
         return (
             not progress.is_safer(remedy),
             not (remedy.local and keeps),

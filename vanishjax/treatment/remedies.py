@@ -18,6 +18,7 @@ import optax
 from vanishjax import initializers, optimizers, transforms
 from vanishjax.health import REMEDIES, Finding, Probe, fitting, probe
 from vanishjax.health.advice import traits
+from vanishjax.health.remedies import LARGER_RATES
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
 from vanishjax.treatment.remedy import Remedy
@@ -41,7 +42,7 @@ LOSS_SCALE = 2.0**10
 
 # A linear chain of isometries has a ln chi of 0 in every layer.
 _LINEAR = 0.1
-_KERNELS, _OPTIMIZER, _ROUNDING = "kernels", "optimizer", "rounding"
+_KERNELS, _OPTIMIZER, _ROUNDING, _RATE = "kernels", "optimizer", "rounding", "rate"
 _LAYERS = "layers = vj.find_layers(params, loss_fn, batch)"
 _PCA = "params = vj.initializers.pca(loss_fn, params, batch)"
 
@@ -333,6 +334,11 @@ def _last(name: str, make: Callable[[], optax.GradientTransformation]) -> Remedy
     return Remedy(name, apply, f"tx = optax.chain(tx, vj.{name}())", part=_ROUNDING, wraps=1)
 
 
+def _faster(factor: float) -> Callable[[Context], Remedy]:
+    """So many times the learning rate: for one at which too little is learned in any type."""
+    return lambda _: Remedy(f"rate_x{factor:.0f}", lambda problem: problem, part=_RATE, rate=factor)
+
+
 def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
     # Most of a block's kernels stand side by side. At .3 of the rate 10 and 12 blocks without skips
     # learn nearly all that they do at their best; at the twentieth for 75 kernels in a row, half.
@@ -346,6 +352,7 @@ KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
     {make.__name__: make for make in (*_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}
     | {make.__name__: make for make in (adam_atan2, muon, deep_muon, clip)}
     | {make.__name__: make for make in (stochastic_round, kahan_sum, loss_scale)}
+    | {f"rate_x{factor:.0f}": _faster(factor) for factor in LARGER_RATES}
     | {f"slow_{make.__name__}": _slow(make) for make in _NEW_KERNELS}
 )
 """What makes each remedy that can be tried, by its id in `vanishjax.health.REMEDIES`."""

@@ -28,8 +28,8 @@ class Remedy:
         that one was all it took, and preferred if it gets half as far in the trial; where that one
         raised it isn't tried.
       rate: What it multiplies the updates by, beside what `apply` does.
-      local: Whether it changes nothing but what is at fault: it is preferred where no other gets
-        further by more than the noise.
+      local: Whether it changes nothing but what is at fault: it is preferred where it gets about as
+        far as any other.
       wraps: Of several remedies those that wrap the most are applied last, so that what they put
         around the optimizer stays around it when another one changes it.
 
