@@ -351,7 +351,7 @@ def test_activations_are_recognized(name):
     w, x = jax.random.normal(KEY, (4, 5)), jax.random.normal(KEY, (7, 4))
     program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, w, x))
     anatomy = _jaxpr.dissect(program, _jaxpr.parameter_uses(program))
-    dummies = _jaxpr.dummies_for(anatomy, normalize=False)
+    dummies = _jaxpr.dummies_for(anatomy)
     _jaxpr.tapped_loss(program, anatomy, observe, [w, x], dummies, normalize=False)
     ((site, z),) = found
     slopes = jax.vmap(jax.vmap(jax.grad(f)))(z)

@@ -1,9 +1,9 @@
 """Evaluates a loss with taps on it, which measure the cotangents that come back.
 
-A tap gives the cotangent as that of a dummy input; in a loop, whose turns it would stack, only the
-logarithm of its root mean square. Measured later, those that are alike share a program. Where a
-cotangent underflows, a second look normalizes: at a bottleneck a tap then hands it on with root
-mean square 1, and gives the logarithm of what it was.
+A tap gives the cotangent as that of a dummy input: measured later, those that are alike share a
+program. In a loop, whose turns would stack, and at a bottleneck, lest the cotangents of a whole
+chain be kept, it gives only the logarithm of the root mean square. Where a cotangent underflows, a
+second look normalizes: a bottleneck then hands it on with root mean square 1.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ def tapped_loss(
     return loss, tapped.measured, tapped.seen
 
 
-def copied(anatomy: Anatomy, *, normalize: bool) -> dict[int, Var]:
+def copied(anatomy: Anatomy) -> dict[int, Var]:
     """By their numbers the taps that give the cotangent itself, and what they are on."""
     return {
         number: variable
         for variable, (number, bottleneck) in anatomy.taps.items()
-        if not anatomy.lengths[number] and not (bottleneck and normalize)
+        if not anatomy.lengths[number] and not bottleneck
     }
 
 
-def dummies_for(anatomy: Anatomy, *, normalize: bool) -> list[jax.Array]:
+def dummies_for(anatomy: Anatomy) -> list[jax.Array]:
     """Zeros to differentiate with respect to.
 
     For each tap one float32 number for each turn of its loops; or, for those that give the
     cotangent itself, an array of the shape and type of what is tapped.
     """
     dummies = [jnp.zeros(lengths, jnp.float32) for lengths in anatomy.lengths]
-    for number, variable in copied(anatomy, normalize=normalize).items():
+    for number, variable in copied(anatomy).items():
         dummies[number] = jnp.zeros(shape_of(variable.aval), dtype_of(variable))
     return dummies
 
@@ -110,9 +110,8 @@ class _Tapped(Evaluator):
             number, bottleneck = self._anatomy.taps[variable]
             if bottleneck and self._normalize:
                 return _NORMALIZING(x, self._dummies[number])
-            return (_READING if self._anatomy.lengths[number] else _COPYING)(
-                x, self._dummies[number]
-            )
+            reads = bottleneck or self._anatomy.lengths[number]
+            return (_READING if reads else _COPYING)(x, self._dummies[number])
         return x
 
     def scan(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

@@ -87,7 +87,7 @@ class _Arrays(NamedTuple):
     """What one run gives: numbers, and arrays whose numbers are yet to be taken."""
 
     loss: jax.Array
-    cotangents: list[jax.Array]  # by tap; log(rms) of them where taps stand in loops
+    cotangents: list[jax.Array]  # by tap; log(rms) of them in loops and at bottlenecks
     sites: dict[int, Any]  # by tap; `Statistics` where the tap stands in a loop
     gradients: list[jax.Array]  # by leaf
     watched: dict[int, jax.Array]
@@ -190,14 +190,15 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
     least = max(map(underflow_free, {*plan.dtypes, *(name for _, name in plan.types)}))
     logs = np.concatenate([[0.0], *map(np.ravel, log_rms.values())])
     whole = np.isfinite(logs).all() and (logs > math.log(least)).all()
+    normalized = not (whole and (of_layers.rms > least).all())
     followed, log_scale = np.full(len(plan.layers), np.nan), 0.0
-    if not (whole and (of_layers.rms > least).all()):
+    if normalized:
         del run, found, arguments
         log_rms, followed, log_scale = _followed(loss, leaves, arrays, plan.layers)
     return Values(
         loss=value,
         log_rms=log_rms,
-        normalized=not np.isnan(followed).all(),
+        normalized=normalized,
         log_scale=log_scale,
         statistics=sites,
         log_tapped_rms=followed,
@@ -241,9 +242,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
 
     look = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
     try:
-        (value, (sites, seen)), (cotangents, gradients) = look(
-            _jaxpr.dummies_for(anatomy, normalize=False), leaves
-        )
+        (value, (sites, seen)), (cotangents, gradients) = look(_jaxpr.dummies_for(anatomy), leaves)
     except (TypeError, ValueError, NotImplementedError) as error:
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"loss_fn can't be differentiated: {text}") from error
@@ -263,7 +262,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
     )
     constant = constant_loss(program, anatomy, [*leaves, *arrays])
     told = _Arrays(value, cotangents, sites, gradients, seen, constant)
-    copied = tuple(_jaxpr.copied(anatomy, normalize=False))
+    copied = tuple(_jaxpr.copied(anatomy))
     return _Run(told, _Known(plan, tuple(measurements.items()), copied))
 
 
@@ -300,9 +299,9 @@ def _normalizing(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         )
         return value * math.exp(log_scale)
 
-    dummies = _jaxpr.dummies_for(anatomy, normalize=True)
+    dummies = _jaxpr.dummies_for(anatomy)
     found = jax.grad(tapped, argnums=(0, 1))(dummies, leaves)
-    return _Run(found, (tuple(_jaxpr.copied(anatomy, normalize=True)), log_scale))
+    return _Run(found, (tuple(_jaxpr.copied(anatomy)), log_scale))
 
 
 def _log_scale(anatomy: _jaxpr.Anatomy, leaves: Sequence[Any]) -> float:
