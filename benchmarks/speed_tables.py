@@ -166,6 +166,24 @@ def monitoring(results):
     return rows
 
 
+def verdict_cost(results):
+    """A first verdict over a first gradient, in CPU time and in memory."""
+    rows = [
+        "| network | first gradient, CPU s | first verdict over it | second verdict, s "
+        "| memory over the gradient's |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        cells = [
+            f"{found['gradient_seconds']['median']:.1f}",
+            ratio(found["over_gradient"]),
+            f"{found['second_verdict_seconds']['median']:.1f}",
+            f"{found['memory_over_gradient']:.2f}",
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
 def ratio(found, digits=2) -> str:
     """A ratio's median and quartiles."""
     low, high = found["quartiles"]

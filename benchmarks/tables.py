@@ -494,6 +494,7 @@ TABLES = {
     "gpu/step_time": speed_tables.step_time,
     "gpu/step_time, torch": speed_tables.step_torch,
     "gpu/training_speed": speed_tables.training_speed,
+    "verdict_cost": speed_tables.verdict_cost,
 }
 
 
