@@ -20,6 +20,7 @@ from vanishjax.health.together import call_each
 from vanishjax.health.watch import watch
 from vanishjax.layers import Layers
 from vanishjax.layers.traced import traced_loss
+from vanishjax.problem import loss_alone
 
 # What the loss of a float16 network is multiplied by, lest its cotangent underflow before the first
 # tap, where it would be rescaled: 1,024.
@@ -245,7 +246,8 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         (value, (sites, seen)), (cotangents, gradients) = look(_jaxpr.dummies_for(anatomy), leaves)
     except (TypeError, ValueError, NotImplementedError) as error:
         text = str(error).strip().splitlines()[0]
-        raise ValueError(f"loss_fn can't be differentiated: {text}") from error
+        own = _at_its_line(loss, leaves, arrays, error)
+        raise ValueError(f"loss_fn can't be differentiated: {text}") from own
 
     plan = Plan(
         layers,
@@ -284,6 +286,19 @@ def _followed(
     logs = dict(enumerate(cotangents)) | dict(zip(copied, numbers, strict=False))
     logs, of_leaves = jax.device_get((logs, numbers[len(copied) :]))
     return logs, _by_layer(layers, of_leaves), log_scale
+
+
+def _at_its_line(loss: Loss, leaves: list[Any], arrays: list[Any], error: Exception) -> Exception:
+    """The error of the loss itself, whose traceback has the user's line, or else `error`."""
+
+    def plain(leaves: list[Any]) -> Any:
+        return loss_alone(loss.fn(*loss.arguments(leaves, arrays)))
+
+    try:
+        jax.eval_shape(jax.grad(plain), leaves)
+    except (TypeError, ValueError, NotImplementedError) as own:
+        return own
+    return error
 
 
 @functools.partial(jit_once, static_argnums=0)
