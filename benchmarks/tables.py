@@ -125,41 +125,48 @@ def headline(results):
 
 def deep_chains(results):
     """Test accuracy of plain chains by network and contender, and the number of seeds."""
-    runs = collections.defaultdict(list)
-    for cell in (cell for own in results.values() for cell in own):
-        runs[tuple(cell["network"].values()), cell["contender"]].append(cell)
-    contenders = list(dict.fromkeys(contender for _, contender in runs))
-    networks = sorted({network for network, _ in runs}, key=lambda own: (own[5], own[1], own[0]))
-    rows = [f"| | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
-    for network in networks:
-        depth, activation, *_, data = network
-        name = f"{activation} x{depth}" if depth else "linear classifier"
-        name += ", Fashion-MNIST" if data == "fashion_mnist" else ""
-        scores = [_score(runs[network, contender]) for contender in contenders]
-        rows.append(f"| {name} | {' | '.join(scores)} |")
-    return rows
+
+    def name(own):
+        plain = f"{own['activation']} x{own['depth']}" if own["depth"] else "linear classifier"
+        return plain + _of_fashion(own)
+
+    return _by_contender(results, name, ("data", "activation", "depth"))
 
 
 def deep_convolutions(results):
     """The same of convolutional networks."""
+
+    def name(own):
+        around = ", padded from the other side" if own["padding"] == "around" else ""
+        return f"{own['activation']} x{own['depth']}{_of_fashion(own)}{around}"
+
+    return _by_contender(results, name, ("data", "padding", "activation", "depth"))
+
+
+def _of_fashion(network):
+    return ", Fashion-MNIST" if network["data"] == "fashion_mnist" else ""
+
+
+def _by_contender(results, name, order):
+    """A row for each network, in the order of these fields, and a column for each contender.
+
+    Mean test accuracy in percent at the best rate, and the number of seeds; nothing for none.
+    """
     runs = collections.defaultdict(list)
     for cell in (cell for own in results.values() for cell in own):
-        runs[tuple(cell["network"].values()), cell["contender"]].append(cell)
+        runs[tuple(cell["network"].items()), cell["contender"]].append(cell)
     contenders = sorted({contender for _, contender in runs}, key=list(CONTENDERS).index)
+    networks = map(dict, {network for network, _ in runs})
     rows = [f"| | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
-    for network in sorted({network for network, _ in runs}, key=lambda own: (own[2:], own[1::-1])):
-        depth, activation, data, padding, *_ = network
-        name = f"{activation} x{depth}" + (", Fashion-MNIST" if data == "fashion_mnist" else "")
-        name += ", padded from the other side" if padding == "around" else ""
-        scores = [_score(runs[network, contender]) for contender in contenders]
-        rows.append(f"| {name} | {' | '.join(scores)} |")
+    for network in sorted(networks, key=lambda own: [own[field] for field in order]):
+        shown = [name(network)]
+        for contender in contenders:
+            cells = runs.get((tuple(network.items()), contender))
+            scores = [cell["test_accuracy"] for cell in best(cells)] if cells else []
+            mean = f"{100 * math.fsum(scores) / max(1, len(scores)):.1f}"
+            shown.append(f"{mean} ({len(scores)})" if scores else "")
+        rows.append(f"| {' | '.join(shown)} |")
     return rows
-
-
-def _score(cells):
-    """Mean test accuracy in percent at the best rate, and the number of seeds; nothing for none."""
-    scores = [cell["test_accuracy"] for cell in best(cells)] if cells else []
-    return f"{100 * math.fsum(scores) / len(scores):.1f} ({len(scores)})" if scores else ""
 
 
 def healthy(results):

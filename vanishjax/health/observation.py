@@ -166,7 +166,8 @@ class Observation:
     def _norms(self, trees: list[Any], first_is_zero: jax.Array | None = None) -> jax.Array:
         """`[trees, layers]` 2-norms of whole layers, given rows; a second look at all, or at none.
 
-        `Layers.norms` decides for every array by itself: a branch for each of a thousand layers.
+        `Layers.norms` decides for every array by itself: a branch for each of a thousand layers,
+        where it takes branches.
         """
         if not numerics.branches_are_cheap():
             norms = jnp.stack([self._layers.norms(tree) for tree in trees])

@@ -128,8 +128,8 @@ def _spread(h: jax.Array) -> tuple[jax.Array, jax.Array]:
     energy = numerics.divide(jnp.sum(centered**2), jnp.sum(h**2))
     rows = _rescale(centered).reshape(-1, h.shape[-1])
     rows = rows[:: max(1, rows.shape[0] // _MOST_SAMPLES)]
-    wide = rows.shape[0] < rows.shape[1]
-    gram = numerics.matmul(*((rows, rows.T) if wide else (rows.T, rows)))
+    left = rows if rows.shape[0] < rows.shape[1] else rows.T
+    gram = numerics.matmul(left, left.T)
     return energy, numerics.divide(jnp.trace(gram) ** 2, jnp.sum(gram**2))
 
 

@@ -81,9 +81,7 @@ def gets_as_far(local: Run, best: Run, before: Diagnosis) -> bool:
     """
     if not improvement(best, local)[0]:
         return True
-    constant = before.probe.constant_loss
-    if not np.isfinite(constant) or best.problem.evaluate_fn is not None:
-        return False
+    constant = _constant_loss(best, before)
     learned, most = (constant - float(np.mean(run.held_out)) for run in (local, best))
     return learned >= _NEARLY * most > 0
 
@@ -100,10 +98,14 @@ def beats_constant(run: Run, before: Diagnosis) -> bool:
     Returns:
       The answer; True where it isn't known, as where the loss in evaluation is another one.
     """
-    constant = before.probe.constant_loss
-    if not np.isfinite(constant) or run.problem.evaluate_fn is not None:
-        return True
-    return bool(np.mean(run.held_out) < constant)
+    constant = _constant_loss(run, before)
+    return bool(np.isnan(constant) or np.mean(run.held_out) < constant)
+
+
+def _constant_loss(run: Run, before: Diagnosis) -> float:
+    """What a constant output reaches; NaN where it isn't known for the loss in evaluation."""
+    known = np.isfinite(before.probe.constant_loss) and run.problem.evaluate_fn is None
+    return before.probe.constant_loss if known else np.nan
 
 
 def learns(run: Run, untreated: Run | None) -> bool:
