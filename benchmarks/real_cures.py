@@ -11,20 +11,22 @@ Beside each cure a control, as in `benchmarks.cure`: as many remedies as `cure` 
 random from all that don't refuse the network, with the same trials, of which the one with the least
 held-out loss is kept, and trained for as many steps as the cured network, its trial included.
 
-Every cure and every control is written as soon as it is done, and what was broken off goes on where
-it was. "first_look" is the run before anything was learned from these networks; `--again` leaves
-what a part has as it is, and writes what later code makes of it beside that.
+Every network is written as soon as its cure and its control are done, and what was broken off goes
+on where it was. "first_look" is the run before anything was learned from these networks; `--again`
+leaves what a part has as it is, and writes what later code makes of it beside that.
 
     python -m benchmarks real_cures    # after real_networks
     python -m benchmarks.real_cures --part held_out --seeds 1
-    python -m benchmarks.real_cures --part fresh --again
+    python -m benchmarks.real_cures --part fresh --again --jobs 8
 """
 
 import itertools
 import json
+import multiprocessing
 import time
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,9 +160,28 @@ def summary(treated: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def cases(
-    part: str, examined: list[dict[str, Any]], settings: dict[str, Any]
-) -> Iterator[tuple[Network, float, int, np.ndarray]]:
+class Case(NamedTuple):
+    """A sick network, by what another process can find it with."""
+
+    part: str
+    name: str
+    rate: float
+    seed: int
+    twin: np.ndarray  # the losses of its twin's best run
+
+    def run(self, row: dict[str, Any] | None) -> dict[str, Any]:
+        """Its cure where none is there, and its control."""
+        network = next(one for one in PARTS[self.part]() if one.name == self.name)
+        what = network, self.rate, self.seed, self.twin
+        row = treat(*what) | record.commit() if row is None else row
+        print(self.name, {key: row[key] for key in SHOWN}, flush=True)
+        chance = control(*what, row["trials"]) | record.commit()
+        print(self.name, chance, flush=True)
+        jax.clear_caches()
+        return {**row, "control": chance}
+
+
+def cases(part: str, examined: list[dict[str, Any]], settings: dict[str, Any]) -> Iterator[Case]:
     """The sick networks of a part, each with its rate, a seed and the twin's losses."""
     ends = {one["network"]: medians(np.array(one["losses"], float)) for one in examined}
     rates = {one["network"]: one["rate"] for one in examined if one["label"] == "sick"}
@@ -168,27 +189,24 @@ def cases(
         if network.name in rates and (not settings["quick"] or network.name in QUICK):
             its = ends[network.twin or network.name]
             for seed in range(settings["seeds"]):
-                yield network, rates[network.name], seed, its[its.sum(-1).argmin()]
+                rate, twin = rates[network.name], its[its.sum(-1).argmin()]
+                yield Case(part, network.name, rate, seed, twin)
 
 
 def filled(
-    treated: list[dict[str, Any]], whole: list[tuple[Network, float, int, np.ndarray]]
-) -> Iterator[None]:
-    """Adds cures and controls that are missing, and yields after each."""
+    treated: list[dict[str, Any]], whole: list[Case], pool: Executor
+) -> Iterator[list[dict[str, Any]]]:
+    """All rows in the order of the cases, whenever a cure or control that was missing is done."""
     done = {(row["network"], row["seed"]): row for row in treated}
-    for case in whole:
-        network, _, seed, _ = case
-        row = done.get((network.name, seed))
-        if row is None:
-            row = treat(*case) | record.commit()
-            treated.append(row)
-            print(network.name, {key: row[key] for key in SHOWN}, flush=True)
-            yield
-        if "control" not in row:
-            row["control"] = control(*case, row["trials"]) | record.commit()
-            print(network.name, row["control"], flush=True)
-            yield
-            jax.clear_caches()
+    places = [(case.name, case.seed) for case in whole]
+    missing = {
+        pool.submit(case.run, done.get(place)): place
+        for place, case in zip(places, whole, strict=True)
+        if "control" not in done.get(place, {})
+    }
+    for one in as_completed(missing):
+        done[missing[one]] = one.result()
+        yield [done[place] for place in places if place in done]
 
 
 def main() -> None:
@@ -196,6 +214,7 @@ def main() -> None:
     parser = record.parser(__doc__)
     parser.add_argument("--part", choices=tuple(PARTS), action="append")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with one network")
     parser.add_argument("--again", action="store_true", help="beside what was found before")
     options = parser.parse_args()
     known = json.loads((record.RESULTS / "real_networks.json").read_text())["results"]
@@ -210,13 +229,12 @@ def main() -> None:
     results: dict[str, Any] = {}
     if path.exists() and (earlier := json.loads(path.read_text()))["settings"] == settings:
         results = earlier["results"]
+    pool = ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"))
     for part in options.part or PARTS:
         name = f"{part}_again" if options.again else part
         whole = list(cases(part, known[part]["examined"], settings))
-        treated = results.get(name, {}).get("treated", [])
-        for _ in filled(treated, whole):
-            rest = {"sick": len(whole), "treated": treated}
-            results[name] = {**summary(treated), **rest}
+        for rows in filled(results.get(name, {}).get("treated", []), whole, pool):
+            results[name] = {**summary(rows), "sick": len(whole), "treated": rows}
             record.write("real_cures", options.out, settings, results)
 
 

@@ -1,5 +1,7 @@
 """The zoo of real networks: how labels are read off training, and what other tools' rules see."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,13 +150,17 @@ def test_cures_and_controls_that_are_there_are_not_done_again(monkeypatch):
 
     monkeypatch.setattr(real_cures, "treat", treat)
     monkeypatch.setattr(real_cures, "control", control)
-    whole = [(line(name), 1e-3, 0, np.zeros(1)) for name in ("both", "cured", "neither")]
-    row = {"seed": 0, "trials": []}
+    names = ("both", "cured", "neither")
+    monkeypatch.setitem(real_cures.PARTS, "part", lambda: [line(name) for name in names])
+    whole = [real_cures.Case("part", name, 1e-3, 0, np.zeros(1)) for name in names]
+    row = {"seed": 0, "trials": []} | dict.fromkeys(real_cures.SHOWN)
     rows = [{"network": "both", "control": {}} | row, {"network": "cured"} | row]
-    assert len(list(real_cures.filled(rows, whole))) == 3
-    assert done == [("control", "cured"), ("cure", "neither"), ("control", "neither")]
-    assert all("control" in one for one in rows)
-    assert not list(real_cures.filled(rows, whole))
+    with ThreadPoolExecutor(1) as pool:
+        *_, rows = real_cures.filled(rows, whole, pool)
+        assert done == [("control", "cured"), ("cure", "neither"), ("control", "neither")]
+        assert [one["network"] for one in rows] == list(names)
+        assert all("control" in one for one in rows)
+        assert not list(real_cures.filled(rows, whole, pool))
 
 
 def test_a_control_draws_what_does_not_refuse():
