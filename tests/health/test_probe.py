@@ -292,6 +292,33 @@ def test_a_second_look_is_taken_only_where_gradients_underflow(monkeypatch):
         assert np.isfinite(found.log_chi).all()
 
 
+@pytest.mark.parametrize(("scale", "taken"), [(1.0, 0), (1e-15, 0), (1e-20, 1), (1e-35, 1)])
+def test_a_gain_of_zero_alone_needs_no_second_look(scale, taken, monkeypatch):
+    """Unless the rest may have underflowed."""
+    looks = counted(monkeypatch)
+    key = jax.random.key(0)
+    params = {
+        "in": jax.random.normal(key, (8, 16)),
+        "branch": jax.random.normal(key, (16, 16)) / 4,
+        "gain": jnp.zeros(()),
+        "out": jax.random.normal(key, (16, 4)) / 4,
+    }
+
+    def loss_fn(params, batch, scale=scale):
+        x = jnp.tanh(batch[0] @ params["in"])
+        x = x + params["gain"] * jnp.tanh(x @ params["branch"])
+        return scale * jnp.mean((x @ params["out"]) ** 2)
+
+    found = probe(loss_fn, params, data())
+    assert len(looks) == taken
+    rms = dict(zip(found.names, found.gradient_rms, strict=True))
+    assert [name for name, one in rms.items() if one == 0] == ["branch"]
+    gradient = jax.grad(loss_fn)(params, data(), 1.0)["in"]
+    expected = np.log(np.sqrt(np.mean(np.square(gradient)))) + np.log(scale)
+    logs = dict(zip(found.names, found.log_gradient_rms, strict=True))
+    assert logs["in"] == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore::vanishjax.LayerOrderWarning")
 @pytest.mark.parametrize("name", ["tied_transformer", "conv_batch_norm_training", "scan_nested"])
 def test_both_looks_see_the_same(name, monkeypatch):

@@ -25,6 +25,9 @@ from vanishjax.problem import loss_alone
 # What the loss of a float16 network is multiplied by, lest its cotangent underflow before the first
 # tap, where it would be rescaled: 1,024.
 _FLOAT16_LOG_SCALE = 10 * math.log(2.0)
+# What underflows on its way through many layers leaves smaller numbers than this before it is 0;
+# what underflows from there in one step is as lost for the optimizer.
+_ABRUPT = 2.0**-60
 
 
 class Setting(NamedTuple):
@@ -154,8 +157,8 @@ class _LogRms:
 def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, Plan]:
     """Traces a loss, puts taps on it, and runs it forward and backward.
 
-    Where some cotangent or gradient has underflowed, or there is none, it is run once more, and
-    bottlenecks normalize what comes back.
+    Where some cotangent or gradient may have underflowed it is run once more, and bottlenecks
+    normalize what comes back.
 
     Args:
       loss: The loss.
@@ -188,10 +191,10 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
     of_layers = _LeafNumbers(
         *(_by_layer(plan.layers, column) for column in zip(*of_leaves, strict=True))
     )
-    least = max(map(underflow_free, {*plan.dtypes, *(name for _, name in plan.types)}))
-    logs = np.concatenate([[0.0], *map(np.ravel, log_rms.values())])
-    whole = np.isfinite(logs).all() and (logs > math.log(least)).all()
-    normalized = not (whole and (of_layers.rms > least).all())
+    types = {*plan.dtypes, *(name for _, name in plan.types)}
+    with np.errstate(divide="ignore"):
+        logs = np.concatenate([np.log(of_layers.rms), *map(np.ravel, log_rms.values())])
+    normalized = not _told(logs, max(map(underflow_free, types)))
     followed, log_scale = np.full(len(plan.layers), np.nan), 0.0
     if normalized:
         del run, found, arguments
@@ -317,6 +320,16 @@ def _normalizing(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
     dummies = _jaxpr.dummies_for(anatomy)
     found = jax.grad(tapped, argnums=(0, 1))(dummies, leaves)
     return _Run(found, (tuple(_jaxpr.copied(anatomy)), log_scale))
+
+
+def _told(logs: np.ndarray[Any, Any], least: float) -> bool:
+    """Whether one look has told the sizes of all cotangents and gradients, by their logarithms.
+
+    What is 0 counts as 0, as behind a gain that is, unless anything else is on its way there.
+    """
+    zero = np.isneginf(logs)
+    limit = math.log(max(least, _ABRUPT) if zero.any() else least)
+    return bool((zero | (np.isfinite(logs) & (logs > limit))).all())
 
 
 def _log_scale(anatomy: _jaxpr.Anatomy, leaves: Sequence[Any]) -> float:
