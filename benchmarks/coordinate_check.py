@@ -5,8 +5,8 @@ by as much at every depth (Yang et al. 2022, arXiv 2203.03466, appendix D.1, the
 et al. 2025, arXiv 2505.01618, for depths). Networks of width 64 on MNIST; the change is that of the
 logits, and of the last hidden layer, over a batch that isn't trained on: root mean square of the
 difference over that of what tells inputs apart at the start. Rates are constant, without a warm-up:
-`deep_adam`'s .1 from the shaped start, and what optax's Adam takes from critical orthogonal kernels,
-3e-4.
+`deep_adam`'s .1 from the shaped start, and what optax's Adam takes from critical orthogonal
+kernels, 3e-4.
 
     python -m benchmarks coordinate_check --data-dir FOLDER_OF_mnist_AND_fashion-mnist
 """
@@ -14,7 +14,6 @@ difference over that of what tells inputs apart at the start. Rates are constant
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 

@@ -10,8 +10,9 @@ import math
 import re
 from pathlib import Path
 
-from benchmarks import real_tables, speed_tables
-from benchmarks.deep_chains import CONTENDERS, best
+from benchmarks import chain_tables, real_tables, speed_tables
+from benchmarks.chain_tables import percent
+from benchmarks.deep_chains import best
 from benchmarks.record import RESULTS
 from benchmarks.speed_tables import ratio
 from vanishjax.health import FITTING, REMEDIES
@@ -105,111 +106,6 @@ def published_rules(results):
     return rows
 
 
-def headline(results):
-    """Training and test accuracy by depth."""
-    cells = {(one["network"]["depth"], one["contender"]): one for one in results["headline"]}
-    depths = sorted({depth for depth, _ in cells})
-    rows = [
-        f"| | {' | '.join(f'depth {depth}' for depth in depths)} |",
-        "|---" * (len(depths) + 1) + "|",
-    ]
-    for name in dict.fromkeys(contender for _, contender in cells):
-        shown = []
-        for depth in depths:
-            one = cells.get((depth, name))
-            parts = [] if one is None else [one["train_accuracy"], one["test_accuracy"]]
-            shown.append(" / ".join(_percent(part) for part in parts))
-        rows.append(f"| {name} | {' | '.join(shown)} |")
-    return rows
-
-
-def deep_chains(results):
-    """Test accuracy of plain chains by network and contender, and the number of seeds."""
-
-    def name(own):
-        plain = f"{own['activation']} x{own['depth']}" if own["depth"] else "linear classifier"
-        return plain + _of_fashion(own)
-
-    return _by_contender(results, name, ("data", "activation", "depth"))
-
-
-def deep_convolutions(results):
-    """The same of convolutional networks."""
-
-    def name(own):
-        around = ", padded from the other side" if own["padding"] == "around" else ""
-        return f"{own['activation']} x{own['depth']}{_of_fashion(own)}{around}"
-
-    return _by_contender(results, name, ("data", "padding", "activation", "depth"))
-
-
-def _of_fashion(network):
-    return ", Fashion-MNIST" if network["data"] == "fashion_mnist" else ""
-
-
-def _by_contender(results, name, order):
-    """A row for each network, in the order of these fields, and a column for each contender.
-
-    Mean test accuracy in percent at the best rate, and the number of seeds; nothing for none.
-    """
-    runs = collections.defaultdict(list)
-    for cell in (cell for own in results.values() for cell in own):
-        runs[tuple(cell["network"].items()), cell["contender"]].append(cell)
-    contenders = sorted({contender for _, contender in runs}, key=list(CONTENDERS).index)
-    networks = map(dict, {network for network, _ in runs})
-    rows = [f"| | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
-    for network in sorted(networks, key=lambda own: [own[field] for field in order]):
-        shown = [name(network)]
-        for contender in contenders:
-            cells = runs.get((tuple(network.items()), contender))
-            scores = [cell["test_accuracy"] for cell in best(cells)] if cells else []
-            mean = f"{100 * math.fsum(scores) / max(1, len(scores)):.1f}"
-            shown.append(f"{mean} ({len(scores)})" if scores else "")
-        rows.append(f"| {' | '.join(shown)} |")
-    return rows
-
-
-def healthy(results):
-    """What optimizers for sick networks make of healthy ones, beside the usual."""
-    return _by_network(results["healthy"], lambda own: f"{own['activation']} x{own['depth']}")
-
-
-def beyond(results):
-    """The headline's contenders on deeper, other networks, other batches and other data."""
-    usual = results["headline"][0]["network"]
-    words = {
-        "depth": "depth {}",
-        "width": "width {}",
-        "batch_size": "batch {}",
-        "epochs": "{} epochs",
-        "data": "{}",
-    }
-
-    def name(own):
-        new = [
-            text.format(own[field]).replace("_mnist", "-MNIST").replace("fashion", "Fashion")
-            for field, text in words.items()
-            if field == "depth" or own[field] != usual[field]
-        ]
-        return ", ".join(new)
-
-    return _by_network(results["beyond"], name)
-
-
-def _by_network(cells, name_of):
-    """Training / test accuracy, a row for each network, a column for each contender."""
-    rows: dict[str, dict[str, str]] = {}
-    for one in cells:
-        scores = (_percent(one[f"{part}_accuracy"]) for part in ("train", "test"))
-        rows.setdefault(name_of(one["network"]), {})[one["contender"]] = " / ".join(scores)
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return [
-        f"| | {' | '.join(names)} |",
-        "|---" * (len(names) + 1) + "|",
-        *(f"| {key} | {' | '.join(row.get(n, '') for n in names)} |" for key, row in rows.items()),
-    ]
-
-
 def cure(results, part="zoo"):
     """What became of the sick networks, by cause."""
     found = results[part]
@@ -298,7 +194,7 @@ def cure_deep(results):
     for name, runs in results["deep"].items():
         cells = [
             name,
-            *(_percent([run[f"{part}_accuracy"] for run in runs]) for part in ("train", "test")),
+            *(percent([run[f"{part}_accuracy"] for run in runs]) for part in ("train", "test")),
             _accepted(runs),
             f"{max(run['cost'] for run in runs):.2f}",
         ]
@@ -453,7 +349,7 @@ def low_precision(results):
     ]
     for name, found in results.items():
         loss = math.fsum(found["train_loss"]) / len(found["train_loss"])
-        accuracy = _percent(found["test_accuracy"])
+        accuracy = percent(found["test_accuracy"])
         rows.append(f"| {name} | {loss:.4f} | {accuracy} | {found['bytes_a_parameter']:g} |")
     return rows
 
@@ -461,19 +357,20 @@ def low_precision(results):
 TABLES = {
     "argument_order": speed_tables.argument_order,
     "article": article,
+    "coordinate_check": chain_tables.coordinate_check,
     "cure": cure,
     "cure, deep": cure_deep,
     "cure, fresh": functools.partial(cure, part="fresh"),
     "cure, matrix": cure_matrix,
     "damage": damage,
-    "deep_chains": deep_chains,
-    "deep_convolutions": deep_convolutions,
+    "deep_chains": chain_tables.deep_chains,
+    "deep_convolutions": chain_tables.deep_convolutions,
     "depth": speed_tables.depth,
     "diagnosis": diagnosis,
     "front": front,
-    "headline": headline,
-    "headline, beyond": beyond,
-    "headline, healthy": healthy,
+    "headline": chain_tables.headline,
+    "headline, beyond": chain_tables.beyond,
+    "headline, healthy": chain_tables.healthy,
     "lost_peers": lost_peers,
     "low_precision": low_precision,
     "monitoring": speed_tables.monitoring,
@@ -537,12 +434,6 @@ def _accepted(runs) -> str:
         " + ".join(map(remedy_id, run["accepted"])) or "nothing" for run in runs
     )
     return ", ".join(f"{name} {count}" for name, count in taken.most_common())
-
-
-def _percent(shares) -> str:
-    mean = math.fsum(shares) / len(shares)
-    deviation = (math.fsum((share - mean) ** 2 for share in shares) / len(shares)) ** 0.5
-    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
 if __name__ == "__main__":

@@ -228,6 +228,32 @@ def test_the_derivative_of_a_norm_is_finite_at_any_magnitude(form, magnitude):
     np.testing.assert_allclose(jax.grad(numerics.norm)(x), [0.6, 0.0, -0.8], rtol=1e-6)
 
 
+@pytest.mark.parametrize("x", [0.0, 4e-30, 9.0, 1e36, np.nan])
+def test_the_derivatives_of_a_root(x):
+    """Right everywhere but at 0, where they are 0."""
+    first, second = jax.grad(numerics.sqrt), jax.grad(jax.grad(numerics.sqrt))
+    if x == 0:
+        expected = 0.0, 0.0
+    else:
+        expected = 0.5 * x**-0.5, -0.25 * x**-0.5 / x
+    np.testing.assert_allclose(first(x), expected[0], rtol=1e-6)
+    if 1e-20 < x < 1e20:  # elsewhere it is no float32
+        np.testing.assert_allclose(second(x), expected[1], rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(numerics.sqrt, (x,), (2.0,))[1], 2 * expected[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("added", "looks"), [(1e-8, False), (1e-45, True), (0.0, True)])
+def test_a_denominator_of_zero_is_looked_for_where_there_may_be_one(added, looks):
+    """A subnormal number may be flushed to zero."""
+    fn = lambda m, r: numerics.divide_by_sum(m, r, added)  # noqa: E731
+    m, r = jnp.array([0.0, 3.0, jnp.nan, 1.0]), jnp.array([0.0, 2.0, 1.0, jnp.nan])
+    np.testing.assert_allclose(jax.jit(fn)(m, r), [0.0, 1.5, np.nan, np.nan], rtol=1e-6)
+    names = {e.primitive.name for e in jax.make_jaxpr(fn)(m, r).jaxpr.eqns}
+    assert ("div" not in names or "select_n" in names) == looks
+    traced = jax.jit(lambda m, r, added: numerics.divide_by_sum(m, r, added))
+    np.testing.assert_allclose(traced(m, r, added)[0], 0.0)
+
+
 # What is not a number stays none.
 
 

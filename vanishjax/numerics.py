@@ -109,15 +109,30 @@ def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       >>> print(k * inverse, 1 <= 3.0 / k[0] < 2)
       [1. 1.] True
     """
-    bits = _BITS[x.dtype.itemsize]
-    mantissa = jnp.finfo(x.dtype).nmant
-    bias = jnp.finfo(x.dtype).maxexp - 1
-    # The bits of the exponent are used where they stand, which saves three shifts an entry.
-    exponent = jax.lax.bitcast_convert_type(x, bits) & bits((2 * bias + 1) << mantissa)
-    exponent = jnp.clip(exponent, bits(1 << mantissa), bits((2 * bias - 1) << mantissa))
-    scale = jax.lax.bitcast_convert_type(exponent, x.dtype)
-    inverse = jax.lax.bitcast_convert_type(bits((2 * bias) << mantissa) - exponent, x.dtype)
-    return scale, inverse
+    return _powers(_exponent(x), x.dtype)
+
+
+def _exponent(x: jax.Array) -> jax.Array:
+    """The bits of the exponent of either sign's numbers, where they stand: that saves shifts."""
+    info, bits = jnp.finfo(x.dtype), _BITS[x.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(x, bits) & bits((2 * info.maxexp - 1) << info.nmant)
+
+
+def _powers(exponent: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """`power_of_two` of the bits of an exponent."""
+    info, bits = jnp.finfo(dtype), _BITS[jnp.dtype(dtype).itemsize]
+    mantissa, bias = info.nmant, info.maxexp - 1
+    exponent = jax.lax.clamp(bits(1 << mantissa), exponent, bits((2 * bias - 1) << mantissa))
+    scale = jax.lax.bitcast_convert_type(exponent, dtype)
+    return scale, jax.lax.bitcast_convert_type(bits((2 * bias) << mantissa) - exponent, dtype)
+
+
+def _instead(constant: float, where: jax.Array, x: jax.Array) -> jax.Array:
+    """`jnp.where(where, constant, x)` for arrays of one shape, in two lines of a program.
+
+    `jnp.where` writes a function and a call of it, which a tree of a thousand leaves pays for.
+    """
+    return jax.lax.select(where, jax.lax.full_like(x, constant), x)
 
 
 def at_least(x: jax.Array, least: jax.typing.ArrayLike) -> jax.Array:
@@ -130,6 +145,7 @@ def at_least(x: jax.Array, least: jax.typing.ArrayLike) -> jax.Array:
     return jnp.where(x < least, least, x)
 
 
+@jax.custom_jvp
 def sqrt(x: jax.Array) -> jax.Array:
     """The square root, whose derivative at 0 is 0: an infinite one times 0 would be NaN.
 
@@ -137,8 +153,16 @@ def sqrt(x: jax.Array) -> jax.Array:
       >>> print(jax.grad(lambda x: sqrt(x * x))(0.0))
       0.0
     """
-    zero = x == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
+    return jnp.sqrt(x)
+
+
+@sqrt.defjvp
+def _derivative_of_sqrt(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    root, (tangent,) = sqrt(*primals), tangents
+    zero = root == 0
+    return root, jnp.where(zero, 0.0, 0.5 * tangent / jnp.where(zero, 1.0, root))
 
 
 def _scaled_square(x: jax.Array, inverse: jax.Array) -> jax.Array:
@@ -147,7 +171,8 @@ def _scaled_square(x: jax.Array, inverse: jax.Array) -> jax.Array:
     Of a constant x XLA would make x^2 inverse^2, 0 times infinity as like as not. The selection,
     which changes no number, keeps it from that and costs nothing.
     """
-    scaled = at_least(jnp.abs(x) * inverse, 0.0)
+    scaled = jnp.abs(x) * inverse
+    scaled = _instead(0.0, scaled < 0, scaled)
     return scaled * scaled
 
 
@@ -159,18 +184,6 @@ def _square_or_infinite(x: jax.Array, inverse: jax.Array) -> jax.Array:
     return scaled * scaled
 
 
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The larger of two magnitudes, NaN above all.
-
-    Floats without a sign are in the order of their bits, and of integers the maximum is one
-    instruction, which can't lose a NaN either.
-    """
-    bits = _BITS[a.dtype.itemsize]
-    unsigned = bits(jnp.iinfo(bits).max >> 1)
-    x, y = (jax.lax.bitcast_convert_type(x, bits) & unsigned for x in (a, b))
-    return jax.lax.bitcast_convert_type(jnp.maximum(x, y), a.dtype)
-
-
 # Inlined, but traced once for all arrays of a shape: a tree has many of the same.
 _traced_once = functools.partial(jax.jit, inline=True)
 
@@ -179,7 +192,8 @@ _traced_once = functools.partial(jax.jit, inline=True)
 def _weighted_hypot(a: jax.Array, b: jax.Array, wa: Any, wb: Any) -> jax.Array:
     dtype = jnp.promote_types(a.dtype, b.dtype)
     a, b = a.astype(dtype), b.astype(dtype)
-    scale, inverse = power_of_two(_larger(a, b))
+    # The larger exponent: of integers the maximum is one instruction, which can't lose a NaN.
+    scale, inverse = _powers(jnp.maximum(_exponent(a), _exponent(b)), dtype)
     return scale * sqrt(wa * _scaled_square(a, inverse) + wb * _scaled_square(b, inverse))
 
 
@@ -307,7 +321,22 @@ def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
       [0.5 0. ]
     """
     zero = denominator == 0
-    return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
+    quotient = numerator / _instead(1.0, zero, denominator)
+    return _instead(0.0, jnp.broadcast_to(zero, quotient.shape), quotient)
+
+
+def divide_by_sum(numerator: jax.Array, root: jax.Array, added: jax.typing.ArrayLike) -> jax.Array:
+    """`divide(numerator, root + added)` for a root that isn't negative.
+
+    Where a positive number is known to be added there is no denominator of 0 to look for.
+
+    Example:
+      >>> print(divide_by_sum(jnp.array([1.0, 0.0]), jnp.array([1.5, 0.0]), 0.5))
+      [0.5 0. ]
+    """
+    if isinstance(added, int | float) and added >= float(jnp.finfo(root.dtype).tiny):
+        return numerator / (root + added)
+    return divide(numerator, root + added)
 
 
 def branches_are_cheap() -> bool:

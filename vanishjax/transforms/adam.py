@@ -103,7 +103,7 @@ def scale_by_adam(
         def scale(m: jax.Array, r: jax.Array, axes: tuple[int, ...] = ()) -> jax.Array:
             unit = numerics.rms(r, axes, keepdims=True) if eps_relative else numerics.LIFT
             r = numerics.add_in_root(r, eps_root, unit)
-            return numerics.divide(m, r + unit * eps)
+            return numerics.divide_by_sum(m, r, unit * eps)
 
         if eps_relative:
             steps = layers_of(layers, updates).map(scale, mean, root)

@@ -1,0 +1,141 @@
+"""Tables of networks trained without skips and normalization, by depth."""
+
+import collections
+import math
+
+from benchmarks.deep_chains import CONTENDERS, best
+
+
+def percent(shares) -> str:
+    """Mean and standard deviation, in percent."""
+    mean = math.fsum(shares) / len(shares)
+    deviation = (math.fsum((share - mean) ** 2 for share in shares) / len(shares)) ** 0.5
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+
+
+def headline(results):
+    """Training and test accuracy by depth."""
+    cells = {(one["network"]["depth"], one["contender"]): one for one in results["headline"]}
+    depths = sorted({depth for depth, _ in cells})
+    rows = [
+        f"| | {' | '.join(f'depth {depth}' for depth in depths)} |",
+        "|---" * (len(depths) + 1) + "|",
+    ]
+    for name in dict.fromkeys(contender for _, contender in cells):
+        shown = []
+        for depth in depths:
+            one = cells.get((depth, name))
+            parts = [] if one is None else [one["train_accuracy"], one["test_accuracy"]]
+            shown.append(" / ".join(percent(part) for part in parts))
+        rows.append(f"| {name} | {' | '.join(shown)} |")
+    return rows
+
+
+def deep_chains(results):
+    """Test accuracy of plain chains by network and contender, and the number of seeds."""
+
+    def name(own):
+        plain = f"{own['activation']} x{own['depth']}" if own["depth"] else "linear classifier"
+        return plain + _of_fashion(own)
+
+    return _by_contender(results, name, ("data", "activation", "depth"))
+
+
+def deep_convolutions(results):
+    """The same of convolutional networks."""
+
+    def name(own):
+        around = ", padded from the other side" if own["padding"] == "around" else ""
+        return f"{own['activation']} x{own['depth']}{_of_fashion(own)}{around}"
+
+    return _by_contender(results, name, ("data", "padding", "activation", "depth"))
+
+
+def _of_fashion(network):
+    return ", Fashion-MNIST" if network["data"] == "fashion_mnist" else ""
+
+
+def _by_contender(results, name, order):
+    """A row for each network, in the order of these fields, and a column for each contender.
+
+    Mean test accuracy in percent at the best rate, and the number of seeds; nothing for none.
+    """
+    runs = collections.defaultdict(list)
+    for cell in (cell for own in results.values() for cell in own):
+        runs[tuple(cell["network"].items()), cell["contender"]].append(cell)
+    contenders = sorted({contender for _, contender in runs}, key=list(CONTENDERS).index)
+    networks = map(dict, {network for network, _ in runs})
+    rows = [f"| | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
+    for network in sorted(networks, key=lambda own: [own[field] for field in order]):
+        shown = [name(network)]
+        for contender in contenders:
+            cells = runs.get((tuple(network.items()), contender))
+            scores = [cell["test_accuracy"] for cell in best(cells)] if cells else []
+            mean = f"{100 * math.fsum(scores) / max(1, len(scores)):.1f}"
+            shown.append(f"{mean} ({len(scores)})" if scores else "")
+        rows.append(f"| {' | '.join(shown)} |")
+    return rows
+
+
+def healthy(results):
+    """What optimizers for sick networks make of healthy ones, beside the usual."""
+    return _by_network(results["healthy"], lambda own: f"{own['activation']} x{own['depth']}")
+
+
+def beyond(results):
+    """The headline's contenders on deeper, other networks, other batches and other data."""
+    usual = results["headline"][0]["network"]
+    words = {
+        "depth": "depth {}",
+        "width": "width {}",
+        "batch_size": "batch {}",
+        "epochs": "{} epochs",
+        "data": "{}",
+    }
+
+    def name(own):
+        new = [
+            text.format(own[field]).replace("_mnist", "-MNIST").replace("fashion", "Fashion")
+            for field, text in words.items()
+            if field == "depth" or own[field] != usual[field]
+        ]
+        return ", ".join(new)
+
+    return _by_network(results["beyond"], name)
+
+
+def _by_network(cells, name_of):
+    """Training / test accuracy, a row for each network, a column for each contender."""
+    rows: dict[str, dict[str, str]] = {}
+    for one in cells:
+        scores = (percent(one[f"{part}_accuracy"]) for part in ("train", "test"))
+        rows.setdefault(name_of(one["network"]), {})[one["contender"]] = " / ".join(scores)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return [
+        f"| | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *(f"| {key} | {' | '.join(row.get(n, '') for n in names)} |" for key, row in rows.items()),
+    ]
+
+
+def coordinate_check(results):
+    """By depth, how far the logits moved in one step and in many."""
+    by_depth = collections.defaultdict(dict)
+    for key, found in results.items():
+        network, _, contender = key.partition(", ")
+        activation, _, depth = network.partition(" x")
+        by_depth[int(depth)][activation, contender] = found["logits"]
+    columns = list(next(iter(by_depth.values())))
+    heads = [f"{activation}, {contender}" for activation, contender in columns]
+    rows = [f"| layers | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for depth, row in sorted(by_depth.items()):
+        cells = [
+            " / ".join(_change(count["median"]) for count in row[column].values())
+            for column in columns
+        ]
+        rows.append(f"| {depth:,} | {' | '.join(cells)} |")
+    return rows
+
+
+def _change(size):
+    return f"{size:.2f}" if size < 10 else f"{size:.0f}" if size < 1e4 else f"{size:.0e}"
