@@ -40,13 +40,22 @@ def layer(magnitude):
     return {"kernel": magnitude * pattern(4, 3), "bias": magnitude * pattern(3)}
 
 
-def side_by_side(dtype, signs, extra=()):
-    """A layer at each magnitude, all with the same parameters; a layer without gradient."""
-    grads = {f"{m:g}": layer(m) for m in (*MAGNITUDES[dtype], *extra)}
-    params = {name: layer(1.0) for name in grads}
-    grads["zero"] = params["zero"] = layer(0.0)
+def side_by_side(dtype, signs, *magnitudes):
+    """A layer at each magnitude, all with the same parameters; at zero they are zero too."""
+    names = [f"{m:g}" if m else "zero" for m in magnitudes]
+    grads = dict(zip(names, map(layer, magnitudes), strict=True))
+    params = {n: layer(0.5 if m else 0.0) for n, m in zip(names, magnitudes, strict=True)}
     grads = jax.tree.map(lambda g: over_steps(g, signs, dtype), grads)
-    return grads, jax.tree.map(lambda p: jnp.asarray(0.5 * p, dtype), params)
+    return grads, jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+
+
+def updates_by_magnitude(tx, dtype, signs, magnitudes, only=lambda tree: tree):
+    """What a layer alone gets at each magnitude, by the same compiled program."""
+    found = {}
+    for m in magnitudes:
+        (grads,), (params,) = (tree.values() for tree in side_by_side(dtype, signs, m))
+        found[m], _ = run(tx, only(grads), only(params))
+    return found
 
 
 def assert_finite(tree):
@@ -58,7 +67,7 @@ def assert_finite(tree):
 def test_finite_and_zeros_stay_zeros(name, dtype):
     tx = FACTORIES[name]()
     for signs in SIGNS.values():
-        updates, state = run(tx, *side_by_side(dtype, signs))
+        updates, state = run(tx, *side_by_side(dtype, signs, *MAGNITUDES[dtype], 0.0))
         assert_finite((updates, state))
         for leaf in jax.tree.leaves(updates["zero"]):
             np.testing.assert_array_equal(np.asarray(leaf, np.float32), 0.0)
@@ -101,13 +110,14 @@ def assert_same(ours, unit, dtype):
 @every_type
 @pytest.mark.parametrize("name", SCALE_FREE)
 def test_update_is_that_of_magnitude_one(name, dtype):
+    magnitudes = (1.0, *MAGNITUDES[dtype])
+    only = (lambda tree: tree["kernel"]) if name in MATRICES_ONLY else (lambda tree: tree)
     for signs in SIGNS.values():
-        grads, params = side_by_side(dtype, signs, extra=(1.0,))
-        if name in MATRICES_ONLY:
-            grads, params = ({k: v["kernel"] for k, v in t.items()} for t in (grads, params))
-        updates, _ = run(SCALE_FREE[name], grads, params)
-        for magnitude in MAGNITUDES[dtype]:
-            assert_same(updates[f"{magnitude:g}"], updates["1"], dtype)
+        unit, *others = updates_by_magnitude(
+            SCALE_FREE[name], dtype, signs, magnitudes, only
+        ).values()
+        for updates in others:
+            assert_same(updates, unit, dtype)
 
 
 # A clip is free of scale as long as it clips; float16 has few decades below one.
@@ -117,11 +127,11 @@ LARGEST = {jnp.float32: 1e-37, jnp.bfloat16: 1e-37, jnp.float16: 1e-3}
 @every_type
 @pytest.mark.parametrize("make", [vj.clip_by_layer_norm, vj.adaptive_clip])
 def test_clip_by_layer_is_that_of_magnitude_one(make, dtype):
-    grads, params = side_by_side(dtype, SIGNS["alternating"], extra=(1.0,))
-    updates, _ = run(make(LARGEST[dtype]), grads, params)
-    for magnitude in MAGNITUDES[dtype]:
-        if magnitude > 9 * LARGEST[dtype]:
-            assert_same(updates[f"{magnitude:g}"], updates["1"], dtype)
+    magnitudes = [1.0, *(m for m in MAGNITUDES[dtype] if m > 9 * LARGEST[dtype])]
+    tx, signs = make(LARGEST[dtype]), SIGNS["alternating"]
+    unit, *others = updates_by_magnitude(tx, dtype, signs, magnitudes).values()
+    for updates in others:
+        assert_same(updates, unit, dtype)
 
 
 @every_type

@@ -111,13 +111,20 @@ def test_products_have_the_precision_of_their_type(name):
 BRANCHING = {"dynamic_loss_scale", "polar_growth", "recondition"}
 
 
+@pytest.fixture(scope="module")
+def programs_on_accelerators():
+    """By factory the program of an update where branches cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numerics, "branches_are_cheap", lambda: False)
+        jax.clear_caches()
+        found = {name: program_of(name) for name in FACTORIES}
+    jax.clear_caches()
+    return found
+
+
 @every_factory
-def test_where_branches_cost_there_is_none(name, monkeypatch):
-    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: False)
-    jax.clear_caches()
-    program = program_of(name)
-    jax.clear_caches()
-    assert (" cond[" in program) == (name in BRANCHING)
+def test_where_branches_cost_there_is_none(name, programs_on_accelerators):
+    assert (" cond[" in programs_on_accelerators[name]) == (name in BRANCHING)
 
 
 @every_factory

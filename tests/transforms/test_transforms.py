@@ -278,8 +278,7 @@ def test_a_leaf_of_adam_is_a_small_part_of_a_program():
     def lines(tx):
         params = [jnp.ones((3, 4)), jnp.ones((3, 4))]
         texts = [
-            jax.jit(tx.update).lower(tree, tx.init(tree)).as_text()
-            for tree in (params, params[:1])
+            jax.jit(tx.update).lower(tree, tx.init(tree)).as_text() for tree in (params, params[:1])
         ]
         return len(texts[0].splitlines()) - len(texts[1].splitlines())
 
