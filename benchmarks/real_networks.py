@@ -9,8 +9,9 @@ network is healthy from .8 on and sick up to .7; what lies between is left out, 
 that closes less than .15 of the way from chance to 0, and all that are judged beside it.
 `diagnose` sees only the initial parameters, one batch of 64 examples and the optimizer. The tuning
 half is what the rules were fixed on; the held-out half was written down before any of it was
-examined; what later code finds there is kept apart from that first look, and a third set was
-written when rules and remedies had been fixed, and looked at once. The cost of a verdict is
+examined; what later code finds there is kept apart from that first look. Two more sets
+were written when rules and remedies had been fixed, the second after what the first had taught, and
+were looked at once. The cost of a verdict is
 the CPU time of the first one over that of compiling and running `jit(value_and_grad(loss))`,
 everything cold. The layer is right if at least half of those named are where the network was made
 sick.
@@ -38,6 +39,7 @@ from benchmarks.real_zoo import (
     Network,
     fresh_networks,
     held_out_networks,
+    second_fresh_networks,
     tuning_networks,
 )
 from benchmarks.real_zoo.observation import observer
@@ -46,7 +48,12 @@ from vanishjax.health import Diagnosis, diagnose
 QUICK = ("DEQ", "DEQ, x6")
 SEEDS, EXAMINED = 3, 64
 HEALTHY, SICK, LEARNED = 0.8, 0.7, 0.15
-PARTS = {"held_out": held_out_networks, "fresh": fresh_networks, "tuning": tuning_networks}
+PARTS = {
+    "held_out": held_out_networks,
+    "fresh": fresh_networks,
+    "second_fresh": second_fresh_networks,
+    "tuning": tuning_networks,
+}
 
 
 def initial(network: Network) -> Callable[[int], Any]:
@@ -274,7 +281,7 @@ def main() -> None:
     parser.add_argument(
         "--trained", type=Path, help="an earlier real_networks.json: only diagnose anew"
     )
-    parser.add_argument("--part", choices=tuple(PARTS), help="one of the two")
+    parser.add_argument("--part", choices=tuple(PARTS), help="only this one")
     options = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
     earlier = json.loads(options.trained.read_text())["results"] if options.trained else {}
@@ -307,7 +314,7 @@ def main() -> None:
             results[name] = {
                 **summary(examined),
                 **record.commit(),
-                "looked_at_before": name not in ("held_out", "fresh"),
+                "looked_at_before": name not in ("held_out", "fresh", "second_fresh"),
                 "examined": examined,
             }
             if len(examined) in (len(chosen), *range(8, len(chosen), 8)):

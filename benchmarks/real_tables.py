@@ -10,6 +10,7 @@ _NAMES = {
     "held_out": "held-out",
     "held_out_again": "held-out, looked at before",
     "fresh": "fresh",
+    "second_fresh": "fresh, second set",
     "tuning": "tuning",
 }
 
@@ -51,7 +52,7 @@ def cost(results: dict[str, Any]) -> list[str]:
     """What a first verdict costs, by kind."""
     by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     latest = results.get("held_out_again", results["held_out"])
-    rest = [results[name] for name in ("fresh", "tuning") if name in results]
+    rest = [results[name] for name in ("fresh", "second_fresh", "tuning") if name in results]
     for part in (latest, *rest):
         for one in part["examined"]:
             if one["cost"]:

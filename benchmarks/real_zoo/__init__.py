@@ -7,6 +7,14 @@ and was before any of them was examined, is what would be wrong with one that do
 from benchmarks.real_zoo.fresh import fresh_networks
 from benchmarks.real_zoo.held_out import held_out_networks
 from benchmarks.real_zoo.network import Network, Task
+from benchmarks.real_zoo.second_fresh import second_fresh_networks
 from benchmarks.real_zoo.tuning import tuning_networks
 
-__all__ = ["Network", "Task", "fresh_networks", "held_out_networks", "tuning_networks"]
+__all__ = [
+    "Network",
+    "Task",
+    "fresh_networks",
+    "held_out_networks",
+    "second_fresh_networks",
+    "tuning_networks",
+]

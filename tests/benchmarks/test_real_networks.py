@@ -12,7 +12,12 @@ import vanishjax as vj
 from benchmarks import real_cures, real_tables
 from benchmarks import real_networks as real
 from benchmarks.cure import at_random
-from benchmarks.real_zoo import fresh_networks, held_out_networks, tuning_networks
+from benchmarks.real_zoo import (
+    fresh_networks,
+    held_out_networks,
+    second_fresh_networks,
+    tuning_networks,
+)
 from benchmarks.real_zoo.network import Task, edited, network
 from benchmarks.real_zoo.observation import observer
 
@@ -31,7 +36,7 @@ def line(name="line", **settings):
 
 
 def test_names_are_unique_and_every_twin_is_there():
-    parts = [tuning_networks(), held_out_networks(), fresh_networks()]
+    parts = [tuning_networks(), held_out_networks(), fresh_networks(), second_fresh_networks()]
     names = [one.name for part in parts for one in part]
     assert len(names) == len(set(names)) >= 60
     assert len({one.kind for part in parts for one in part}) >= 12
