@@ -27,7 +27,7 @@ EMPTY = {
 def update(tx, params):
     gradient = jax.tree.map(lambda p: 0.5 * p, params)
     state = tx.init(params)
-    updates, after = tx.update(gradient, state, params)
+    updates, after = jax.jit(tx.update)(gradient, state, params)
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))

@@ -66,8 +66,10 @@ def assert_finite(tree):
 @pytest.mark.parametrize("name", FACTORIES)
 def test_finite_and_zeros_stay_zeros(name, dtype):
     tx = FACTORIES[name]()
+    # Half a tree of the others is compiled in half the time.
+    magnitudes = MAGNITUDES[dtype] if dtype == jnp.float32 else MAGNITUDES[dtype][::4]
     for signs in SIGNS.values():
-        updates, state = run(tx, *side_by_side(dtype, signs, *MAGNITUDES[dtype], 0.0))
+        updates, state = run(tx, *side_by_side(dtype, signs, *magnitudes, 0.0))
         assert_finite((updates, state))
         for leaf in jax.tree.leaves(updates["zero"]):
             np.testing.assert_array_equal(np.asarray(leaf, np.float32), 0.0)
