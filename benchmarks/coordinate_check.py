@@ -94,6 +94,13 @@ def changes(network, contender, folder, seed):
     }
 
 
+def spread(samples):
+    """As `record.spread`, without a median where some are not numbers, which JSON doesn't have."""
+    if np.isfinite(samples).all():
+        return record.spread(samples)
+    return {"median": None, "samples": [x if np.isfinite(x) else None for x in samples]}
+
+
 def main():
     """Measures every depth, and writes coordinate_check.json."""
     parser = record.parser(__doc__)
@@ -111,19 +118,15 @@ def main():
                     changes(Network(depth, activation), contender, options.data_dir, seed)
                     for seed in range(seeds)
                 ]
-                results[f"{activation} x{depth}, {contender}"] = {
+                row = {
                     name: {
-                        str(count): record.spread([one[name][str(count)] for one in found])
+                        str(count): spread([one[name][str(count)] for one in found])
                         for count in STEPS
                     }
                     for name in ("hidden", "logits")
                 }
-                logits = {
-                    count: round(one["median"], 4)
-                    for count, one in results[f"{activation} x{depth}, {contender}"][
-                        "logits"
-                    ].items()
-                }
+                results[f"{activation} x{depth}, {contender}"] = row
+                logits = {count: one["median"] for count, one in row["logits"].items()}
                 print(f"{activation} x{depth}, {contender}: {logits}", flush=True)
                 record.write("coordinate_check", options.out, settings, results)
 

@@ -21,9 +21,6 @@ from vanishjax.initializers import critical_orthogonal
 
 SIDE, POOL, TAPS = 28, 2, 3
 RIVALS = ("critical orthogonal, optax adam", "optax adam")
-# Accelerators round the factors of a product where nothing else is said: too coarse for constants
-# that a thousand layers take to the power of a thousand.
-PRECISION = "highest"
 
 
 class Network(NamedTuple):
@@ -92,7 +89,6 @@ class Convolutions(NamedTuple):
                 (1, 1),
                 padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                precision=PRECISION,
             )
             return f(y + p["bias"])
 
@@ -101,7 +97,7 @@ class Convolutions(NamedTuple):
         x = layer(x, params["first"])
         x, _ = jax.lax.scan(lambda x, p: (layer(x, p), None), x, params["hidden"])
         x = x.mean((1, 2)) if self.network.head == "mean" else x.reshape(len(x), -1)
-        return jnp.matmul(x, params["last"]["kernel"], precision=PRECISION) + params["last"]["bias"]
+        return x @ params["last"]["kernel"] + params["last"]["bias"]
 
     loss_fn = Linear.loss_fn
 

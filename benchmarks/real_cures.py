@@ -234,7 +234,12 @@ def main() -> None:
         name = f"{part}_again" if options.again else part
         whole = list(cases(part, known[part]["examined"], settings))
         for rows in filled(results.get(name, {}).get("treated", []), whole, pool):
-            results[name] = {**summary(rows), "sick": len(whole), "treated": rows}
+            results[name] = {
+                **summary(rows),
+                "sick": len(whole),
+                "treated": rows,
+                **record.machine(),
+            }
             record.write("real_cures", options.out, settings, results)
 
 

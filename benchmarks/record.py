@@ -45,19 +45,11 @@ def spread(samples: list[float]) -> dict[str, Any]:
 
 def write(name: str, out: Path, settings: dict[str, Any], results: Any) -> Path:
     """Writes `<out>/<name>.json`."""
-    device = jax.devices()[0]
     content = {
         "benchmark": name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **commit(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "host_cores": len(os.sched_getaffinity(0)),
-        },
+        **machine(),
         "settings": settings,
         "results": results,
     }
@@ -66,6 +58,21 @@ def write(name: str, out: Path, settings: dict[str, Any], results: Any) -> Path:
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"wrote {path}")
     return path
+
+
+def machine() -> dict[str, Any]:
+    """What it runs on."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "host_cores": len(os.sched_getaffinity(0)),
+        },
+    }
 
 
 def commit() -> dict[str, Any]:
