@@ -113,6 +113,7 @@ def main() -> None:
             "monitor every=16": Training(problem, vj.monitor(adam, every=16)),
             "monitor every=256": Training(problem, vj.monitor(adam, every=256)),
             "monitor every=1, exact": Training(problem, vj.monitor(adam, every=1, sample=None)),
+            "monitor every=16, exact": Training(problem, vj.monitor(adam, every=16, sample=None)),
             "debug.callback": Training(problem, calling_back(adam)),
             "gradients to the host": Pulling(problem, adam),
         }

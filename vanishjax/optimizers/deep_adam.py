@@ -95,7 +95,8 @@ def deep_adam(
       of the data and takes inputs to be standardized: for others, or for a first kernel on the
       principal components, apply `vanishjax.initializers.shaped` before. Kernels of three axes or
       more are taken for convolutions', and keep their matrix in the middle; where zeros are padded,
-      means at the border aren't quite those known.
+      means at the border aren't quite those known. On accelerators, which round the factors of a
+      product, set ``jax_default_matmul_precision`` to "highest" for hundreds of layers or more.
 
     Raises:
       ValueError: total_steps below 1, an unknown activation or method; at `init`, an activation
