@@ -96,7 +96,7 @@ CONTENDERS = {
         (0.0025, 0.01, 0.005),
     ),
     "critical orthogonal, optax adam": Contender(
-        adam, (0.0003, 0.0001, 0.00003, 0.001), critical=True
+        adam, (0.0003, 0.0001, 0.00003, 0.00001, 0.001), critical=True
     ),
     "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01)),
     "optax muon": Contender(

@@ -153,7 +153,8 @@ def monitoring(results):
         "itself": "the bare step again (noise)",
         **{
             f"monitor {every}": f"`monitor`, {every}"
-            for every in ("every=1", "every=16", "every=256", "every=1, exact")
+            for every in ("every=1", "every=16", "every=256", "every=1, exact", "every=16, exact")
+            if f"monitor {every}, stacked" in results
         },
         "debug.callback": "norms by `jax.debug.callback`, every step",
         "gradients to the host": "gradients pulled to the host, every step",
