@@ -46,9 +46,10 @@ def deep_convolutions(results):
 
     def name(own):
         around = ", padded from the other side" if own["padding"] == "around" else ""
-        return f"{own['activation']} x{own['depth']}{_of_fashion(own)}{around}"
+        head = ", head of means" if own["head"] == "mean" else ""
+        return f"{own['activation']} x{own['depth']}{_of_fashion(own)}{around}{head}"
 
-    return _by_contender(results, name, ("data", "padding", "activation", "depth"))
+    return _by_contender(results, name, ("data", "head", "padding", "activation", "depth"))
 
 
 def _of_fashion(network):
@@ -138,4 +139,6 @@ def coordinate_check(results):
 
 
 def _change(size):
+    if size is None:
+        return "no number"
     return f"{size:.2f}" if size < 10 else f"{size:.0f}" if size < 1e4 else f"{size:.0e}"

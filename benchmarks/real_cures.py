@@ -8,7 +8,7 @@ A verdict that isn't "sick" gets no cure, and counts as not repaired. The networ
 trials are a large part of a training; the cost is in training steps.
 
 Beside each cure a control, as in `benchmarks.cure`: as many remedies as `cure` could try, drawn at
-random from all that don't refuse the network, with the same trials, of which the one with the least
+random, for each network anew, from all that don't refuse it, with the same trials, of which the one with the least
 held-out loss is kept, and trained for as many steps as the cured network, its trial included.
 
 Every network is written as soon as its cure and its control are done, and what was broken off goes
@@ -24,6 +24,7 @@ import itertools
 import json
 import multiprocessing
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from typing import Any, NamedTuple
@@ -133,7 +134,8 @@ def control(
     # Another architecture takes a factory.
     known = [make(context) for name, make in remedies.KNOWN.items() if name != "rezero"]
     count = sum(one["outcome"] not in ("untreated", "failed") for one in trials)
-    fitting = (one for one in at_random(known, seed) if applies(one, problem))
+    order = at_random(known, [seed, zlib.crc32(network.name.encode())])
+    fitting = (one for one in order if applies(one, problem))
     drawn = list(itertools.islice(fitting, count))
     chosen = by_chance(problem, batches, drawn, key)
     treated = problem if chosen is None else chosen.treat(problem)

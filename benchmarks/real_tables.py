@@ -101,6 +101,9 @@ def cures(results: dict[str, Any], part: str = "held_out") -> list[str]:
     said += f"; untreated, with this seed, {before} get as far."
     if part == "held_out" and "first_look" in results:
         said += f" At the first look {_of(results['first_look']['repaired'])} were repaired."
+    if (again := results.get(f"{part}_again")) is not None:
+        said += f" Looked at again by later code: {_of(again['repaired'])}, "
+        said += f"by chance {_of(again['control_repaired'])}."
     return [*rows, "", said]
 
 

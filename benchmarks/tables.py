@@ -261,8 +261,9 @@ def scaling(results):
 def front():
     """The three answers of the front page."""
     chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
-    real = [_results("real_networks")[part] for part in ("held_out", "fresh")]
-    repaired = _results("real_cures")["fresh"]["repaired"]
+    known = _results("real_networks")
+    held_out, *fresh = (known[part] for part in ("held_out", "fresh", "second_fresh"))
+    real = _results("real_cures")["second_fresh"]
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation, data="mnist"):
@@ -273,12 +274,16 @@ def front():
         seeds = f"{len(scores)} seed" + "s" * (len(scores) > 1)
         return f"{100 * _mean(scores):.1f} % ({seeds})"
 
+    repaired = "{} of {}, {} by chance".format(*real["repaired"], real["control_repaired"][0])
     seen, cured = verdicts["held_out"], cures["fresh"]["summary"]
     sick, sound = seen["sick_cases"], seen["healthy_cases"]
-    others = [
-        "{} of {} and {} of {}".format(*own["caught"], *own["false_alarms"])
-        for own in (one["tools"]["vanishjax"] for one in real)
-    ]
+
+    def seen_of(*parts):
+        own = [part["tools"]["vanishjax"] for part in parts]
+        kinds = ("caught", "false_alarms")
+        sums = (map(sum, zip(*(one[kind] for one in own), strict=True)) for kind in kinds)
+        return " and ".join("{} of {}".format(*pair) for pair in sums)
+
     return [
         "| question | answer | evidence |",
         "|---|---|---|",
@@ -289,14 +294,14 @@ def front():
         f"{accuracy(2, 'relu', 'fashion_mnist')} | [chains](benchmarks/README.md#does-it-train) |",
         f"| Does it see? | {seen['networks']} held-out MLPs: {round(seen['recall'] * sick)} of "
         f"{sick} sick cases found, {round(seen['false_alarms'] * sound)} of {sound} healthy ones "
-        f"accused; {real[0]['networks']} held-out transformers, ResNets and others of "
-        f"{real[0]['kinds']} kinds: {others[0]}; {real[1]['networks']} more, written when "
-        f"all rules were fixed: {others[1]} | "
+        f"accused; {held_out['networks']} held-out transformers, ResNets and others of "
+        f"{held_out['kinds']} kinds: {seen_of(held_out)}; {sum(x['networks'] for x in fresh)} "
+        f"more in two sets, written when all rules were fixed: {seen_of(*fresh)} | "
         "[verdicts](benchmarks/README.md#does-it-see) |",
         f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs "
         f"repaired, {cured['control_repaired']:.0%} by chance, for "
         f"{cured['cost']['median']:.2f} of a training run; of a fresh set of other networks "
-        f"{repaired[0]} of {repaired[1]} | "
+        f"{repaired} | "
         "[cures](benchmarks/README.md#does-it-cure) |",
     ]
 
@@ -379,10 +384,14 @@ TABLES = {
     "published_rules": published_rules,
     "real_networks": real_tables.real_networks,
     "real_networks, cost": real_tables.cost,
+    "real_networks, second fresh": functools.partial(
+        real_tables.real_networks, part="second_fresh"
+    ),
     "real_networks, fresh": functools.partial(real_tables.real_networks, part="fresh"),
     "real_networks, tools": real_tables.tools,
     "real_cures": real_tables.cures,
     "real_cures, fresh": functools.partial(real_tables.cures, part="fresh"),
+    "real_cures, second fresh": functools.partial(real_tables.cures, part="second_fresh"),
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
     "response": response,
@@ -395,6 +404,7 @@ TABLES = {
     "training_speed": speed_tables.training_speed,
     "fit_overhead": speed_tables.fit_overhead,
     "gpu/monitoring": speed_tables.monitoring,
+    "gpu/deep_chains": chain_tables.deep_chains,
     "gpu/step_time": speed_tables.step_time,
     "gpu/step_time, torch": speed_tables.step_torch,
     "gpu/training_speed": speed_tables.training_speed,
