@@ -8,8 +8,9 @@ A verdict that isn't "sick" gets no cure, and counts as not repaired. The networ
 trials are a large part of a training; the cost is in training steps.
 
 Beside each cure a control, as in `benchmarks.cure`: as many remedies as `cure` could try, drawn at
-random, for each network anew, from all that don't refuse it, with the same trials, of which the one with the least
-held-out loss is kept, and trained for as many steps as the cured network, its trial included.
+random, for each network anew, from all that don't refuse it, with the same trials, of which the one
+with the least held-out loss is kept, and trained for as many steps as the cured network, its trial
+included.
 
 Every network is written as soon as its cure and its control are done, and what was broken off goes
 on where it was. "first_look" is the run before anything was learned from these networks; `--again`
