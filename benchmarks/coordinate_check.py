@@ -94,13 +94,6 @@ def changes(network, contender, folder, seed):
     }
 
 
-def spread(samples):
-    """As `record.spread`, without a median where some are not numbers, which JSON doesn't have."""
-    if np.isfinite(samples).all():
-        return record.spread(samples)
-    return {"median": None, "samples": [x if np.isfinite(x) else None for x in samples]}
-
-
 def main():
     """Measures every depth, and writes coordinate_check.json."""
     parser = record.parser(__doc__)
@@ -120,7 +113,7 @@ def main():
                 ]
                 row = {
                     name: {
-                        str(count): spread([one[name][str(count)] for one in found])
+                        str(count): record.spread([one[name][str(count)] for one in found])
                         for count in STEPS
                     }
                     for name in ("hidden", "logits")

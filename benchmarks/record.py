@@ -38,7 +38,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def spread(samples: list[float]) -> dict[str, Any]:
-    """Median, quartiles and every sample."""
+    """Median, quartiles and every sample; of samples that aren't all finite, these alone.
+
+    What is not a number isn't JSON: null stands for it.
+    """
+    if not np.isfinite(samples).all():
+        return {"median": None, "samples": [x if np.isfinite(x) else None for x in samples]}
     low, middle, high = np.percentile(samples, [25, 50, 75]).tolist()
     return {"median": middle, "quartiles": [low, high], "samples": samples}
 
