@@ -226,21 +226,29 @@ def signals(results):
 def lost_peers(results):
     """How runs of several processes end when one of them is lost."""
     rows = [
-        "| one process is | runs | the others end after, s | status | a run goes on from there |",
-        "|---|---|---|---|---|",
+        "| one process is | looked after by | runs | the others end after, s | status | name it |"
+        " goes on from there |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for blow, found in results["summary"].items():
-        trials = [one for one in results["trials"] if one["blow"] == blow]
-        statuses = sorted({status for one in trials for status in one["statuses"]})
-        seconds = [one["seconds"] for one in trials]
-        cells = [
-            blow,
-            str(len(trials)),
-            f"{min(seconds):.1f} - {max(seconds):.1f}",
-            ", ".join(map(str, statuses)),
-            f"{found['goes_on']} of {len(trials)}",
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
+    for blow in results["summary"]["trials"]:
+        for kind, name in (("trials", "vanishjax"), ("heartbeat", "JAX's heartbeat")):
+            found = results["summary"][kind][blow]
+            count = found["trials"]
+            times = [one["seconds"] for one in results[kind] if one["blow"] == blow]
+            known = [one for one in times if one is not None]
+            seconds = f"{min(known):.1f} - {max(known):.1f}" if known else ""
+            if known != times:
+                seconds = f"{seconds}, {count - len(known)} not within 60".removeprefix(", ")
+            cells = [
+                blow,
+                name,
+                str(count),
+                seconds,
+                ", ".join(map(str, found["statuses"])),
+                f"{found['named']} of {count}",
+                f"{found['goes_on']} of {count}" if kind == "trials" else "",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 

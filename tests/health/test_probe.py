@@ -13,6 +13,7 @@ import pytest
 import vanishjax as vj
 from tests import zoo
 from vanishjax import _jaxpr, theory
+from vanishjax._jaxpr.activation import _known_slopes
 from vanishjax.activations import ACTIVATIONS
 from vanishjax.compilation import jit_once
 from vanishjax.health import measuring, probe
@@ -399,6 +400,32 @@ def test_only_what_is_flat_on_both_sides_saturates(name, bounded):
     params[0]["w"] *= 1000
     found = probe(loss_fn, params, data())
     assert (found.saturated_fraction[0] > 0.5) == bounded
+
+
+def test_a_networks_activations_are_those_that_the_last_one_had():
+    """What was measured is known again, if the derivative is the same, not but the value."""
+
+    @jax.custom_vjp
+    def steep(x):
+        return jnp.tanh(x)
+
+    steep.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (8 * g * (1 - jnp.tanh(x) ** 2),))
+
+    def steepest(activation):
+        before = _known_slopes.cache_info().misses
+        program = _jaxpr.flatten(
+            _jaxpr.trace_loss(lambda w, x: jnp.mean(activation(x @ w) ** 2), w, x)
+        )
+        sites = _jaxpr.dissect(program, _jaxpr.parameter_uses(program)).sites
+        (found,) = {site.activation.steepest for site in sites.values()}
+        return found, _known_slopes.cache_info().misses - before
+
+    w, x = jnp.ones((4, 23)), jnp.ones((7, 4))  # of a shape that no other test has
+    assert [steepest(f) for f in (jnp.tanh, jnp.tanh, steep)] == [
+        (pytest.approx(1, abs=1e-3), 1),
+        (pytest.approx(1, abs=1e-3), 0),
+        (pytest.approx(8, abs=1e-2), 1),
+    ]
 
 
 # Bad input.

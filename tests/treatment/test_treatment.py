@@ -325,23 +325,37 @@ def run(held_out, first=0.0):
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "kept_up"),
-    [(2.3, 0.9, True), (2.3, 1.4, True), (2.3, 1.6, False), (1.6, 0.9, False), (2.3, 0.1, True)],
+    ("start", "end", "length", "kept_up", "part"),
+    [
+        (2.3, 0.9, np.inf, True, "half of the "),
+        (2.3, 1.4, np.inf, True, "half of the "),
+        (2.3, 1.4, 20, True, "half of the "),
+        (2.3, 1.6, np.inf, False, "half of the "),
+        (1.6, 0.9, np.inf, False, "half of the "),
+        (2.3, 0.1, np.inf, True, "half of the "),
+        (2.3, 1.1, 15, True, "0.67 of the "),
+        (2.3, 1.2, 15, False, "0.67 of the "),
+        (2.3, 0.6, 10, False, "the "),
+        (2.3, 0.6, 1, False, "the "),
+        (2.3, 0.4, 1, True, "the "),
+    ],
 )
-def test_a_slower_run_keeps_up_if_it_comes_half_as_far(start, end, kept_up):
+def test_a_slower_run_must_come_the_farther_the_shorter_the_training(
+    start, end, length, kept_up, part
+):
     fast = run(np.array([0.4, 0.6]), 2.3)  # 1.8 down
-    found, said = keeps_up(run(np.array([end, end]), start), fast)
+    found, said = keeps_up(run(np.array([end, end]), start), fast, length)
     assert found == kept_up
     assert said == (
-        f"the loss fell by {start - end:.3g}, {'at least' if kept_up else 'less than'} half of the "
+        f"the loss fell by {start - end:.3g}, {'at least' if kept_up else 'less than'} {part}"
         f"faster one's 1.8{', and slower is safer' if kept_up else ''}"
     )
 
 
 def test_one_that_fell_less_than_a_loss_that_rose_does_not_keep_up():
     fast = run(np.array([2.4, 2.6]), 2.3)  # .2 up
-    assert keeps_up(run(np.array([2.4]), 2.3), fast)[0]
-    assert not keeps_up(run(np.array([2.6]), 2.3), fast)[0]
+    assert keeps_up(run(np.array([2.4]), 2.3), fast, np.inf)[0]
+    assert not keeps_up(run(np.array([2.6]), 2.3), fast, np.inf)[0]
 
 
 def test_losses_beyond_the_root_of_a_floats_range_are_compared():
@@ -376,6 +390,17 @@ def test_a_slower_form_that_keeps_up_is_taken():
     assert [one.name for one in treatment.accepted] == ["slow"]
     losses = {trial.remedy: trial.loss for trial in treatment.trials}
     assert losses["lsuv"] < losses["slow"] < losses["crawling"]
+
+
+def test_in_a_short_training_a_slower_form_must_come_as_far():
+    lsuv = remedies.lsuv(context())
+    slow = dataclasses.replace(lsuv, name="slow", safer_than="lsuv", apply=rate(0.5))
+    tried = [lsuv, slow]
+    treatment = vj.cure(
+        network(), data(), steps=STEPS, remedies=tried, key=KEY, total_steps=5 * STEPS
+    )
+    assert names(treatment) == {"untreated": "untreated", "lsuv": "accepted", "slow": "no better"}
+    assert [one.name for one in treatment.accepted] == ["lsuv"]
 
 
 @pytest.mark.parametrize(("variance", "accepted"), [(0.5, "local"), (0.2, "lsuv")])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 from vanishjax._jaxpr.reach import GRADIENT, Levels, best
 from vanishjax._jaxpr.values import ELEMENTWISE
@@ -38,6 +38,8 @@ _ALIKE = 0.02  # slopes that differ by less than this count as one
 _LEAST_WIDTH = 0.05
 # Share of the rise that lies far out: softsign .02, a guarded logarithm .07, a root .2.
 _UNENDED = 0.05
+# Functions whose shape is remembered: there are few activations, and networks are many.
+_KEPT = 256
 
 
 class Shape(NamedTuple):
@@ -235,20 +237,37 @@ def _measure(activation: Activation, known: dict[Any, Shape]) -> Activation:
     """Tells the steepest slope, and whether both sides are flat."""
     text = activation.text
     if text not in known:
-        known[text] = _slopes(activation.slope, activation.before.aval)
+        slope = _Slope(jax.make_jaxpr(activation.slope)(activation.before.aval))
+        known[text] = _slopes(slope) if slope.program.consts else _known_slopes(slope)
     return dataclasses.replace(activation, **known[text]._asdict())
 
 
-def _slopes(slope: Callable[[Any], Any], aval: Any) -> Shape:
+class _Slope:
+    """A derivative's program; without constants, two of the same text are the same."""
+
+    def __init__(self, program: ClosedJaxpr):
+        self.program = program
+        self._text = str(program)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Slope) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def _slopes(slope: _Slope) -> Shape:
+    aval = slope.program.in_avals[0]
     size = max(1, math.prod(aval.shape))
     count = max(size, _POINTS)
     reach = np.arcsinh(_REACH)
     points = np.sinh(np.linspace(-reach, reach, math.ceil(count / size) * size))
-    compiled = jit_once(slope)  # at once: each of a dozen operations takes as long to compile
+    # At once: each of a dozen operations takes as long to compile.
+    compiled = jit_once(jaxpr_as_fun(slope.program))
     with jax.ensure_compile_time_eval():
         slopes = np.concatenate(
             [
-                np.asarray(compiled(jnp.asarray(part, aval.dtype)), np.float64).ravel()
+                np.asarray(compiled(jnp.asarray(part, aval.dtype))[0], np.float64).ravel()
                 for part in points.reshape(-1, *aval.shape)
             ]
         )
@@ -264,6 +283,9 @@ def _slopes(slope: Callable[[Any], Any], aval: Any) -> Shape:
     has_ended = np.sum(change[far]) <= _UNENDED * whole
     bounded = bool(np.all(known[far] <= _FLAT * steepest) and is_wide and has_ended)
     return Shape(steepest, bounded, kind)
+
+
+_known_slopes = functools.lru_cache(maxsize=_KEPT)(_slopes)
 
 
 def _kind(slopes: np.ndarray[Any, Any]) -> str:

@@ -76,8 +76,9 @@ def cure(
       remedies: What to try, in order; what fits the cause if None.
       key: Of the order, of what remedies draw and of what the loss draws; ``jax.random.key(0)`` if
         None.
-      total_steps: Length of the training to follow, for optimizers whose rate falls with time; ten
-        trials if None.
+      total_steps: Length of the training to follow. A short one, of up to ten trials, is no place
+        for a slower rate that learns less in a trial. If None, optimizers whose rate falls with
+        time are given ten trials.
       learning_rate: Of the Adam-like optimizers among the remedies; Muon-like take ten times that.
       on_trial: Called with every trial when it is done.
 
@@ -125,6 +126,7 @@ def cure(
             sequence(trained_on, steps, order_key),
             stack(held_out),
             jax.random.fold_in(key, steps),
+            np.inf if total_steps is None else total_steps / steps,
         )
         progress = _tried(setting, progress, on_trial)
         if progress.best is None and progress.relieved:
@@ -133,6 +135,7 @@ def cure(
                 setting,
                 remedies=[remedy for _, remedy in furthest],
                 batches=sequence(trained_on, _LONGER * steps, order_key),
+                length=setting.length / _LONGER,
             )
             again = _Progress(problem, before, trials=progress.trials, cost=progress.cost)
             progress = _tried(longer, again, on_trial)
@@ -168,6 +171,7 @@ class _Setting:
       batches: `[steps, ...]`, what every trial trains on.
       held_out: `[n, ...]`, what it is judged by.
       key: What losses draw from.
+      length: Trials that the training to follow is as long as; infinity if that isn't known.
     """
 
     problem: Problem
@@ -177,6 +181,7 @@ class _Setting:
     batches: Any
     held_out: Any
     key: jax.Array
+    length: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -358,8 +363,10 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
         cost += _PROBE_STEPS
         # The untreated network leads the first wave.
         rival = progress.best or untreated or run
-        judge = keeps_up if progress.is_safer(remedy) else improvement
-        lower, by = judge(run, rival)
+        if progress.is_safer(remedy):
+            lower, by = keeps_up(run, rival, setting.length)
+        else:
+            lower, by = improvement(run, rival)
         better, how = cause_improved(after, progress.verdict)
         if lower and better:
             proven.append((remedy, run, after, f"{by}; {how}"))
