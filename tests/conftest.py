@@ -35,7 +35,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = tempfile.mkdtemp(prefix="vanishjax-tests-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
+    # What compiles in less is read, and written, no sooner.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+# Tracing makes many objects that live long: walking them all so often takes 5% of the time.
+gc.set_threshold(20_000, 20, 50)
 
 _MAPS = Path("/proc/self/maps")
 _tests = itertools.count(1)
@@ -43,15 +47,16 @@ _tests = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def _few_memory_maps():
-    """Forgets compiled programs in time: each maps memory, and Linux allows 65,530 maps a process.
+    """Forgets compiled programs in time: each takes some megabytes, among which new ones are slow.
 
-    Beyond that XLA ends with a segmentation fault.
+    Each maps memory three times as well, and Linux allows 65,530 maps a process: beyond that XLA
+    ends with a segmentation fault.
     """
     yield
     if next(_tests) % 10 == 0 and _MAPS.exists():
         with _MAPS.open("rb") as lines:
             count = sum(1 for _ in lines)
-        if count > 20_000:
+        if count > 4_000:
             import jax
 
             jax.clear_caches()

@@ -136,6 +136,7 @@ def cure(
                 remedies=[remedy for _, remedy in furthest],
                 batches=sequence(trained_on, _LONGER * steps, order_key),
                 length=setting.length / _LONGER,
+                patient=True,
             )
             again = _Progress(problem, before, trials=progress.trials, cost=progress.cost)
             progress = _tried(longer, again, on_trial)
@@ -172,6 +173,8 @@ class _Setting:
       held_out: `[n, ...]`, what it is judged by.
       key: What losses draw from.
       length: Trials that the training to follow is as long as; infinity if that isn't known.
+      patient: Whether what took the cause away, but didn't prove itself, is tried once more on top
+        of what did.
     """
 
     problem: Problem
@@ -182,6 +185,7 @@ class _Setting:
     held_out: Any
     key: jax.Array
     length: float
+    patient: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -414,14 +418,31 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
     if not proven:
         return then
     remedy, run, after, _ = proven[0]
+    accepted = (*remedy.follows(progress.accepted), remedy)
+    again = _untimely(relieved, proven, accepted) if setting.patient else frozenset()
     return dataclasses.replace(
         then,
         start=run.problem,
         verdict=after,
         best=run,
-        accepted=(*remedy.follows(progress.accepted), remedy),
+        accepted=accepted,
+        tried=then.tried - again,
         # A slower form that keeps up with what cured the network has cured it too.
         cured=progress.cured or (after.verdict != "sick" and learns(run, untreated)),
+    )
+
+
+def _untimely(
+    relieved: Iterable[tuple[float, Remedy]],
+    proven: Iterable[tuple[Remedy, Run, Diagnosis, str]],
+    accepted: tuple[Remedy, ...],
+) -> frozenset[str]:
+    """What took the cause away, but came before what learns, such as another optimizer."""
+    names = {remedy.name for remedy, *_ in proven} | {remedy.name for remedy in accepted}
+    return frozenset(
+        remedy.name
+        for _, remedy in relieved
+        if remedy.name not in names and remedy.follows(accepted) == accepted
     )
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from vanishjax.health import Diagnosis
 from vanishjax.treatment.trial import Run
 
-# How far a slower run must come in a long training. On tuning networks whose kernels were made anew,
-# a third of the rate came from .5 of the way (sigmoid x10) to beyond the faster run (tanh x32) in 40
-# steps, and in 1,500 steps to the same accuracy or, where the faster one fell apart, to a far better
-# one.
+# How far a slower run must come in a long training. On tuning networks whose kernels were made
+# anew, a third of the rate came from .5 of the way (sigmoid x10) to beyond the faster run (tanh
+# x32) in 40 steps, and in 1,500 steps to the same accuracy or, where the faster one fell apart, to
+# a far better one.
 _HALF = 0.5
 # Trials up to which a training is short, and a slower run must come all the way. Of 13 tuning
 # networks whose slower run came .5 to .98 as far in 40 steps, 11 went farther by the faster one in

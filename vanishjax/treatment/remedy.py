@@ -25,8 +25,8 @@ class Remedy:
       part: What it sets, such as "kernels", if a remedy after it that sets the same would undo it:
         that one is tried instead of it, not on top of it.
       safer_than: The name of a remedy of which this is a more careful form. It is tried even where
-        that one was all it took, and preferred if it gets as far in the trial, or half as far before
-        a long training; where that one raised it isn't tried.
+        that one was all it took, and preferred if it gets as far in the trial, or half as far
+        before a long training; where that one raised it isn't tried.
       rate: What it multiplies the updates by, beside what `apply` does.
       local: Whether it changes nothing but what is at fault: it is preferred where it gets about as
         far as any other.
