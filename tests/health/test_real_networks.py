@@ -619,6 +619,44 @@ def test_what_cannot_be_measured_is_unknown():
         vj.diagnose(lambda p, x: jnp.mean(x), {}, X)
 
 
+def solved(depth, activation, scale=1.0, bias=0.0):
+    """A differential equation whose every kernel is inside the solver."""
+    shapes = [(8, 16), *[(16, 16)] * (depth - 1), (16, 8)]
+    params = [
+        {"w": scale * kernel("solved", i, shape=shape), "b": jnp.full(shape[1], bias)}
+        for i, shape in enumerate(shapes)
+    ]
+
+    def slope(y, t, p):
+        for layer in p[:-1]:
+            y = activation(y @ layer["w"] + layer["b"])
+        return y @ p[-1]["w"] + p[-1]["b"]
+
+    def loss(p, x):
+        return jnp.mean((odeint(slope, x, jnp.array([0.0, 1.0]), p)[-1] - jnp.roll(x, 1, 1)) ** 2)
+
+    return loss, params, X
+
+
+@pytest.mark.parametrize(
+    ("network", "verdict"),
+    [
+        ((2, jnp.tanh), "unknown"),
+        ((2, jnp.tanh, 0.1), "unknown"),
+        ((24, nn.sigmoid, 0.5), "sick"),
+        ((20, jnp.tanh, 0.3), "sick"),
+    ],
+)
+def test_where_nothing_can_be_looked_into_gradients_are_compared(network, verdict):
+    found = vj.diagnose(*solved(*network))
+    assert found.verdict == verdict
+    (finding,) = (one for one in found.findings if one.rule == "unmeasured")
+    if verdict == "sick":
+        assert finding.layers[0] == "0/w"
+        assert not any(name.endswith("b") for name in finding.layers)
+        assert finding.evidence["starved_over_largest"] < -30
+
+
 NORMALIZED = {
     "LayerNorm": (lambda: [nn.Dense(8), nn.LayerNorm()], nn.gelu),
     "RMSNorm": (lambda: [nn.Dense(8), nn.RMSNorm()], nn.silu),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Severity
+from vanishjax.health.measurements import ParameterGradients
 
 # Nats between the energies of the largest |gradient| |kernel| among hidden kernels and among those
 # that were measured. Healthy fixed points and differential equations -4 to -2, sick ones 19 to 72.
 HIDDEN_EXPLODES = 10.0
 HIDDEN_VANISHES = -30.0
+# Share of the kernels, where all are hidden, whose gradient is so far below the largest of all.
+_STARVED = 1 / 3
 
 
 def unmeasured(seen: Examination) -> Finding | None:
@@ -23,6 +29,18 @@ def unmeasured(seen: Examination) -> Finding | None:
     if not hidden.any() and (len(probe) or not used):
         return None
     if not len(probe):
+        starved, nats = _starved(parameters)
+        if starved.any():
+            return Finding(
+                "unmeasured",
+                "critical",
+                tuple(map(str, names[starved])),
+                {"hidden": float(hidden.sum()), "measured": 0.0, "starved_over_largest": nats},
+                "Their outputs can't be looked into, but their gradients have down to "
+                f"exp({nats:.0f}) of the energy of the largest: what lies between lets nothing "
+                "through.",
+                ("derivative", "larger_inside"),
+            )
         return Finding(
             "unmeasured",
             "warning",
@@ -66,3 +84,17 @@ def unmeasured(seen: Examination) -> Finding | None:
         )
         remedies = ()
     return Finding("unmeasured", severity, layers, evidence, cause, remedies)
+
+
+def _starved(parameters: ParameterGradients) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], float]:
+    """Kernels whose gradient is far below the largest of all, if they are many, and how far."""
+    with np.errstate(divide="ignore"):
+        energy = 2 * np.log(parameters.rms)
+    layers = parameters.layers
+    matrices = [[len(leaf.inner_axes) > 1] * math.prod(leaf.stack) for leaf in layers.leaves]
+    kernels = np.concatenate(matrices)[list(layers.order)] & np.isfinite(energy)
+    below = energy - np.max(energy, initial=-np.inf, where=np.isfinite(energy))
+    starved = kernels & (below < HIDDEN_VANISHES)
+    if starved.sum() <= _STARVED * kernels.sum():
+        starved[:] = False
+    return starved, float(np.min(below, initial=0.0, where=starved))
