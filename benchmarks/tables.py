@@ -238,7 +238,7 @@ def lost_peers(results):
             known = [one for one in times if one is not None]
             seconds = f"{min(known):.1f} - {max(known):.1f}" if known else ""
             if known != times:
-                seconds = f"{seconds}, {count - len(known)} not within 60".removeprefix(", ")
+                seconds = f"{seconds}, {count - len(known)} not within 30".removeprefix(", ")
             cells = [
                 blow,
                 name,
