@@ -403,28 +403,6 @@ def test_in_a_short_training_a_slower_form_must_come_as_far():
     assert [one.name for one in treatment.accepted] == ["lsuv"]
 
 
-def test_what_came_before_an_optimizer_that_learns_is_tried_on_top_of_it():
-    """In a longer look: here no kernels learn without the second, which takes some time to move."""
-    sick = network(depth=10, tx=optax.sgd(0.0))
-    kernels = remedies.small_lsuv(context(sick))
-    late = optax.chain(
-        optax.adam(3e-4), optax.scale_by_schedule(lambda count: jnp.where(count < 20, 0.0, 1.0))
-    )
-
-    def moved(problem):
-        params = vj.initializers.lsuv(problem.plain_loss, problem.params, data()[0])
-        return dataclasses.replace(problem, params=params, tx=late)
-
-    tried = [kernels, vj.Remedy("late", moved, part="optimizer")]
-    treatment = vj.cure(sick, data(), steps=20, remedies=tried, key=KEY)
-    assert [(one.remedy, one.outcome) for one in treatment.trials[:-1]] == [
-        *(("untreated", "untreated"), ("small_lsuv", "no better"), ("late", "no better")),
-        *(("untreated", "untreated"), ("small_lsuv", "no better"), ("late", "accepted")),
-    ]
-    assert treatment.trials[-1].remedy == "late + small_lsuv"
-    assert len(treatment.trials[-1].losses) == 80
-
-
 @pytest.mark.parametrize(("variance", "accepted"), [(0.5, "local"), (0.2, "lsuv")])
 def test_of_two_that_get_about_as_far_the_one_that_changes_less_is_taken(variance, accepted):
     """From the lower start the smaller kernels come about .9 and .7 as far as the others."""

@@ -62,8 +62,7 @@ def cure(
     the loss is half of the untreated one's, that's the end, but for a more careful form of what was
     accepted: a few steps may go well at a rate that many don't. Else what is left is tried on top
     of it. Where nothing is accepted, the three that took the cause away and came furthest are tried
-    once more, for four times as many steps, and again on top of what is accepted then. Where
-    nothing helped, the network comes back as it was.
+    once more, for four times as many steps. Where nothing helped, the network comes back as it was.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
@@ -137,7 +136,6 @@ def cure(
                 remedies=[remedy for _, remedy in furthest],
                 batches=sequence(trained_on, _LONGER * steps, order_key),
                 length=setting.length / _LONGER,
-                patient=True,
             )
             again = _Progress(problem, before, trials=progress.trials, cost=progress.cost)
             progress = _tried(longer, again, on_trial)
@@ -174,8 +172,6 @@ class _Setting:
       held_out: `[n, ...]`, what it is judged by.
       key: What losses draw from.
       length: Trials that the training to follow is as long as; infinity if that isn't known.
-      patient: Whether what took the cause away, but didn't prove itself, is tried once more on top
-        of what did.
     """
 
     problem: Problem
@@ -186,7 +182,6 @@ class _Setting:
     held_out: Any
     key: jax.Array
     length: float
-    patient: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -419,31 +414,14 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
     if not proven:
         return then
     remedy, run, after, _ = proven[0]
-    accepted = (*remedy.follows(progress.accepted), remedy)
-    again = _untimely(relieved, proven, accepted) if setting.patient else frozenset()
     return dataclasses.replace(
         then,
         start=run.problem,
         verdict=after,
         best=run,
-        accepted=accepted,
-        tried=then.tried - again,
+        accepted=(*remedy.follows(progress.accepted), remedy),
         # A slower form that keeps up with what cured the network has cured it too.
         cured=progress.cured or (after.verdict != "sick" and learns(run, untreated)),
-    )
-
-
-def _untimely(
-    relieved: Iterable[tuple[float, Remedy]],
-    proven: Iterable[tuple[Remedy, Run, Diagnosis, str]],
-    accepted: tuple[Remedy, ...],
-) -> frozenset[str]:
-    """What took the cause away, but came before what learns, such as another optimizer."""
-    names = {remedy.name for remedy, *_ in proven} | {remedy.name for remedy in accepted}
-    return frozenset(
-        remedy.name
-        for _, remedy in relieved
-        if remedy.name not in names and remedy.follows(accepted) == accepted
     )
 
 
