@@ -41,6 +41,16 @@ def nested():
     return random_like(model.params), find_layers(model.params, model.loss_fn, model.batch)
 
 
+def test_a_layer_knows_its_array(nested):
+    """Its name is the array's path, with an index behind it where the array holds several."""
+    _, layers = nested
+    assert len(layers.homes) == len(layers)
+    assert any(leaf.axes for leaf in layers.homes)
+    for name, leaf in zip(layers.names, layers.homes, strict=True):
+        assert leaf in layers.leaves
+        assert name == leaf.path if not leaf.axes else name.startswith(leaf.path + "[")
+
+
 # Order without a loss.
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers
 
 import vanishjax as vj
+from vanishjax.layers.matrices import kernel_places
 from vanishjax.transforms import orthogonalization
 
 KEY = jax.random.key(0)
@@ -348,6 +349,16 @@ def test_axes(name):
     layers = vj.find_layers(params, loss_fn, batch)
     found = {leaf.path: (leaf.axes, leaf.inputs, leaf.outputs) for leaf in layers.leaves}
     assert found == found | STACKED[name]
+
+
+def test_a_bias_of_heads_is_no_kernel():
+    """It has an axis for the heads and one for their width."""
+    model = nn.MultiHeadDotProductAttention(2, qkv_features=6)
+    params = model.init(KEY, jnp.ones((1, 4, 8)))["params"]
+    assert params["key"]["bias"].shape == (2, 3)
+    layers = vj.find_layers(params)
+    names = [layers.names[place] for place in kernel_places(layers)]
+    assert names == [f"{name}/kernel" for name in ("key", "out", "query", "value")]
 
 
 def test_units_and_widths():

@@ -65,11 +65,8 @@ def _share(layers: Layers, params: Any, steps: jax.Array) -> jax.Array:
 
 def _entries(layers: Layers) -> np.ndarray[Any, Any]:
     """For each layer how many entries it has."""
-    each = [
-        np.full(math.prod(leaf.stack), math.prod(leaf.shape) / max(1, math.prod(leaf.stack)))
-        for leaf in layers.leaves
-    ]
-    return np.concatenate(each)[np.array(layers.order, int)]
+    inner = ([leaf.shape[axis] for axis in leaf.inner_axes] for leaf in layers.homes)
+    return np.array([math.prod(lengths) for lengths in inner])
 
 
 _moved_share = jit_once(_share, static_argnums=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Severity
 from vanishjax.health.measurements import ParameterGradients
+from vanishjax.layers.matrices import kernel_places
 
 # Nats between the energies of the largest |gradient| |kernel| among hidden kernels and among those
 # that were measured. Healthy fixed points and differential equations -4 to -2, sick ones 19 to 72.
@@ -90,9 +90,9 @@ def _starved(parameters: ParameterGradients) -> tuple[np.ndarray[Any, np.dtype[n
     """Kernels whose gradient is far below the largest of all, if they are many, and how far."""
     with np.errstate(divide="ignore"):
         energy = 2 * np.log(parameters.rms)
-    layers = parameters.layers
-    matrices = [[len(leaf.inner_axes) > 1] * math.prod(leaf.stack) for leaf in layers.leaves]
-    kernels = np.concatenate(matrices)[list(layers.order)] & np.isfinite(energy)
+    kernels = np.zeros(len(energy), bool)
+    kernels[kernel_places(parameters.layers)] = True
+    kernels &= np.isfinite(energy)
     below = energy - np.max(energy, initial=-np.inf, where=np.isfinite(energy))
     starved = kernels & (below < HIDDEN_VANISHES)
     if starved.sum() <= _STARVED * kernels.sum():

@@ -154,6 +154,12 @@ class Layers:
         ]
         return tuple(names[place] for place in self.order)
 
+    @functools.cached_property
+    def homes(self) -> tuple[Leaf, ...]:
+        """The parameter array that each layer is, or is an index of."""
+        homes = [leaf for leaf in self.leaves for _ in np.ndindex(leaf.stack)]
+        return tuple(homes[place] for place in self.order)
+
     @property
     def unused(self) -> tuple[str, ...]:
         """Paths of the parameters that no data meets on its way to the loss."""

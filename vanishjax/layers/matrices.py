@@ -10,7 +10,7 @@ import jax
 
 from vanishjax import _jaxpr
 from vanishjax._jaxpr import Matrix
-from vanishjax.layers.division import Leaf
+from vanishjax.layers.division import Layers, Leaf
 from vanishjax.layers.paths import BIAS_OF, bare, covers, path_name
 
 # Flax's attention, by the name of the projection: [d, heads, dim] and [heads, dim, d].
@@ -79,6 +79,16 @@ def bias_of(kernel: Leaf, leaves: Iterable[Leaf]) -> Leaf | None:
     partner = BIAS_OF.get(name)
     wanted = f"{module}/{partner}" if module else partner
     return next((leaf for leaf in leaves if bare(leaf.path) == wanted), None)
+
+
+def kernel_places(layers: Layers) -> list[int]:
+    """The places of kernels among the layers: biases of attention's heads have several axes too."""
+    biases = {bias.path for leaf in layers.leaves if (bias := bias_of(leaf, layers.leaves))}
+    return [
+        place
+        for place, leaf in enumerate(layers.homes)
+        if len(leaf.inner_axes) > 1 and leaf.path not in biases
+    ]
 
 
 def bias_lengths(bias: Leaf) -> list[int]:

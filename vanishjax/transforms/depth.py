@@ -8,7 +8,7 @@ import optax
 
 from vanishjax import numerics
 from vanishjax.layers import Layers
-from vanishjax.layers.matrices import bias_of
+from vanishjax.layers.matrices import bias_of, kernel_places
 from vanishjax.transforms.arguments import check_layers_argument
 from vanishjax.transforms.per_layer import check_layers, layers_of
 
@@ -69,20 +69,13 @@ def scale_by_depth(layers: Layers | None = None) -> optax.GradientTransformation
 
 def _factors(layers: Layers) -> np.ndarray[Any, Any]:
     """1 / L for hidden layers and 1 for the others, `[layers]`."""
-    homes = [leaf for leaf in layers.leaves for _ in np.ndindex(leaf.stack)]
-    ordered = [homes[place] for place in layers.order]
-    biases = {bias.path for leaf in layers.leaves if (bias := bias_of(leaf, layers.leaves))}
-    kernels = [
-        place
-        for place, leaf in enumerate(ordered)
-        if len(leaf.inner_axes) > 1 and leaf.path not in biases
-    ]
-    factors = np.ones(len(ordered), np.float32)
+    kernels = kernel_places(layers)
+    factors = np.ones(len(layers), np.float32)
     if len(kernels) > 2:
         first, last = kernels[0], kernels[-1]
         factors[first + 1 : last] = 1 / (len(kernels) - 1)
         for place in (first, last):
-            bias = bias_of(ordered[place], layers.leaves)
+            bias = bias_of(layers.homes[place], layers.leaves)
             if bias is not None and not bias.axes:
-                factors[ordered.index(bias)] = 1.0
+                factors[layers.homes.index(bias)] = 1.0
     return factors
