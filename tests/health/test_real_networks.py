@@ -657,6 +657,28 @@ def test_where_nothing_can_be_looked_into_gradients_are_compared(network, verdic
         assert finding.evidence["starved_over_largest"] < -30
 
 
+@pytest.mark.parametrize(
+    ("network", "title", "first"),
+    [
+        ((2, jnp.tanh), "Unknown", "First remedy: train it for some steps on one batch"),
+        ((20, jnp.tanh, 0.3), "Won't train: unmeasured", "First remedy: check the function's own"),
+    ],
+)
+def test_a_picture_calls_nothing_alive_that_was_not_measured(
+    network, title, first, tmp_path, figures
+):
+    vj.diagnose(*solved(*network)).plot(tmp_path / "verdict.png")
+    (figure,) = figures
+    waterfall, card = figure.axes
+    assert title in [text.get_text() for text in figure.texts]
+    assert [text.get_text() for text in waterfall.texts] == ["no kernel's output could be measured"]
+    assert not waterfall.lines
+    said = [" ".join(text.get_text().split()) for text in card.texts]
+    assert "sum ln chi unknown" in said
+    assert any(text.startswith(first) for text in said)
+    assert not [line for line in card.lines if line.get_marker() == "D"]
+
+
 NORMALIZED = {
     "LayerNorm": (lambda: [nn.Dense(8), nn.LayerNorm()], nn.gelu),
     "RMSNorm": (lambda: [nn.Dense(8), nn.RMSNorm()], nn.silu),

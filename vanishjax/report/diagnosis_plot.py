@@ -46,11 +46,23 @@ def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     with png_figure(path, 10, 4.6, title=title, caption=caption) as figure:
         waterfall, card = figure.subplots(1, 2, width_ratios=[3, 2])
         _waterfall(waterfall, probe)
-        _card(card, probe, findings)
+        _card(card, probe, findings or _unknown(verdict))
     return Path(path)
 
 
+def _unknown(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What keeps a verdict from being known."""
+    warnings = (one for one in verdict["findings"] if one["severity"] == "warning")
+    return [one for one in warnings if one["rule"] == "unmeasured"]
+
+
 def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
+    axes.set_title("What is left of the gradient", loc="left")
+    if not probe["names"]:
+        nothing = "no kernel's output could be measured"
+        axes.text(0.5, 0.5, nothing, ha="center", transform=axes.transAxes)
+        axes.axis("off")
+        return
     logs = [0.0 if x is None else x / 2 / math.log(10) for x in reversed(probe["log_chi"])]
     depths = range(1, len(logs) + 1)
     heights = list(itertools.accumulate(logs))[::-1]
@@ -77,7 +89,6 @@ def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
                 fontsize=8,
                 color=OKABE_ITO["vermilion"],
             )
-    axes.set_title("What is left of the gradient", loc="left")
     axes.set_xlabel("layer, from input to output")
     axes.set_ylabel("decades, relative to the output")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -123,7 +134,7 @@ def _scales(
     features = slice(0, max(1, len(probe["names"]) - 1))
     energy = _last(probe["centered_energy"][features])
     rank = _last(probe["effective_rank"][features])
-    total = probe["sum_log_chi"]
+    total = probe["sum_log_chi"] if probe["names"] else None
     scales = [
         ("magnitude", f"sum ln chi {_number(total)}", _place(total, _nats)),
         ("mean", f"centered energy {_number(energy)}", _place(energy, _decades)),
