@@ -657,6 +657,13 @@ def test_where_nothing_can_be_looked_into_gradients_are_compared(network, verdic
         assert finding.evidence["starved_over_largest"] < -30
 
 
+def test_without_any_gradient_there_is_nothing_to_compare():
+    loss, params, x = solved(2, jnp.tanh)
+    found = vj.diagnose(lambda p, x: jnp.round(loss(p, x)), params, x)
+    assert found.verdict == "sick"
+    assert [one.rule for one in found.findings] == ["zero_gradient"]
+
+
 @pytest.mark.parametrize(
     ("network", "title", "first"),
     [

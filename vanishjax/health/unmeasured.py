@@ -92,8 +92,10 @@ def _starved(parameters: ParameterGradients) -> tuple[np.ndarray[Any, np.dtype[n
         energy = 2 * np.log(parameters.rms)
     kernels = np.zeros(len(energy), bool)
     kernels[kernel_places(parameters.layers)] = True
-    kernels &= np.isfinite(energy)
-    below = energy - np.max(energy, initial=-np.inf, where=np.isfinite(energy))
+    known = np.isfinite(energy)
+    kernels &= known
+    below = np.zeros_like(energy)
+    below[known] = energy[known] - np.max(energy[known], initial=-np.inf)
     starved = kernels & (below < HIDDEN_VANISHES)
     if starved.sum() <= _STARVED * kernels.sum():
         starved[:] = False
