@@ -23,6 +23,7 @@ from benchmarks.deep_chains import FIRST_LOOK, Network
 from benchmarks.headline import load
 from vanishjax.activations import ACTIVATIONS
 from vanishjax.initializers import center_biases, shaped
+from vanishjax.training import local_step, scan_steps
 
 DEPTHS = (16, 64, 256, 1000, 4000, 10_000)
 FUNCTIONS = ("sigmoid", "tanh", "relu")
@@ -68,15 +69,18 @@ def changes(network, contender, folder, seed):
 
     @jax.jit
     def run(params, rows):
-        def step(carry, rows):
-            params, state = carry
-            batch = jax.tree.map(lambda a: a[rows], train_data)
-            updates, state = tx.update(jax.grad(problem.loss_fn)(params, batch), state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), features(params, seen, ACTIVATIONS[network.activation])
+        def seen_by(state):
+            return features(state.params, seen, ACTIVATIONS[network.activation])
 
-        _, after = jax.lax.scan(step, (params, tx.init(params)), rows)
-        return features(params, seen, ACTIVATIONS[network.activation]), after
+        step, state = local_step(problem.loss_fn, tx), vj.TrainState.create(params, tx)
+        _, (_, after) = scan_steps(
+            step,
+            state,
+            rows,
+            lambda rows: jax.tree.map(lambda a: a[rows], train_data),
+            observe=seen_by,
+        )
+        return seen_by(state), after
 
     before, after = jax.device_get(run(params, rows))
 

@@ -38,7 +38,7 @@ import optax
 import vanishjax as vj
 from benchmarks import networks, record
 from benchmarks.diagnosis import CLOSED, STEPS, closed_gap, labels, train
-from vanishjax.training import local_step
+from vanishjax.training import local_step, scan_steps
 from vanishjax.training.data import load_dataset
 from vanishjax.treatment import remedies
 
@@ -102,12 +102,12 @@ def trained_on(problem, opt_state, data, keys, size):
 def _trained(loss_fn, tx, params, state, data, keys, size):
     step = local_step(loss_fn, tx)
 
-    def one(state, key):
+    def batch_of(key):
         rows = jax.random.randint(key, (size,), 0, len(data[0]))
-        return step(state, tuple(a[rows] for a in data))[0], None
+        return tuple(a[rows] for a in data)
 
     start = vj.TrainState(jnp.zeros([], jnp.int32), params, state, jnp.zeros([]))
-    return jax.lax.scan(one, start, keys)[0].params
+    return scan_steps(step, start, keys, batch_of)[0].params
 
 
 def batches_of(data, seed, count=BATCHES):

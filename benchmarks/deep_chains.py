@@ -30,6 +30,7 @@ import vanishjax as vj
 from benchmarks import record
 from benchmarks.headline import accuracy, apart, falling, load
 from vanishjax.initializers import center_biases, critical_orthogonal, shaped
+from vanishjax.training import local_step, scan_steps
 
 SPLIT, FIRST_LOOK = 0.2, 1024
 LECUN = jax.nn.initializers.lecun_normal()
@@ -173,18 +174,16 @@ def program(network, contender, folder):
     def run(params, rate, rows):
         tx = CONTENDERS[contender].make(rate, network, layers)
 
-        def step(carry, rows):
-            params, state = carry
-            batch = jax.tree.map(lambda a: a[rows], train_data)
-            loss, gradient = jax.value_and_grad(problem.loss_fn)(params, batch)
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), rows)
+        step, start = local_step(problem.loss_fn, tx), vj.TrainState.create(params, tx)
+        end, metrics = scan_steps(
+            step, start, rows, lambda rows: jax.tree.map(lambda a: a[rows], train_data)
+        )
         # Of the training data as much as there is of the test data.
         part = jax.tree.map(lambda a: a[: len(test[1])], train_data)
-        scores = [accuracy(problem.predict_fn, params, data) for data in (part, validation, test)]
-        return scores, losses
+        scores = [
+            accuracy(problem.predict_fn, end.params, data) for data in (part, validation, test)
+        ]
+        return scores, metrics["loss"]
 
     return run
 

@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+import vanishjax as vj
 from benchmarks import record
 from benchmarks.networks import CLASSES, DATA, Network, held_out_networks, tuning_networks
 from vanishjax.health import diagnose
+from vanishjax.training import local_step, scan_steps
 
 # One of each part: a healthy one, and one with dead units.
 QUICK = ("tanh x4, scale 1", "relu x3, bias -30")
@@ -39,15 +40,13 @@ def trainer(network: Network, steps: int) -> Any:
         key, tx = jax.random.key(seed), network.optimizer(rate)
         params = network.init(key, inputs)
 
-        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-            params, state = carry
+        def batch_of(key: jax.Array) -> Any:
             rows = jax.random.randint(key, (BATCH,), 0, len(inputs))
-            gradient = jax.grad(network.loss_fn)(params, (inputs[rows], labels[rows]))
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), None
+            return inputs[rows], labels[rows]
 
+        step, start = local_step(network.loss_fn, tx), vj.TrainState.create(params, tx)
         keys = jax.random.split(jax.random.fold_in(key, 1), steps)
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
+        params = scan_steps(step, start, keys, batch_of)[0].params
         outputs = network.predict(params, inputs)
         right = jnp.mean(jnp.argmax(outputs, -1) == labels)
         return jnp.where(jnp.isfinite(outputs).all(), right, 0.0), params

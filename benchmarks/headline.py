@@ -23,6 +23,7 @@ import optax
 import vanishjax as vj
 from benchmarks import record
 from vanishjax.models import stack_params, unstack_params
+from vanishjax.training import local_step, scan_steps
 from vanishjax.training.data import load_dataset
 
 SPLIT, END = 0.2, 0.02
@@ -174,14 +175,10 @@ def train(network, contender, seeds, folder):
     def run(rate, params, order):
         tx = make(rate, steps, layers)
 
-        def step(carry, rows):
-            params, state = carry
-            batch = jax.tree.map(lambda a: a[rows], train_data)
-            gradient = jax.grad(problem.loss_fn)(params, batch)
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), order)
+        step, start = local_step(problem.loss_fn, tx), vj.TrainState.create(params, tx)
+        params = scan_steps(
+            step, start, order, lambda rows: jax.tree.map(lambda a: a[rows], train_data)
+        )[0].params
         return [
             accuracy(problem.predict_fn, params, data) for data in (train_data, validation, test)
         ]

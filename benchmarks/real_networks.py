@@ -31,8 +31,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+import vanishjax as vj
 from benchmarks import record
 from benchmarks.published_rules import TOOLS
 from benchmarks.real_zoo import (
@@ -44,6 +44,7 @@ from benchmarks.real_zoo import (
 )
 from benchmarks.real_zoo.observation import observer
 from vanishjax.health import Diagnosis, diagnose
+from vanishjax.training import local_step, scan_steps
 
 QUICK = ("DEQ", "DEQ, x6")
 SEEDS, EXAMINED = 3, 64
@@ -72,16 +73,13 @@ def train(network: Network, seeds: int = SEEDS, steps: int | None = None) -> np.
     def run(rate: Any, seed: Any, params: Any) -> jax.Array:
         tx = network.optimizer(rate)
 
-        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-            params, state = carry
+        def batch_of(key: jax.Array) -> Any:
             rows = jax.random.randint(key, (network.batch,), 0, len(data[0]))
-            batch = jax.tree.map(lambda x: x[rows], data)
-            gradient = jax.grad(network.loss)(params, batch)
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), None
+            return jax.tree.map(lambda x: x[rows], data)
 
+        step, start = local_step(network.loss, tx), vj.TrainState.create(params, tx)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), length)
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
+        params = scan_steps(step, start, keys, batch_of)[0].params
         return jnp.stack([jnp.asarray(x, jnp.float32) for x in network.parts(params, test)])
 
     count = len(network.rates)

@@ -25,7 +25,7 @@ from vanishjax.initializers import center_biases, initialization
 from vanishjax.layers import Layers, find_layers
 from vanishjax.models import MLP, Activation, Residual
 from vanishjax.optimizers.named import named_optimizer
-from vanishjax.training import TrainState, local_step
+from vanishjax.training import TrainState, local_step, scan_steps
 
 Arrays = tuple[Any, Any]
 
@@ -213,12 +213,10 @@ def train_cell(
             activation=grid.activation,
         )
         step = local_step(_loss(start.predict_fn), tx)
-        # Nothing in these steps is random: the key is never used.
-        state = TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), jnp.zeros([]))
-        end, _ = jax.lax.scan(
-            lambda s, rows: (step(s, jax.tree.map(lambda a: a[rows], train))[0], None), state, order
-        )
-        return end.params
+        state = TrainState.create(params, tx)
+        return scan_steps(step, state, order, lambda rows: jax.tree.map(lambda a: a[rows], train))[
+            0
+        ].params
 
     def numbered(number: jax.Array, rates: jax.Array, params: Any, orders: jax.Array) -> Any:
         rate, seed = number // len(orders), number % len(orders)

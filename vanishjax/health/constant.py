@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from vanishjax import _jaxpr
+from vanishjax.training.scan import scan_steps
+from vanishjax.training.state import TrainState
+from vanishjax.training.step import local_step
 
 _STEPS, _RATE = 150, 0.1
 
@@ -32,12 +35,8 @@ def constant_loss(
         return jnp.full((), jnp.nan)
     tail, start = found
     tx = optax.adam(_RATE)
-
-    def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
-        constant, state = carry
-        value, gradient = jax.value_and_grad(tail)(constant)
-        updates, state = tx.update(gradient, state)
-        return (optax.apply_updates(constant, updates), state), value
-
-    _, losses = jax.lax.scan(step, (start, tx.init(start)), None, length=_STEPS)
-    return jnp.min(losses)
+    step = local_step(lambda constant, _: tail(constant), tx)
+    _, metrics = scan_steps(
+        step, TrainState.create(start, tx), batch_of=lambda _: (), length=_STEPS
+    )
+    return jnp.min(metrics["loss"])

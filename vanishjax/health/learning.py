@@ -16,6 +16,7 @@ from vanishjax import _jaxpr
 from vanishjax.compilation import jit_recent
 from vanishjax.health.finding import Finding
 from vanishjax.problem import loss_alone
+from vanishjax.training.scan import scan_steps
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
 
@@ -149,7 +150,7 @@ def learn(
             return state, (metrics["loss"], *others)
 
         start = TrainState.create(params, optimizer)
-        end, losses = jax.lax.scan(step, start, length=steps)
+        end, losses = scan_steps(step, start, length=steps)
         ends = (loss_of(end.params, one) for one in whole)
         return tuple(jnp.append(x, last) for x, last in zip(losses, ends, strict=True))
 

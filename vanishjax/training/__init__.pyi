@@ -12,6 +12,7 @@ from .layout import shard_state as shard_state
 from .loop import Progress as Progress
 from .loop import fit as fit
 from .resumption import Checkpoints as Checkpoints
+from .scan import scan_steps as scan_steps
 from .state import TrainState as TrainState
 from .step import local_step as local_step
 from .step import make_train_step as make_train_step

@@ -18,6 +18,7 @@ from vanishjax.training.batches import (
     shuffled,
 )
 from vanishjax.training.layout import Layout
+from vanishjax.training.scan import scan_steps
 from vanishjax.training.sources import Stream
 from vanishjax.training.state import TrainState
 
@@ -90,14 +91,13 @@ class ArrayFeed:
         self._examples, self._batch_size, self._chunk = count_examples(arrays), batch_size, chunk
 
         def run_chunk(state: TrainState, data: Arrays, rows: Any, rest: Any) -> Any:
-            def one(state: TrainState, numbers: Any) -> tuple[TrainState, Any]:
-                gathered = [
+            def gathered(numbers: Any) -> list[Any]:
+                return [
                     None if number is None else jax.tree.map(lambda a, n=number: a[n], data)
                     for number in numbers
                 ]
-                return step(state, *gathered)
 
-            return jax.lax.scan(one, state, (rows, rest))
+            return scan_steps(lambda s, parts: step(s, *parts), state, (rows, rest), gathered)
 
         self._compiled = layout.compile(run_chunk, axis=1)
         self._ahead: dict[tuple[int, ...], Callable[..., Any]] = {}

@@ -15,7 +15,7 @@ import optax
 from vanishjax.compilation import jit_recent
 from vanishjax.health.finding import json_value
 from vanishjax.problem import Problem, loss_alone
-from vanishjax.training import TrainState, local_step
+from vanishjax.training import TrainState, local_step, scan_steps
 
 Outcome = Literal["untreated", "accepted", "better", "no better", "diverged", "failed"]
 
@@ -210,9 +210,8 @@ def _run_all(
 
     def run(start: tuple[Any, Any]) -> tuple[Any, ...]:
         params, model_state = start
-        opt_state = task.tx.init(params)
-        state = TrainState(jnp.zeros([], jnp.int32), params, opt_state, key, model_state)
-        state, metrics = jax.lax.scan(step, state, batches)
+        state = TrainState.create(params, task.tx, key, model_state=model_state)
+        state, metrics = scan_steps(step, state, batches)
 
         def evaluated(params: Any, model_state: Any, batch: Any) -> jax.Array:
             return problem.evaluate(params, batch, model_state=model_state, training=False).loss
