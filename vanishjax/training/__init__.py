@@ -23,8 +23,8 @@ optimizer's state among the devices, "fsdp" the parameters too; clips, trust rat
 and `probe` give the numbers of one device. `shard_state(state)` lays a state out, and
 `restore_checkpoint` into it carries a run over to another number of devices.
 
-`local_step` is that step without compilation, to be mapped or differentiated, and `scan_steps` takes
-many of them in one compiled loop: what `fit` runs, and a whole run in a script of one's own.
+`local_step` is that step without compilation, to be mapped or differentiated, and `scan_steps`
+takes many of them in one compiled loop: what `fit` runs, and a whole run in a script of one's own.
 
 `fit` trains on arrays or on any iterable of batches (Grain's, torch's, tf.data's), with validation,
 learning curves, and a Ctrl-C or SIGTERM that keeps what was done. `save_checkpoint` and

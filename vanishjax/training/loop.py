@@ -6,19 +6,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vanishjax.problem import Problem
 from vanishjax.training.batches import count_examples, fingerprint
-from vanishjax.training.evaluation import Means, flat_metrics, make_evaluate
-from vanishjax.training.feeds import ArrayFeed, Feed, Size, StreamFeed
+from vanishjax.training.evaluation import flat_metrics, make_evaluate
+from vanishjax.training.feeds import ArrayFeed, Feed, StreamFeed
 from vanishjax.training.history import History
 from vanishjax.training.interruption import Interrupted, deferred
 from vanishjax.training.layout import Layout, Parallel, Sharded, make_layout
 from vanishjax.training.resumption import Checkpoints, Position, key_numbers
+from vanishjax.training.run import Run
 from vanishjax.training.sources import Stream, as_arrays, is_tree_of_arrays
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step, problem_to_train
@@ -153,8 +152,7 @@ def fit(
                 f"{checkpoints.folder}: holds {records} epochs; epochs must be at least that, got "
                 f"{epochs}"
             )
-    history, step_count = position.history, int(state.step)
-    saved_at, first_epoch = step_count, len(history.records)
+    first_epoch = len(position.history.records)
     for stream in (train, validation):
         if isinstance(stream, Stream):
             stream.check_epochs(epochs - first_epoch)
@@ -163,84 +161,40 @@ def fit(
     feed = _feed(train, step, layout, batch_size, chunk, accumulate)
     feed.prepare(state, position.means.steps)
 
-    def take(means: Means, waiting: list[tuple[Size, Any]]) -> Means:
-        metrics, observed = _joined(jax.device_get([out for _, out in waiting]))
-        if on_observed is not None:
-            on_observed(observed)
-        counts = np.repeat(*np.transpose([(size.examples, size.steps) for size, _ in waiting]))
-        return means.add(counts, metrics)
-
     with deferred() as asked:
         if asked.signal and jax.process_count() == 1:
             raise Interrupted(asked.signal)  # nothing has been done that could be lost
+        run = Run(
+            feed,
+            state,
+            position,
+            asked,
+            chunk=chunk,
+            checkpoints=checkpoints,
+            on_observed=on_observed,
+        )
         started = time.perf_counter()
-        for epoch in range(first_epoch + 1, epochs + 1):
-            epoch_started = time.perf_counter() - position.seconds - feed.compiling_seconds
-            means = position.means
-            waiting: list[tuple[Size, Any]] = []
-            under_way: list[Any] = []
-            pieces = feed.epoch(
-                epoch, state.key, step_count - means.steps, means.steps, position.place
-            )
-            piece, stop = next(pieces, None), 0
-            while piece is not None and not stop:
-                state, out = piece.run(state)
-                step_count += piece.size.steps
-                # Some pieces wait for the device while the next is loaded, never many.
-                under_way.append(out)
-                if len(under_way) > piece.ahead:
-                    over = len(under_way) - (piece.ahead + 1) // 2
-                    jax.block_until_ready(under_way[over - 1])
-                    del under_way[:over]
-                if sum(size.steps for size, _ in waiting) >= chunk:
-                    means, waiting = take(means, waiting), []
-                waiting.append((piece.size, out))
-                if jax.process_count() > 1:
-                    # Two programs that wait for other processes must not run at once: each process
-                    # might take them in another order, and all would wait for ever.
-                    jax.block_until_ready((state, out))
-                stop = _anywhere(asked.signal)
-                save = checkpoints is not None and (
-                    stop or checkpoints.due(step_count - saved_at, epoch_ended=False)
-                )
-                # Before the next piece is drawn, which the saved run has yet to see.
-                place = feed.place() if save else None
-                piece = next(pieces, None)
-                if checkpoints is not None and save:
-                    means, waiting = take(means, waiting), []
-                    if piece is not None:
-                        seconds = time.perf_counter() - epoch_started - feed.compiling_seconds
-                        checkpoints.save(state, Position(history, means, seconds, place))
-                        saved_at = step_count
-            if waiting:
-                means = take(means, waiting)
-            seconds = time.perf_counter() - epoch_started - feed.compiling_seconds
-            record = {"epoch": epoch, **means.values()}
+        for number in range(first_epoch + 1, epochs + 1):
+            means, seconds, is_whole, signal = run.epoch(number)
+            record = {"epoch": number, **means.values()}
             if validation is not None:
-                scores = evaluate_fn(state, _of_epoch(validation, epoch))
+                scores = evaluate_fn(run.state, _of_epoch(validation, number))
                 record |= {f"validation_{name}": value for name, value in scores.items()}
-            record |= {"seconds": seconds, "steps_per_second": means.steps / seconds}
-            history, position = history.add(record), Position()
+            steps_per_second = means.steps / seconds
+            record |= {"seconds": seconds, "steps_per_second": steps_per_second}
+            run.record(record)
             if on_epoch is not None:
                 elapsed = time.perf_counter() - started
-                remaining = elapsed / (epoch - first_epoch) * (epochs - epoch)
-                on_epoch(Progress(epochs, record, means.steps / seconds, remaining))
-            stop, whole = stop or _anywhere(asked.signal), piece is None
-            if (
-                checkpoints is not None
-                and whole
-                and (
-                    stop
-                    or epoch == epochs
-                    or checkpoints.due(step_count - saved_at, epoch_ended=True)
-                )
-            ):
-                checkpoints.save(state, Position(history))
-                saved_at = step_count
-            if stop:
-                cut_short = epoch < epochs or not whole
-                return state, dataclasses.replace(history, interrupted=cut_short, signal=stop)
-        return state, dataclasses.replace(history, signal=_anywhere(asked.signal))
+                remaining = elapsed / (number - first_epoch) * (epochs - number)
+                on_epoch(Progress(epochs, record, steps_per_second, remaining))
+            signal = signal or run.signal()
+            if is_whole:
+                run.save(is_last=bool(signal) or number == epochs)
+            if signal:
+                cut_short = number < epochs or not is_whole
+                history = dataclasses.replace(run.history, interrupted=cut_short, signal=signal)
+                return run.state, history
+        return run.state, dataclasses.replace(run.history, signal=run.signal())
 
 
 def _sorted(
@@ -317,11 +271,6 @@ def _of_epoch(validation: Any, epoch: int) -> Any:
     return validation.epoch(epoch) if isinstance(validation, Stream) else validation
 
 
-def _joined(outs: list[Any]) -> Any:
-    """What some pieces gave, in arrays over all of their steps."""
-    return outs[0] if len(outs) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *outs)
-
-
 def _with_settings(
     checkpoints: Checkpoints, batch_size: int | None, key: jax.Array, train: Any, validation: Any
 ) -> Checkpoints:
@@ -337,10 +286,3 @@ def _with_settings(
         "validation data of checksum": checksum(validation),
     }
     return dataclasses.replace(checkpoints, settings={**checkpoints.settings, **own})
-
-
-def _anywhere(number: int) -> int:
-    """The signal that any of the processes got, or 0: all must stop at the same step."""
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.process_allgather(np.array(number)).max())
