@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.ode import odeint
 from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
@@ -680,3 +681,52 @@ def test_a_trial_scales_the_loss_as_a_training_step_does():
     )
     for a, b in zip(scaled.trials, plain.trials, strict=True):
         np.testing.assert_allclose(a.losses, b.losses, rtol=1e-3)
+
+
+def solved(scale, **options):
+    """A differential equation whose every kernel is inside an adaptive solver of few steps."""
+    shapes = {"w": (8, 16), "v": (16, 8)}
+    params = {
+        name: scale * jax.random.normal(jax.random.key(i), shape) / shape[0] ** 0.5
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+    def loss(p, batch):
+        def slope(y, t, p):
+            return jnp.tanh(y @ p["w"]) @ p["v"]
+
+        end = odeint(slope, batch[0], jnp.array([0.0, 1.0]), p, mxstep=40)[-1]
+        return jnp.mean((end - jnp.roll(batch[0], 1, 1)) ** 2)
+
+    return vj.Problem(loss, params, optax.adam(3e-3), **options)
+
+
+def test_what_cannot_be_measured_is_treated_if_it_does_not_learn_by_itself():
+    """Its loss falls by a half, and stands at 1e20."""
+    treatment = vj.cure(solved(60.0), data(4, 32), steps=20)
+    assert treatment.before.verdict == "unknown"
+    assert names(treatment) == {
+        "untreated": "untreated",
+        "redraw": "accepted",
+        "slow_redraw": "no better",
+    }
+    untreated, accepted, _ = treatment.trials
+    assert untreated.loss > 1e15
+    assert accepted.loss < 2
+    said = " ".join(str(treatment).split())
+    assert said.startswith("Improved by redraw, at the cost of 69 training steps; whether it is")
+    assert "unmeasured: No kernel's output could be measured" in said
+
+
+def test_what_cannot_be_measured_and_learns_by_itself_is_left_alone():
+    problem = solved(1.0)
+    treatment = vj.cure(problem, data(4, 32), steps=20)
+    assert treatment.before.verdict == "unknown"
+    outcomes = names(treatment)
+    assert outcomes.pop("untreated") == "untreated"
+    assert outcomes == dict.fromkeys(("redraw", "slow_redraw", "clip"), "no better")
+    assert treatment.problem is problem
+    assert not treatment.is_needed
+    said = " ".join(str(treatment).split())
+    assert said.startswith("Unknown at first sight, and no remedy lets it learn twice as much")
+    assert "In 20 steps its loss went from 1." in said

@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             treatment = _treat_target(options)
         _show(treatment, folder, options.json, time.perf_counter() - started)
-    return 0 if treatment.before.verdict != "sick" or treatment.accepted else 1
+    return 0 if treatment.accepted or not treatment.is_needed else 1
 
 
 def _mlp(options: argparse.Namespace) -> tuple[Problem, Any]:
@@ -178,5 +178,5 @@ def _show(treatment: Treatment, folder: Path, as_json: bool, seconds: float) -> 
     console = Terminal()
     console.print(str(treatment), soft_wrap=True)
     console.print(f"\nsaved {RESULT_FILE} and {FIGURE_FILE} in {folder}", soft_wrap=True)
-    if treatment.before.verdict == "sick" and not treatment.accepted:
+    if treatment.is_needed and not treatment.accepted:
         warn("no remedy helped: the network needs another architecture, data or loss")

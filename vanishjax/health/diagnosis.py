@@ -66,8 +66,8 @@ class Diagnosis:
             return "sick"
         if self.learning is not None and self.learning.learns:
             return "healthy"
-        hidden = (one.rule == "unmeasured" and one.severity == "warning" for one in self.findings)
-        return "unknown" if any(hidden) else "healthy"
+        hidden = any(finding.leaves_unknown for finding in self.findings)
+        return "unknown" if hidden else "healthy"
 
     @property
     def healthy(self) -> bool:

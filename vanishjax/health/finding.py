@@ -93,6 +93,11 @@ class Finding:
             )
 
     @property
+    def leaves_unknown(self) -> bool:
+        """Whether it says that something that matters couldn't be measured."""
+        return self.rule == "unmeasured" and self.severity == "warning"
+
+    @property
     def remedies(self) -> tuple[str, ...]:
         """What to do, in words, the best first."""
         return tuple(REMEDIES[one].text if one in REMEDIES else one for one in self.remedy_ids)

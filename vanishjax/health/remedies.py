@@ -295,6 +295,11 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "bad_start": Fitting(("small_output", "lsuv"), ("slow_lsuv",)),
         "memory": Fitting(("orthogonal_cell", "gates", "skip_time")),
+        # What can't be looked into can't be scaled by what it puts out, but drawn anew.
+        "unmeasured": Fitting(
+            ("contract", "solve_better", "derivative", "larger_inside"),
+            ("redraw", "slow_redraw", "clip"),
+        ),
         "lost_updates": Fitting(
             ("stochastic_round", "kahan_sum", "float32", "larger_rate"),
             tuple(f"rate_x{factor:.0f}" for factor in LARGER_RATES),

@@ -12,6 +12,7 @@ from typing import Any
 
 from vanishjax.foreign import plot_text
 from vanishjax.report.plots import OKABE_ITO, png_figure
+from vanishjax.report.verdict_text import decisive
 
 __all__ = ["plot_diagnosis"]
 
@@ -46,14 +47,8 @@ def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     with png_figure(path, 10, 4.6, title=title, caption=caption) as figure:
         waterfall, card = figure.subplots(1, 2, width_ratios=[3, 2])
         _waterfall(waterfall, probe)
-        _card(card, probe, findings or _unknown(verdict))
+        _card(card, probe, decisive(verdict["findings"]))
     return Path(path)
-
-
-def _unknown(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What keeps a verdict from being known."""
-    warnings = (one for one in verdict["findings"] if one["severity"] == "warning")
-    return [one for one in warnings if one["rule"] == "unmeasured"]
 
 
 def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:

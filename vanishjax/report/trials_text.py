@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vanishjax.foreign import printable_lines, printable_tree
+from vanishjax.report.verdict_text import decisive
 
 __all__ = ["treatment_text"]
 
@@ -47,13 +48,11 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
     """
     recipe = treatment["recipe"]
     treatment = printable_tree(treatment)
-    critical = [one for one in treatment["before"]["findings"] if one["severity"] == "critical"]
+    causes = decisive(treatment["before"]["findings"])
     notes = [textwrap.fill(f"Note: {note}.", _WIDTH) for note in treatment.get("notes", ())]
-    if not critical:
-        unknown = treatment["before"].get("verdict") == "unknown"
-        headline = "Unknown whether it trains: nothing was tried." if unknown else _HEALTHY
-        return "\n\n".join([headline, *notes])
-    blocks = [_headline(treatment), *map(_cause, critical), _table(treatment), *notes]
+    if not causes:
+        return "\n\n".join([_HEALTHY, *notes])
+    blocks = [_headline(treatment), *map(_cause, causes), _table(treatment), *notes]
     if recipe:
         code = textwrap.indent(printable_lines(recipe), "  ")
         head = "In your own script, with vanishjax as vj and the first batch as batch:"
@@ -64,10 +63,27 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
 def _headline(treatment: Mapping[str, Any]) -> str:
     cost = f"at the cost of {treatment['cost']:.0f} training steps"
     if not treatment["accepted"]:
+        if treatment["before"].get("verdict") == "unknown" and treatment["trials"]:
+            return _alone(treatment["trials"][0], cost)
         return f"Nothing helped, {cost}: the network is as it was."
     names = " + ".join(treatment["accepted"])
     left = "" if treatment["after"]["healthy"] else "; it isn't healthy yet"
+    if treatment["after"].get("verdict") == "unknown":
+        left = "; whether it is healthy now can't be known"
     return f"{'Improved' if left else 'Cured'} by {names}, {cost}{left}."
+
+
+def _alone(untreated: Mapping[str, Any], cost: str) -> str:
+    """Of a network that nothing is known of, and that is as it was."""
+    start, end = (
+        "infinity or NaN" if loss is None else f"{loss:.3g}"
+        for loss in (untreated["losses"][0], untreated["loss"])
+    )
+    return textwrap.fill(
+        f"Unknown at first sight, and no remedy lets it learn twice as much, {cost}: the network "
+        f"is as it was. In {untreated['steps']} steps its loss went from {start} to {end}.",
+        _WIDTH,
+    )
 
 
 def _cause(finding: Mapping[str, Any]) -> str:

@@ -118,6 +118,21 @@ def _index(name: str) -> tuple[str, int]:
     return (name[: match.start()] + "#" + match[2], int(match[1])) if match else (name, -2)
 
 
+def decisive(findings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The critical findings, or else what keeps the verdict from being known.
+
+    Example:
+      >>> blind = {"rule": "unmeasured", "severity": "warning"}
+      >>> decisive([blind, {"rule": "dead_units", "severity": "note"}]) == [blind]
+      True
+    """
+    critical = [one for one in findings if one["severity"] == "critical"]
+    hidden = [
+        one for one in findings if (one["rule"], one["severity"]) == ("unmeasured", "warning")
+    ]
+    return critical or hidden
+
+
 def _headline(verdict: Mapping[str, Any]) -> str:
     critical = [one["rule"] for one in verdict["findings"] if one["severity"] == "critical"]
     if critical:

@@ -22,9 +22,11 @@ from vanishjax.treatment.judgement import (
     beats_constant,
     cause_improved,
     gets_as_far,
+    goes_farther,
     improvement,
     keeps_up,
     learns,
+    learns_by_itself,
 )
 from vanishjax.treatment.loss import loss_scale, trained_loss
 from vanishjax.treatment.remedies import Context, fitting_remedies
@@ -54,8 +56,9 @@ def cure(
 ) -> Treatment:
     """Finds out what makes a network train, by trying it on that network.
 
-    Diagnoses the network; a healthy one is returned as it is. Else the remedies that fit the cause
-    are tried, in order: from the same parameters, on the same batches, for the same few steps,
+    Diagnoses the network; a healthy one is returned as it is, and so is one of which that can't be
+    known, unless a remedy lets it learn twice as much. Else the remedies that fit the cause are
+    tried, in order: from the same parameters, on the same batches, for the same few steps,
     beside the untreated network (those that change parameters alone run all at once). One that
     improves the cause's statistic and the held-out loss, both by more than the noise, is accepted,
     once the network learns more than one output for all inputs. If what was wrong is then gone and
@@ -109,7 +112,7 @@ def cure(
     before = _examine(problem, trained_on[0])
     order_key, remedy_key = jax.random.split(key)
     progress = _Progress(problem, before, cost=_PROBE_STEPS)
-    if before.verdict == "sick":
+    if before.verdict != "healthy":
         setting = _Setting(
             problem,
             before,
@@ -129,7 +132,7 @@ def cure(
             np.inf if total_steps is None else total_steps / steps,
         )
         progress = _tried(setting, progress, on_trial)
-        if progress.best is None and progress.relieved:
+        if before.verdict == "sick" and progress.best is None and progress.relieved:
             furthest = sorted(progress.relieved, key=lambda one: one[0])[:_RETRIED]
             longer = dataclasses.replace(
                 setting,
@@ -274,8 +277,15 @@ def _propose(setting: _Setting, progress: _Progress) -> _Wave | None:
     """The next remedies to try; None if nothing is left.
 
     The untreated network comes first of all, with those that leave its loss and transform alone.
+    Where nothing is known to be wrong, it may learn by itself, and then nothing else is tried.
     Once the network is cured, what is left is a safer form of what cured it.
     """
+    untreated = progress.untreated
+    if setting.before.verdict == "unknown" and progress.best is None:
+        if untreated is None:
+            return _Wave(((None, setting.problem),), ())
+        if learns_by_itself(untreated, setting.before):
+            return None
     candidates = setting.remedies
     if candidates is None:
         candidates = fitting_remedies(
@@ -283,7 +293,7 @@ def _propose(setting: _Setting, progress: _Progress) -> _Wave | None:
             dataclasses.replace(setting.context, problem=progress.start),
         )
     done = progress.tried | progress.failed
-    members: list[_Member] = [] if progress.untreated else [(None, setting.problem)]
+    members: list[_Member] = [(None, setting.problem)] if untreated is None else []
     failures = []
     for remedy in candidates:
         if remedy.name in done or remedy.safer_than in progress.failed:
@@ -365,6 +375,8 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
         rival = progress.best or untreated or run
         if progress.is_safer(remedy):
             lower, by = keeps_up(run, rival, setting.length)
+        elif progress.best is None and setting.before.verdict == "unknown":
+            lower, by = goes_farther(run, rival)
         else:
             lower, by = improvement(run, rival)
         better, how = cause_improved(after, progress.verdict)

@@ -23,6 +23,7 @@ _SHORT = 10
 # kernels made anew, or farther than these, and as far by the end; where all kernels were at fault,
 # not below the start of the new ones.
 _NEARLY = 0.8
+_FARTHER = 2.0  # times as much as a network of which nothing is known learns by itself
 _LEARNED = 0.5  # share of the untreated network's held-out loss
 
 
@@ -130,8 +131,45 @@ def learns(run: Run, untreated: Run | None) -> bool:
     return not np.isfinite(before) or bool(np.mean(run.held_out) < _LEARNED * before)
 
 
+def learns_by_itself(untreated: Run, before: Diagnosis) -> bool:
+    """Whether a network of which nothing is known is seen to learn without any help.
+
+    Args:
+      untreated: Its run.
+      before: Its diagnosis.
+
+    Returns:
+      Whether its loss fell below that of the best constant output; False where that isn't known.
+    """
+    known = np.isfinite(before.probe.constant_loss)
+    return bool(known and untreated.progress > 0 and beats_constant(untreated, before))
+
+
+def goes_farther(treated: Run, untreated: Run) -> tuple[bool, str]:
+    """Whether a treatment lets a network of which nothing is known learn twice as much.
+
+    Both are counted from the lower of their starts: what starts at 1e20 falls far and learns
+    nothing.
+
+    Args:
+      treated: Its run.
+      untreated: That of the other.
+
+    Returns:
+      The answer, and the numbers behind it in words.
+    """
+    lower, said = improvement(treated, untreated)
+    if not (lower and untreated.finite):
+        return lower, said
+    start = min(treated.first, untreated.first)
+    came, alone = (start - float(np.mean(run.held_out)) for run in (treated, untreated))
+    farther = came > _FARTHER * max(alone, 0.0)
+    relation = "more" if farther else "not more"
+    return farther, f"{said}; {relation} than {_FARTHER:.0f} times as far below {start:.3g}"
+
+
 def cause_improved(after: Diagnosis, before: Diagnosis) -> tuple[bool, str]:
-    """Whether a network suffers less from what ailed it; a healthy one has but to stay so.
+    """Whether a network suffers less from what ailed it; without a cause none may come.
 
     Args:
       after: Its diagnosis now.
@@ -145,7 +183,7 @@ def cause_improved(after: Diagnosis, before: Diagnosis) -> tuple[bool, str]:
         for verdict in (after, before)
     )
     if not had:
-        return not left, "still healthy" if not left else f"now {', '.join(sorted(left))}"
+        return not left, "nothing critical" if not left else f"now {', '.join(sorted(left))}"
     if had - left:
         gone = ", ".join(sorted(rule.replace("_", " ") for rule in had - left))
         return True, f"no more {gone}"

@@ -362,7 +362,7 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
     """The remedies for what was found, in the order in which to try them.
 
     Args:
-      findings: Of a diagnosis; the critical ones count.
+      findings: Of a diagnosis; the critical ones count, and what can't be measured.
       context: The network. Its architecture can change only if it has a factory.
 
     Returns:
@@ -377,7 +377,7 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
       >>> print([remedy.name for remedy in fitting])
       ['lsuv', 'small_lsuv', 'rezero', 'slow_lsuv', 'slow_small_lsuv', 'adam_atan2', 'deep_muon']
     """
-    rules = {finding.rule for finding in findings if finding.severity == "critical"}
+    rules = {one.rule for one in findings if one.severity == "critical" or one.leaves_unknown}
     problem = context.problem
     rebuilt = problem.factory is not None and problem.config.get("residual", ...) is None
     names = [name for name in fitting(rules) if name in KNOWN and (rebuilt or name != "rezero")]

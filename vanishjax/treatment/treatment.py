@@ -55,6 +55,12 @@ class Treatment:
     notes: tuple[str, ...] = ()
 
     @property
+    def is_needed(self) -> bool:
+        """Whether the network is sick; or nothing is known of it, and its loss doesn't fall."""
+        falls = any(one.loss < one.losses[0] for one in self.trials[:1])
+        return self.before.verdict == "sick" or (self.before.verdict == "unknown" and not falls)
+
+    @property
     def recipe(self) -> str:
         """Python that applies the accepted remedies in a script of one's own.
 
