@@ -175,3 +175,13 @@ def test_bad_input():
         step_response(optax.sgd(0.1), {})
     with pytest.raises(ValueError, match="w: no such parameter"):
         step_response(optax.sgd(0.1), {"w": jnp.ones(3)}, vj.find_layers(PARAMS))
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_what_is_unknown_stays_so_where_the_compiler_knows_it(level):
+    """XLA makes any number of a constant NaN in `exp2`."""
+    unknown = step_response(optax.lbfgs(), PARAMS)
+    options = {"xla_backend_optimization_level": level}
+    compiled = jax.jit(lambda rms: effectiveness(unknown, rms), compiler_options=options)
+    for _ in range(3):
+        np.testing.assert_array_equal(compiled(jnp.array([0.1, 0.2])), np.nan)

@@ -194,14 +194,18 @@ def effectiveness(response: Response, gradient_rms: jax.typing.ArrayLike) -> jax
     along = (place - sizes[below]) / (sizes[below + 1] - sizes[below])
     along = jnp.clip(along, 0.0, 1.0)
     column = jnp.arange(response.degree.shape[0])
-    start, end = response.effectiveness[below, column], response.effectiveness[below + 1, column]
+    ends = response.effectiveness[below, column], response.effectiveness[below + 1, column]
+    # Kept out of the arithmetic: of a NaN that stands in the program itself XLA's `exp2` for CPUs
+    # makes any number.
+    unknown = jnp.isnan(rms) | jnp.isnan(ends[0]) | jnp.isnan(ends[1])
+    start, end = (jnp.where(unknown, 1.0, share) for share in ends)
     # Beside a size of which nothing is left there is a cliff, not a line.
     along = jnp.where((start == 0) | (end == 0), jnp.round(along), along)
     odds = _log_odds(start) + along * (_log_odds(end) - _log_odds(start))
     left = 1 / (1 + jnp.exp2(-odds))
     left = jnp.where(odds >= -math.log2(_CERTAIN), 1.0, left)
     left = jnp.where(rms == 0, 1.0, jnp.where(left <= 2 * nothing, 0.0, left))
-    return jnp.where(jnp.isnan(rms), jnp.nan, left)
+    return jnp.where(unknown, jnp.nan, left)
 
 
 def _nothing(dtype: Any) -> float:
