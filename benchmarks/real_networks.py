@@ -9,8 +9,8 @@ network is healthy from .8 on and sick up to .7; what lies between is left out, 
 that closes less than .15 of the way from chance to 0, and all that are judged beside it.
 `diagnose` sees only the initial parameters, one batch of 64 examples and the optimizer. The tuning
 half is what the rules were fixed on; the held-out half was written down before any of it was
-examined; what later code finds there is kept apart from that first look. Two more sets
-were written when rules and remedies had been fixed, the second after what the first had taught, and
+examined; what later code finds there is kept apart from that first look. Three more sets
+were written when rules and remedies had been fixed, each after what the one before had taught, and
 were looked at once. The cost of a verdict is
 the CPU time of the first one over that of compiling and running `jit(value_and_grad(loss))`,
 everything cold. The layer is right if at least half of those named are where the network was made
@@ -40,6 +40,7 @@ from benchmarks.real_zoo import (
     fresh_networks,
     held_out_networks,
     second_fresh_networks,
+    third_fresh_networks,
     tuning_networks,
 )
 from benchmarks.real_zoo.observation import observer
@@ -53,6 +54,7 @@ PARTS = {
     "held_out": held_out_networks,
     "fresh": fresh_networks,
     "second_fresh": second_fresh_networks,
+    "third_fresh": third_fresh_networks,
     "tuning": tuning_networks,
 }
 
@@ -312,7 +314,7 @@ def main() -> None:
             results[name] = {
                 **summary(examined),
                 **record.commit(),
-                "looked_at_before": name not in ("held_out", "fresh", "second_fresh"),
+                "looked_at_before": name == "tuning" or name.endswith("_again"),
                 "examined": examined,
             }
             if len(examined) in (len(chosen), *range(8, len(chosen), 8)):

@@ -11,6 +11,7 @@ _NAMES = {
     "held_out_again": "held-out, looked at before",
     "fresh": "fresh",
     "second_fresh": "fresh, second set",
+    "third_fresh": "fresh, third set",
     "tuning": "tuning",
 }
 
@@ -52,7 +53,8 @@ def cost(results: dict[str, Any]) -> list[str]:
     """What a first verdict costs, by kind."""
     by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     latest = results.get("held_out_again", results["held_out"])
-    rest = [results[name] for name in ("fresh", "second_fresh", "tuning") if name in results]
+    fresh = ("fresh", "second_fresh", "third_fresh")
+    rest = [results[name] for name in (*fresh, "tuning") if name in results]
     for part in (latest, *rest):
         for one in part["examined"]:
             if one["cost"]:

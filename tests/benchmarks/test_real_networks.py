@@ -16,6 +16,7 @@ from benchmarks.real_zoo import (
     fresh_networks,
     held_out_networks,
     second_fresh_networks,
+    third_fresh_networks,
     tuning_networks,
 )
 from benchmarks.real_zoo.network import Task, edited, network
@@ -36,7 +37,8 @@ def line(name="line", **settings):
 
 
 def test_names_are_unique_and_every_twin_is_there():
-    parts = [tuning_networks(), held_out_networks(), fresh_networks(), second_fresh_networks()]
+    fresh = [fresh_networks(), second_fresh_networks(), third_fresh_networks()]
+    parts = [tuning_networks(), held_out_networks(), *fresh]
     names = [one.name for part in parts for one in part]
     assert len(names) == len(set(names)) >= 60
     assert len({one.kind for part in parts for one in part}) >= 12
