@@ -458,7 +458,56 @@ def residual(*dead):
     return loss, ends | {"blocks": blocks}, (X, LABELS)
 
 
+def adapted(zeros="b", *, small=1.0, hidden=True):
+    """Low-rank changes of kernels that aren't trained (LoRA), some of their factors zeros."""
+    base = {"h": kernel("base", shape=(8, 16)), "o": kernel("end", shape=(16, 4))}
+
+    def factors(name):
+        n, m = base[name].shape
+        drawn = {"a": small * kernel(name, "a", shape=(n, 4)), "b": kernel(name, "b", shape=(4, m))}
+        return {key: 0 * w if key in zeros else w for key, w in drawn.items()}
+
+    def loss(p, batch):
+        w = {name: base[name] + p[name]["a"] @ p[name]["b"] for name in p}
+        h = jnp.tanh(batch[0] @ w.get("h", base["h"]))
+        return cross_entropy(h @ w.get("o", base["o"]), batch[1])
+
+    names = ("h", "o") if hidden else ("o",)
+    return loss, {name: factors(name) for name in names}, (X, LABELS)
+
+
+def loud(factor, square=False):
+    """A classifier of inputs in units too small for them, or a regression on such."""
+    params = [kernel("loud", 0, shape=(8, 32)), kernel("loud", 1, shape=(32, 4))]
+
+    def loss(p, batch):
+        y = jax.nn.relu(factor * batch[0] @ p[0]) @ p[1]
+        if square:
+            return jnp.mean((y - jax.nn.one_hot(batch[1], 4)) ** 2)
+        return cross_entropy(y, batch[1])
+
+    return loss, params, (X, LABELS)
+
+
+def contrast(heat):
+    """Pairs told apart by the angle of their encodings, times a temperature's inverse."""
+
+    def loss(p, x):
+        ends = [jnp.tanh(half @ w) for half, w in zip(jnp.split(x, 2, 1), p["w"], strict=True)]
+        a, b = (y / jnp.linalg.norm(y, axis=1, keepdims=True) for y in ends)
+        return cross_entropy(jnp.exp(p["heat"]) * a @ b.T, jnp.arange(len(x)))
+
+    w = [kernel("pair", i, shape=(4, 16)) for i in range(2)]
+    return loss, {"w": w, "heat": jnp.array(float(heat))}, X
+
+
 HEALTHY = {
+    "adapters": adapted,
+    "adapters, the other factor": lambda: adapted("a"),
+    "adapters of the last layer": lambda: adapted(hidden=False),
+    "raw inputs": lambda: loud(20.0),
+    "raw inputs, squares": lambda: loud(4.0, square=True),
+    "contrast": lambda: contrast(2.0),
     "one of two blocks dead": lambda: residual(0),
     "generator": generator,
     "imitation": imitation,
@@ -497,6 +546,10 @@ SICK = {
         "saturated_attention",
     ),
     "logits": (lambda: transformer(1, change=(100, "head")), "bad_start"),
+    "adapters of zeros": (lambda: adapted("ab"), "zero_gradient"),
+    "loud inputs": (lambda: loud(1000.0), "bad_start"),
+    "loud inputs, squares": (lambda: loud(200.0, square=True), "bad_start"),
+    "hot contrast": (lambda: contrast(8.0), "bad_start"),
     "embedding": (
         lambda: transformer(2, scanned=True, change=(1e-6, "embedding", "position")),
         "exploding_gradient",

@@ -20,7 +20,7 @@ COLLAPSED_TOKENS = 3e-4
 # 3e-5 and four of attention alone at 8e-6, and lose most of what they could learn; two, at 1e-3,
 # learn; post-LN, 12 layers, is at 3e-3. What else than attention mixes positions (a graph's
 # neighbors) may well leave what changes slowly, so there the share above must be small as well.
-COLLAPSED_DETAIL = 5e-5
+COLLAPSED_DETAIL = 2e-4
 _NEARLY_COLLAPSED = 10 * COLLAPSED_TOKENS
 
 # Share of the softmaxes' rows that are all but one-hot. Causal attention

@@ -1,9 +1,9 @@
-"""The loss that a network reaches whose output is the same for all inputs."""
+"""The loss of a network whose output is the same for all inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,26 @@ from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
 
 _STEPS, _RATE = 150, 0.1
+_SMALL, _LARGE = 2.0**-10, 2.0**10  # beside targets of unit size
 
 
-def constant_loss(
+class ConstantOutput(NamedTuple):
+    """What a network's loss is if the last kernel puts out the same for all inputs.
+
+    Attributes:
+      loss: The least that was found, in 150 steps of Adam.
+      growth: The power with which it grows with large outputs: 1 for a cross-entropy, 2 for a
+        square, 0 where it doesn't.
+    """
+
+    loss: jax.Array
+    growth: jax.Array
+
+
+def constant_output(
     program: _jaxpr.Program, anatomy: _jaxpr.Anatomy, arguments: Sequence[Any]
-) -> jax.Array:
-    """The least loss that one output for all inputs reaches, in 150 steps of Adam.
+) -> ConstantOutput:
+    """Looks at the loss as a function of one output for all inputs.
 
     Args:
       program: The loss, flattened.
@@ -28,15 +42,19 @@ def constant_loss(
       arguments: The parameters' leaves, then the batch's arrays.
 
     Returns:
-      The loss; NaN where the last kernel stands in a loop.
+      What it is; NaN where the last kernel stands in a loop.
     """
     found = _jaxpr.constant_tail(program, anatomy, arguments)
     if found is None:
-        return jnp.full((), jnp.nan)
-    tail, start = found
+        return ConstantOutput(jnp.full((), jnp.nan), jnp.full((), jnp.nan))
+    tail, zeros = found
+    # Of another size for each unit: a softmax doesn't see what all have in common, and zeros, which
+    # are tried as well, have no direction.
+    pattern = jnp.linspace(-1, 1, zeros.size).reshape(zeros.shape).astype(zeros.dtype)
     tx = optax.adam(_RATE)
     step = local_step(lambda constant, _: tail(constant), tx)
-    _, metrics = scan_steps(
-        step, TrainState.create(start, tx), batch_of=lambda _: (), length=_STEPS
-    )
-    return jnp.min(metrics["loss"])
+    start = TrainState.create(_SMALL * pattern, tx)
+    _, metrics = scan_steps(step, start, batch_of=lambda _: (), length=_STEPS)
+    once, twice = (jnp.abs(tail(size * pattern)) for size in (_LARGE, 2 * _LARGE))
+    nothing, least = tail(zeros), jnp.min(metrics["loss"])
+    return ConstantOutput(jnp.where(nothing < least, nothing, least), jnp.log2(twice / once))

@@ -102,6 +102,8 @@ class Probe:
         it and the share of its slopes below 5 % of the steepest.
       constant_loss: The least loss that one output of the last layer for all inputs reaches; NaN
         where the last layer stands in a loop.
+      loss_growth: The power with which the loss grows with that output where it is large: 1 for a
+        cross-entropy, 2 for a square, 0 where it doesn't; NaN where that can't be told.
       memory: For each kernel that a loop uses anew in every step the nats of energy that the
         gradient loses in a step back, and the number of steps.
       frozen: For each product after the last layer with something that isn't trained, such as a
@@ -149,6 +151,7 @@ class Probe:
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
     gates: tuple[tuple[tuple[str, ...], float], ...] = ()
     constant_loss: float = math.nan
+    loss_growth: float = math.nan
     memory: tuple[tuple[str, float, int], ...] = ()
     frozen: tuple[Frozen, ...] = ()
     supply: Supply | None = None

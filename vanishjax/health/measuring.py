@@ -14,7 +14,7 @@ import numpy as np
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
-from vanishjax.health.constant import constant_loss
+from vanishjax.health.constant import ConstantOutput, constant_output
 from vanishjax.health.statistics import Measurement, Statistics
 from vanishjax.health.together import call_each
 from vanishjax.health.watch import watch
@@ -84,7 +84,7 @@ class Values(NamedTuple):
     nonfinite: np.ndarray[Any, Any]
     parameter_rms: np.ndarray[Any, Any]
     watched: dict[int, np.ndarray[Any, Any]]
-    constant_loss: np.ndarray[Any, Any]
+    constant: ConstantOutput
 
 
 class _Arrays(NamedTuple):
@@ -95,7 +95,7 @@ class _Arrays(NamedTuple):
     sites: dict[int, Any]  # by tap; `Statistics` where the tap stands in a loop
     gradients: list[jax.Array]  # by leaf
     watched: dict[int, jax.Array]
-    constant_loss: jax.Array
+    constant: ConstantOutput
 
 
 class _Known(NamedTuple):
@@ -186,7 +186,7 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
     sites = found.sites | {tap: next(numbers) for tap, _ in measurements}
     log_rms = dict(enumerate(found.cotangents)) | {tap: next(numbers) for tap in copied}
     value, log_rms, sites, of_leaves, watched, constant = jax.device_get(
-        (found.loss, log_rms, sites, list(numbers), found.watched, found.constant_loss)
+        (found.loss, log_rms, sites, list(numbers), found.watched, found.constant)
     )
     of_layers = _LeafNumbers(
         *(_by_layer(plan.layers, column) for column in zip(*of_leaves, strict=True))
@@ -208,7 +208,7 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
         log_tapped_rms=followed,
         **of_layers._asdict(),
         watched=watched,
-        constant_loss=constant,
+        constant=constant,
     ), plan
 
 
@@ -265,7 +265,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         tuple({layers.leaves[u.leaf].path: 0 for u in traced.trace.uses if _multiplies(u)}),
         tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
     )
-    constant = constant_loss(program, anatomy, [*leaves, *arrays])
+    constant = constant_output(program, anatomy, [*leaves, *arrays])
     told = _Arrays(value, cotangents, sites, gradients, seen, constant)
     copied = tuple(_jaxpr.copied(anatomy))
     return _Run(told, _Known(plan, tuple(measurements.items()), copied))

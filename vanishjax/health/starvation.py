@@ -10,6 +10,7 @@ from vanishjax.health.advice import advised, applicable
 from vanishjax.health.examination import ADAPTIVE_REACH, Examination
 from vanishjax.health.finding import Finding, Severity, Where
 from vanishjax.health.measurements import Probe
+from vanishjax.layers.matrices import kernel_places
 
 # Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
 # units dead on a batch, and trains; with all dead nothing gets through.
@@ -80,10 +81,13 @@ def zero_gradient(seen: Examination) -> Finding | None:
     blocks = _blocked_by_zeros(seen)
     severity: Severity = "critical" if everything or blocks else "warning"
     where: Where | None = None
-    # A gain or a kernel that is 0 but moves sets the rest free after the first step.
+    # A gain or a kernel that is 0 but moves sets the rest free after the first step; so does a
+    # matrix that is no kernel by itself, as a factor of one.
+    matrices = np.zeros(len(names), bool)
+    matrices[kernel_places(parameters.layers)] = True
     factors = np.array([name.rpartition("[")[0] or name for name in names])
     gates = (parameters.parameter_rms == 0) & (parameters.rms > 0)
-    gates &= kernels | np.isin(factors, probe.factors) | np.isin(names, probe.factors)
+    gates &= kernels | np.isin(factors, probe.factors) | np.isin(names, probe.factors) | matrices
     if len(unused) == len(layers):
         cause = "The loss never uses these parameters."
         remedies: tuple[str, ...] = ("unused",)
