@@ -12,6 +12,7 @@ _NAMES = {
     "fresh": "fresh",
     "second_fresh": "fresh, second set",
     "third_fresh": "fresh, third set",
+    "fourth_fresh": "fresh, fourth set",
     "tuning": "tuning",
 }
 
@@ -53,7 +54,7 @@ def cost(results: dict[str, Any]) -> list[str]:
     """What a first verdict costs, by kind."""
     by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     latest = results.get("held_out_again", results["held_out"])
-    fresh = ("fresh", "second_fresh", "third_fresh")
+    fresh = ("fresh", "second_fresh", "third_fresh", "fourth_fresh")
     rest = [results[name] for name in (*fresh, "tuning") if name in results]
     for part in (latest, *rest):
         for one in part["examined"]:

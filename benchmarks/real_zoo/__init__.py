@@ -5,6 +5,7 @@ and was before any of them was examined, is what would be wrong with one that do
 """
 
 from benchmarks.real_zoo.fresh import fresh_networks
+from benchmarks.real_zoo.fourth_fresh import fourth_fresh_networks
 from benchmarks.real_zoo.held_out import held_out_networks
 from benchmarks.real_zoo.network import Network, Task
 from benchmarks.real_zoo.second_fresh import second_fresh_networks
@@ -14,6 +15,7 @@ from benchmarks.real_zoo.tuning import tuning_networks
 __all__ = [
     "Network",
     "Task",
+    "fourth_fresh_networks",
     "fresh_networks",
     "held_out_networks",
     "second_fresh_networks",
