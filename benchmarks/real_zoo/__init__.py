@@ -4,8 +4,8 @@ What is sick isn't decided here but by training (`benchmarks.real_networks`); wh
 and was before any of them was examined, is what would be wrong with one that doesn't train.
 """
 
-from benchmarks.real_zoo.fresh import fresh_networks
 from benchmarks.real_zoo.fourth_fresh import fourth_fresh_networks
+from benchmarks.real_zoo.fresh import fresh_networks
 from benchmarks.real_zoo.held_out import held_out_networks
 from benchmarks.real_zoo.network import Network, Task
 from benchmarks.real_zoo.second_fresh import second_fresh_networks
