@@ -271,6 +271,7 @@ def front():
     chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
     known = _results("real_networks")
     held_out, *fresh = (known[part] for part in ("held_out", "fresh", "second_fresh"))
+    new = [known[part] for part in ("third_fresh", "fourth_fresh")]
     real = _results("real_cures")["second_fresh"]
     cells = [cell for own in chains.values() for cell in own]
 
@@ -304,7 +305,8 @@ def front():
         f"{sick} sick cases found, {round(seen['false_alarms'] * sound)} of {sound} healthy ones "
         f"accused; {held_out['networks']} held-out transformers, ResNets and others of "
         f"{held_out['kinds']} kinds: {seen_of(held_out)}; {sum(x['networks'] for x in fresh)} "
-        f"more in two sets, written when all rules were fixed: {seen_of(*fresh)} | "
+        f"more in two sets, written when all rules were fixed: {seen_of(*fresh)}; "
+        f"{sum(x['networks'] for x in new)} of kinds in no set before: {seen_of(*new)} | "
         "[verdicts](benchmarks/README.md#does-it-see) |",
         f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs "
         f"repaired, {cured['control_repaired']:.0%} by chance, for "
@@ -394,6 +396,10 @@ TABLES = {
     "real_networks, cost": real_tables.cost,
     "real_networks, second fresh": functools.partial(
         real_tables.real_networks, part="second_fresh"
+    ),
+    "real_networks, third fresh": functools.partial(real_tables.real_networks, part="third_fresh"),
+    "real_networks, fourth fresh": functools.partial(
+        real_tables.real_networks, part="fourth_fresh"
     ),
     "real_networks, fresh": functools.partial(real_tables.real_networks, part="fresh"),
     "real_networks, tools": real_tables.tools,
