@@ -489,6 +489,25 @@ def loud(factor, square=False):
     return loss, params, (X, LABELS)
 
 
+def faint(factor):
+    """A classifier of inputs in units far too large for them."""
+    names = ("h", "i", "o")
+    shapes = [(8, 16), (16, 16), (16, 4)]
+    params = {
+        n: {"w": kernel(n, shape=s), "b": jnp.zeros(s[1])}
+        for n, s in zip(names, shapes, strict=True)
+    }
+
+    def loss(p, batch):
+        x = factor * batch[0]
+        for name in names:
+            x = x @ p[name]["w"] + p[name]["b"]
+            x = x if name == "o" else jnp.tanh(x)
+        return cross_entropy(x, batch[1])
+
+    return loss, params, (X, LABELS), optax.adam(1e-3)
+
+
 def contrast(heat):
     """Pairs told apart by the angle of their encodings, times a temperature's inverse."""
 
@@ -508,6 +527,7 @@ HEALTHY = {
     "raw inputs": lambda: loud(20.0),
     "raw inputs, squares": lambda: loud(4.0, square=True),
     "contrast": lambda: contrast(2.0),
+    "inputs of .1": lambda: faint(0.1),
     "one of two blocks dead": lambda: residual(0),
     "generator": generator,
     "imitation": imitation,
@@ -550,6 +570,7 @@ SICK = {
     "loud inputs": (lambda: loud(1000.0), "bad_start"),
     "loud inputs, squares": (lambda: loud(200.0, square=True), "bad_start"),
     "hot contrast": (lambda: contrast(8.0), "bad_start"),
+    "faint inputs": (lambda: faint(1e-5), "mean_collapse"),
     "embedding": (
         lambda: transformer(2, scanned=True, change=(1e-6, "embedding", "position")),
         "exploding_gradient",

@@ -21,7 +21,7 @@ from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_updates
 from vanishjax.health.measurements import ParameterGradients, Probe
 from vanishjax.health.memory import memory
-from vanishjax.health.start import bad_start
+from vanishjax.health.start import bad_start, faint_inputs
 from vanishjax.health.starvation import (
     chain_factors,
     dead_units,
@@ -343,7 +343,7 @@ RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
     "dead_units": dead_units,
     "zero_gradient": zero_gradient,
     "saturated_units": saturated_units,
-    "mean_collapse": mean_collapse,
+    "mean_collapse": lambda seen: mean_collapse(seen) or faint_inputs(seen),
     "exploding_gradient": exploding_gradient,
     "vanishing_gradient": vanishing_gradient,
     "rank_collapse": rank_collapse,

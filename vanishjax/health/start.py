@@ -1,4 +1,4 @@
-"""Where a network starts from: its loss beside that of the best constant output."""
+"""Where a network starts from: how large its loss is, and how small what it takes in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import numpy as np
 from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
+from vanishjax.layers import Layers
+from vanishjax.layers.matrices import bias_of
 
 # The first loss over that of the best constant output. Networks that train start at .4 to 3.05 of
 # it; logits 100 times too large at 73, an ODE's kernels 30 times too large at 377.
@@ -61,3 +63,42 @@ def bad_start(seen: Examination) -> Finding | None:
         f"The loss starts at {ratio:.0f} times that of the best constant output, and {why}",
         advised("bad_start", probe),
     )
+
+
+def faint_inputs(seen: Examination) -> Finding | None:
+    """Inputs so small that the first step of the biases drowns them in every layer.
+
+    Every kernel would, with entries of 1, put out less than its bias moves in a step. Classifiers
+    of the digits with inputs 1e-4 of their size learn nothing in 1,500 steps (ReLU) or a third
+    (tanh); with 1e-3 of it, where that holds no longer, a half or more.
+    """
+    probe, parameters = seen.probe, seen.probe.parameters
+    if seen.step_rms is None or not len(probe) or not (probe.preactivation_rms > 0).all():
+        return None
+    names = parameters.layers.names
+    steps = seen.step_rms[_biases(parameters.layers)]
+    steps = steps[np.isfinite(steps)]
+    if not len(steps):
+        return None
+    step = float(np.median(steps))
+    kernels = parameters.parameter_rms[[names.index(name) for name in probe.kernels]]
+    with np.errstate(divide="ignore"):
+        largest = float(np.max(probe.preactivation_rms / kernels))
+    if not largest < step:
+        return None
+    return Finding(
+        "mean_collapse",
+        "critical",
+        probe.names,
+        {"step": step, "largest_signal": float(np.max(probe.preactivation_rms))},
+        f"No layer puts out more than {np.max(probe.preactivation_rms):.1e}, and one step moves "
+        f"the biases by {step:.1e}: from then on all inputs look alike. What comes in is too small.",
+        ("standardize", *advised("mean_collapse", probe)),
+    )
+
+
+def _biases(layers: Layers) -> list[int]:
+    """The places of biases that stand beside kernels."""
+    found = (bias_of(leaf, layers.leaves) for leaf in layers.leaves if len(leaf.inner_axes) > 1)
+    paths = {bias.path for bias in found if bias is not None}
+    return [place for place, leaf in enumerate(layers.homes) if leaf.path in paths]
