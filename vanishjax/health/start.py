@@ -92,7 +92,7 @@ def faint_inputs(seen: Examination) -> Finding | None:
         probe.names,
         {"step": step, "largest_signal": float(np.max(probe.preactivation_rms))},
         f"No layer puts out more than {np.max(probe.preactivation_rms):.1e}, and one step moves "
-        f"the biases by {step:.1e}: from then on all inputs look alike. What comes in is too small.",
+        f"the biases by {step:.1e}: from then on all inputs look alike. The inputs are too small.",
         ("standardize", *advised("mean_collapse", probe)),
     )
 
