@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -16,6 +17,7 @@ from vanishjax.initializers import (
     critical_bias,
     critical_normal,
     critical_orthogonal,
+    small_output,
 )
 from vanishjax.layers import find_layers
 from vanishjax.models import MLP, NnxMLP, mlp_problem
@@ -375,3 +377,40 @@ def test_a_bias_of_another_width_is_refused():
     params = {"kernel": jnp.ones([4, 6]), "bias": jnp.zeros(1)}
     with pytest.raises(ValueError, match=r"bias of shape \(1,\) doesn't tell its layers"):
         center_biases(params, "sigmoid")
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_head_tied_to_an_embedding_is_made_small_as_a_whole(normalized):
+    """Without normalization what the head puts out grows with the square of its kernel."""
+    tokens = jax.random.randint(jax.random.key(0), (32, 6), 0, 11)
+    params = {
+        "embedding": 40 * jax.random.normal(jax.random.key(1), (11, 16)),
+        "hidden": jax.random.normal(jax.random.key(2), (16, 16)) / 4,
+    }
+
+    def logits(p, tokens):
+        x = p["embedding"][tokens]
+        if normalized:
+            x = (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + 1e-6)
+        return jnp.tanh(x @ p["hidden"]) @ p["embedding"].T
+
+    def loss_fn(p, batch):
+        return optax.softmax_cross_entropy_with_integer_labels(logits(p, batch), batch).mean()
+
+    assert loss_fn(params, tokens) > 20 * jnp.log(11)
+    new = small_output(loss_fn, params, tokens)
+    np.testing.assert_array_equal(new["hidden"], params["hidden"])
+    ratios = new["embedding"] / params["embedding"]
+    np.testing.assert_allclose(ratios, ratios[0, 0], rtol=1e-5)
+    spread = logits(new, tokens)
+    size = jnp.sqrt(jnp.mean((spread - spread.mean((0, 1))) ** 2))
+    assert 0.05 < size < 0.2
+    assert loss_fn(new, tokens) < 1.02 * jnp.log(11)
+
+
+def test_a_last_kernel_in_a_loop_is_not_made_small():
+    def loss_fn(w, x):
+        return jnp.mean(jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y @ w), x) ** 2)
+
+    with pytest.raises(ValueError, match="stands in a loop"):
+        small_output(loss_fn, jnp.eye(4), jnp.ones((8, 4)))

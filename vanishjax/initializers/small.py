@@ -6,16 +6,25 @@ does: orthogonal, of the variance that it says, centered where they have a bias.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from vanishjax import _jaxpr, numerics
+from vanishjax.compilation import jit_once
 from vanishjax.initializers.network import network
 from vanishjax.initializers.unit_variance import adjustable, adjusted
 from vanishjax.problem import MISSING, Problem
 
 # Of what a network puts out at first: logits of a tenth are as good as a uniform guess.
 _OUTPUT = 0.01
+# A kernel that also makes what comes in puts out what grows with its size or with the square of
+# that: the root of the factor wanted comes closer to both, in so many rounds close enough.
+_ROUNDS = 12
 
 
 def small_branches(
@@ -133,11 +142,12 @@ def small_output(
       batch: A few hundred examples, the batch axis first.
 
     Returns:
-      New parameters: the last kernel's, and its bias's.
+      New parameters: the last kernel's, and its bias's. A kernel that is used more than once, as of
+      a head that is tied to an embedding, is only scaled, as a whole.
 
     Raises:
-      ValueError: The last kernel stands in a loop or is used more than once (a head tied to an
-        embedding); the loss isn't a scalar, or a leaf isn't a real floating-point array.
+      ValueError: The last kernel stands in a loop; the loss isn't a scalar, or a leaf isn't a real
+        floating-point array.
 
     Example:
       >>> import jax, jax.numpy as jnp, vanishjax as vj
@@ -152,10 +162,39 @@ def small_output(
       Zhang et al., Fixup initialization, 2019, section 3, starts the last layer at zero.
     """
     found = network(loss_fn, params, batch)
-    last = found.traced.anatomy.last_site
+    anatomy = found.traced.anatomy
+    last = anatomy.last_site
     kernels = [kernel for kernel in adjustable(found) if kernel.site is last]
-    if not kernels:
-        raise ValueError(
-            "the last kernel can't be made small: it stands in a loop, or is used more than once"
-        )
-    return adjusted(found, kernels, variance=_OUTPUT)
+    if kernels:
+        return adjusted(found, kernels, variance=_OUTPUT)
+    if last is None or anatomy.lengths[last.tap]:
+        raise ValueError("the last kernel can't be made small: it stands in a loop")
+    leaves = list(found.leaves)
+    size = jit_once(functools.partial(_output_size, found.traced.program, anatomy, last))
+    for _ in range(_ROUNDS):
+        factor = jnp.sqrt(_OUTPUT**0.5 / size(leaves, found.inputs))
+        scaled = numerics.upcast(leaves[last.leaf]) * jnp.where(jnp.isfinite(factor), factor, 1.0)
+        leaves[last.leaf] = numerics.saturating_cast(scaled, leaves[last.leaf].dtype)
+    return found.with_leaves(leaves)
+
+
+def _output_size(
+    program: _jaxpr.Program,
+    anatomy: _jaxpr.Anatomy,
+    last: _jaxpr.Site,
+    leaves: list[jax.Array],
+    inputs: list[jax.Array],
+) -> jax.Array:
+    """The root mean square of what the last kernel puts out, each unit's mean taken off."""
+
+    def measure(site: _jaxpr.Site, y: jax.Array) -> tuple[jax.Array, Any]:
+        if site is not last:
+            return y, None
+        wide = numerics.upcast(y)
+        mean = jnp.mean(wide, axis=site.output_samples, keepdims=True)
+        return y, numerics.rms(wide - mean)
+
+    size: jax.Array = _jaxpr.adjusted_forward(program, anatomy, measure, [*leaves, *inputs])[
+        last.tap
+    ]
+    return size
