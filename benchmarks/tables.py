@@ -272,7 +272,7 @@ def front():
     known = _results("real_networks")
     held_out, *fresh = (known[part] for part in ("held_out", "fresh", "second_fresh"))
     new = [known[part] for part in ("third_fresh", "fourth_fresh")]
-    real = _results("real_cures")["second_fresh"]
+    real, unknown = (_results("real_cures")[part] for part in ("second_fresh", "fourth_fresh"))
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation, data="mnist"):
@@ -283,7 +283,10 @@ def front():
         seeds = f"{len(scores)} seed" + "s" * (len(scores) > 1)
         return f"{100 * _mean(scores):.1f} % ({seeds})"
 
-    repaired = "{} of {}, {} by chance".format(*real["repaired"], real["control_repaired"][0])
+    repaired, repaired_new = (
+        "{} of {}, {} by chance".format(*part["repaired"], part["control_repaired"][0])
+        for part in (real, unknown)
+    )
     seen, cured = verdicts["held_out"], cures["fresh"]["summary"]
     sick, sound = seen["sick_cases"], seen["healthy_cases"]
 
@@ -311,7 +314,7 @@ def front():
         f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs "
         f"repaired, {cured['control_repaired']:.0%} by chance, for "
         f"{cured['cost']['median']:.2f} of a training run; of a fresh set of other networks "
-        f"{repaired} | "
+        f"{repaired}; of one of kinds in no set before {repaired_new} | "
         "[cures](benchmarks/README.md#does-it-cure) |",
     ]
 
@@ -406,6 +409,7 @@ TABLES = {
     "real_cures": real_tables.cures,
     "real_cures, fresh": functools.partial(real_tables.cures, part="fresh"),
     "real_cures, second fresh": functools.partial(real_tables.cures, part="second_fresh"),
+    "real_cures, fourth fresh": functools.partial(real_tables.cures, part="fourth_fresh"),
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
     "response": response,
