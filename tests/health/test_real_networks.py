@@ -677,6 +677,15 @@ def test_memory_is_no_illness():
         assert 0 < note.evidence["memory"] < 200
 
 
+def test_a_start_that_is_too_loud_says_what_to_turn_down():
+    hot = finding("hot contrast", "bad_start")
+    assert hot.remedy_ids == ("cooler",)
+    assert hot.evidence["loss_ratio"] > 100
+    assert finding("loud inputs", "bad_start").remedy_ids[0] == "standardize"
+    assert finding("logits", "bad_start").remedy_ids[0] == "small_output"
+    assert finding("faint inputs", "mean_collapse").remedy_ids[0] == "standardize"
+
+
 def test_a_gradient_of_rounding_noise_is_no_optimizers_fault():
     parameters = diagnosed("BERT").probe.parameters
     noise = np.array(parameters.layers.names)[rounding_noise(parameters)]

@@ -730,3 +730,18 @@ def test_what_cannot_be_measured_and_learns_by_itself_is_left_alone():
     said = " ".join(str(treatment).split())
     assert said.startswith("Unknown at first sight, and no remedy lets it learn twice as much")
     assert "In 20 steps its loss went from 1." in said
+
+
+@pytest.mark.parametrize(
+    ("factor", "scale", "title"),
+    [(60.0, "log", "Improved by redraw"), (1.0, "linear", "No remedy does much better")],
+)
+def test_a_race_over_many_decades_is_drawn_on_a_logarithmic_axis(
+    factor, scale, title, tmp_path, figures
+):
+    vj.cure(solved(factor), data(4, 32), steps=20).plot(tmp_path / "race.png")
+    (figure,) = figures
+    (axes,) = figure.axes
+    assert axes.get_yscale() == scale
+    assert title in [text.get_text() for text in figure.texts]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())

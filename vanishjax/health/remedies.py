@@ -138,6 +138,10 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "larger_kernels": Advice("larger kernels: a variance of 2 / inputs", needs="rectifier"),
         "unit_kernels": Advice("larger kernels: a variance of 1 / inputs", unless=("rectifier",)),
         "standardize": Advice("standardize the inputs", "x = (x - x.mean(axis=0)) / x.std(axis=0)"),
+        "cooler": Advice(
+            "a smaller factor before the softmax: a temperature of about .1 to start with",
+            "logits = 10.0 * a @ b.T",
+        ),
         "layer_norm": Advice("normalize pre-activations", "h = nn.LayerNorm()(h)"),
         "smaller_rate": Advice("a smaller learning rate", "tx = optax.chain(tx, optax.scale(0.3))"),
         "larger_rate": Advice("a larger learning rate", "tx = optax.chain(tx, optax.scale(3.0))"),

@@ -25,7 +25,8 @@ FAR_STEPS = 3000.0
 HOPELESS_START, HOPELESS_SQUARES = 100.0, 300.0
 # Beyond it a constant output is all there is to learn: what it reaches is as good as 0.
 _TRIVIAL = 1e6
-_SQUARE = 1.5  # the power with which a loss grows, between 1 and 2
+# Powers with which a loss grows: between 1 and 2, and between 0 and 1.
+_SQUARE, _NORMALIZED = 1.5, 0.5
 _USUAL_STEP = 1e-3  # without an optimizer
 
 
@@ -43,6 +44,7 @@ def bad_start(seen: Examination) -> Finding | None:
     step = _USUAL_STEP if seen.step_rms is None else float(seen.step_rms[place])
     kernel = float(probe.parameters.parameter_rms[place])
     steps = kernel / step if step > 0 else np.inf
+    remedies = advised("bad_start", probe)
     if ratio > BAD_START and steps > FAR_STEPS:
         why = (
             f"the last kernel is {steps:.0f} steps large: the first steps only undo its "
@@ -53,6 +55,9 @@ def bad_start(seen: Examination) -> Finding | None:
             "what the network puts out is far too large: its inputs, its kernels or a temperature "
             "are, or the targets are too small."
         )
+        # Where what the last kernel puts out is normalized, its size is nothing to the loss.
+        normalized = probe.loss_growth < _NORMALIZED
+        remedies = ("cooler",) if normalized else ("standardize", *remedies)
     else:
         return None
     return Finding(
@@ -61,7 +66,7 @@ def bad_start(seen: Examination) -> Finding | None:
         probe.names[-1:],
         {"loss_ratio": ratio, "constant_loss": probe.constant_loss, "kernel_in_steps": steps},
         f"The loss starts at {ratio:.0f} times that of the best constant output, and {why}",
-        advised("bad_start", probe),
+        remedies,
     )
 
 

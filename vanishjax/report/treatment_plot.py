@@ -16,6 +16,7 @@ __all__ = ["plot_treatment"]
 
 _COLORS = ("blue", "vermilion", "green", "purple", "orange", "sky_blue")
 _STYLES = ("-", "--", "-.", ":")
+_WIDE = 1000.0  # the largest loss over the least, from which on a linear axis shows but the largest
 
 
 def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -29,7 +30,10 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
       The path.
     """
     accepted = " + ".join(treatment["accepted"])
-    title = f"Cured by {accepted}" if accepted else "Nothing helped"
+    title = f"{'Cured' if treatment['after']['healthy'] else 'Improved'} by {accepted}"
+    if not accepted:
+        known = treatment["before"].get("verdict") != "unknown"
+        title = "Nothing helped" if known else "No remedy does much better"
     if not treatment["trials"]:
         title = "Healthy: nothing to cure"
     caption = (
@@ -57,7 +61,12 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
             axes.plot(range(1, len(smooth) + 1), smooth, label=label, **look)
         if axes.lines:
             axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-            axes.set_ylim(bottom=0)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            losses = [loss for line in axes.lines for loss in line.get_ydata()]
+            if min(losses) > 0 and max(losses) > _WIDE * min(losses):
+                axes.set_yscale("log")
+            elif min(losses) >= 0:
+                axes.set_ylim(bottom=0)
     return Path(path)
 
 
