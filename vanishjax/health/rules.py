@@ -44,9 +44,9 @@ LEAST_INPUT_RANK = 1.5
 # Share of a bounded activation's slopes in a layer.
 SATURATED_UNITS = 0.8
 
-# An optimizer that takes less than this share of its step in most layers is as good as still. Of the
-# networks tried that train, the median kernel takes .89 of it or more; of two deep ones that don't,
-# whose signals are faint as well, .14 and .16.
+# An optimizer that takes less than this share of its step in most layers is as good as still. Of
+# the networks tried that train, the median kernel takes .89 of it or more; of two deep ones that
+# don't, whose signals are faint as well, .14 and .16.
 BLIND_STEP = 0.25
 
 # What a layer puts out, over what layers do in the middle: below that normalizations divide by it.
