@@ -11,6 +11,7 @@ kernels, 3e-4.
     python -m benchmarks coordinate_check --data-dir FOLDER_OF_mnist_AND_fashion-mnist
 """
 
+import functools
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from benchmarks.headline import load
 from vanishjax.activations import ACTIVATIONS
 from vanishjax.initializers import center_biases, shaped
 from vanishjax.training import local_step, scan_steps
+from vanishjax.training.batches import rows_of
 
 DEPTHS = (16, 64, 256, 1000, 4000, 10_000)
 FUNCTIONS = ("sigmoid", "tanh", "relu")
@@ -73,13 +75,8 @@ def changes(network, contender, folder, seed):
             return features(state.params, seen, ACTIVATIONS[network.activation])
 
         step, state = local_step(problem.loss_fn, tx), vj.TrainState.create(params, tx)
-        _, (_, after) = scan_steps(
-            step,
-            state,
-            rows,
-            lambda rows: jax.tree.map(lambda a: a[rows], train_data),
-            observe=seen_by,
-        )
+        batch_of = functools.partial(rows_of, train_data)
+        _, (_, after) = scan_steps(step, state, rows, batch_of, observe=seen_by)
         return seen_by(state), after
 
     before, after = jax.device_get(run(params, rows))

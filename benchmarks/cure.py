@@ -39,6 +39,7 @@ import vanishjax as vj
 from benchmarks import networks, record
 from benchmarks.diagnosis import CLOSED, STEPS, closed_gap, labels, train
 from vanishjax.training import local_step, scan_steps
+from vanishjax.training.batches import rows_of
 from vanishjax.training.data import load_dataset
 from vanishjax.treatment import remedies
 
@@ -104,7 +105,7 @@ def _trained(loss_fn, tx, params, state, data, keys, size):
 
     def batch_of(key):
         rows = jax.random.randint(key, (size,), 0, len(data[0]))
-        return tuple(a[rows] for a in data)
+        return rows_of(data, rows)
 
     start = vj.TrainState(jnp.zeros([], jnp.int32), params, state, jnp.zeros([]))
     return scan_steps(step, start, keys, batch_of)[0].params

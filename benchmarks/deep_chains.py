@@ -31,6 +31,7 @@ from benchmarks import record
 from benchmarks.headline import accuracy, apart, falling, load
 from vanishjax.initializers import center_biases, critical_orthogonal, shaped
 from vanishjax.training import local_step, scan_steps
+from vanishjax.training.batches import rows_of
 
 SPLIT, FIRST_LOOK = 0.2, 1024
 LECUN = jax.nn.initializers.lecun_normal()
@@ -175,9 +176,7 @@ def program(network, contender, folder):
         tx = CONTENDERS[contender].make(rate, network, layers)
 
         step, start = local_step(problem.loss_fn, tx), vj.TrainState.create(params, tx)
-        end, metrics = scan_steps(
-            step, start, rows, lambda rows: jax.tree.map(lambda a: a[rows], train_data)
-        )
+        end, metrics = scan_steps(step, start, rows, functools.partial(rows_of, train_data))
         # Of the training data as much as there is of the test data.
         part = jax.tree.map(lambda a: a[: len(test[1])], train_data)
         scores = [

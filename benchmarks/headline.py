@@ -24,6 +24,7 @@ import vanishjax as vj
 from benchmarks import record
 from vanishjax.models import stack_params, unstack_params
 from vanishjax.training import local_step, scan_steps
+from vanishjax.training.batches import rows_of
 from vanishjax.training.data import load_dataset
 
 SPLIT, END = 0.2, 0.02
@@ -176,12 +177,9 @@ def train(network, contender, seeds, folder):
         tx = make(rate, steps, layers)
 
         step, start = local_step(problem.loss_fn, tx), vj.TrainState.create(params, tx)
-        params = scan_steps(
-            step, start, order, lambda rows: jax.tree.map(lambda a: a[rows], train_data)
-        )[0].params
-        return [
-            accuracy(problem.predict_fn, params, data) for data in (train_data, validation, test)
-        ]
+        end, _ = scan_steps(step, start, order, functools.partial(rows_of, train_data))
+        scored = (train_data, validation, test)
+        return [accuracy(problem.predict_fn, end.params, data) for data in scored]
 
     params = jax.tree.map(lambda *x: jnp.stack(x), *(p.params for p in problems))
 

@@ -47,6 +47,7 @@ from benchmarks.real_zoo import (
 from benchmarks.real_zoo.observation import observer
 from vanishjax.health import Diagnosis, diagnose
 from vanishjax.training import local_step, scan_steps
+from vanishjax.training.batches import rows_of
 
 QUICK = ("DEQ", "DEQ, x6")
 SEEDS, EXAMINED = 3, 64
@@ -79,7 +80,7 @@ def train(network: Network, seeds: int = SEEDS, steps: int | None = None) -> np.
 
         def batch_of(key: jax.Array) -> Any:
             rows = jax.random.randint(key, (network.batch,), 0, len(data[0]))
-            return jax.tree.map(lambda x: x[rows], data)
+            return rows_of(data, rows)
 
         step, start = local_step(network.loss, tx), vj.TrainState.create(params, tx)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), length)

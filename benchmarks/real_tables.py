@@ -54,8 +54,7 @@ def cost(results: dict[str, Any]) -> list[str]:
     """What a first verdict costs, by kind."""
     by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     latest = results.get("held_out_again", results["held_out"])
-    fresh = ("fresh", "second_fresh", "third_fresh", "fourth_fresh")
-    rest = [results[name] for name in (*fresh, "tuning") if name in results]
+    rest = [results[name] for name in _NAMES if name in results and "held_out" not in name]
     for part in (latest, *rest):
         for one in part["examined"]:
             if one["cost"]:

@@ -6,6 +6,7 @@ that is reported is the test data's.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -26,6 +27,7 @@ from vanishjax.layers import Layers, find_layers
 from vanishjax.models import MLP, Activation, Residual
 from vanishjax.optimizers.named import named_optimizer
 from vanishjax.training import TrainState, local_step, scan_steps
+from vanishjax.training.batches import rows_of
 
 Arrays = tuple[Any, Any]
 
@@ -214,9 +216,8 @@ def train_cell(
         )
         step = local_step(_loss(start.predict_fn), tx)
         state = TrainState.create(params, tx)
-        return scan_steps(step, state, order, lambda rows: jax.tree.map(lambda a: a[rows], train))[
-            0
-        ].params
+        end, _ = scan_steps(step, state, order, functools.partial(rows_of, train))
+        return end.params
 
     def numbered(number: jax.Array, rates: jax.Array, params: Any, orders: jax.Array) -> Any:
         rate, seed = number // len(orders), number % len(orders)

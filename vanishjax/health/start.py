@@ -7,8 +7,7 @@ import numpy as np
 from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
-from vanishjax.layers import Layers
-from vanishjax.layers.matrices import bias_of
+from vanishjax.layers.matrices import bias_places
 
 # The first loss over that of the best constant output. Networks that train start at .4 to 3.05 of
 # it; logits 100 times too large at 73, an ODE's kernels 30 times too large at 377.
@@ -81,29 +80,22 @@ def faint_inputs(seen: Examination) -> Finding | None:
     if seen.step_rms is None or not len(probe) or not (probe.preactivation_rms > 0).all():
         return None
     names = parameters.layers.names
-    steps = seen.step_rms[_biases(parameters.layers)]
+    steps = seen.step_rms[bias_places(parameters.layers)]
     steps = steps[np.isfinite(steps)]
     if not len(steps):
         return None
     step = float(np.median(steps))
     kernels = parameters.parameter_rms[[names.index(name) for name in probe.kernels]]
     with np.errstate(divide="ignore"):
-        largest = float(np.max(probe.preactivation_rms / kernels))
-    if not largest < step:
-        return None
+        if not np.max(probe.preactivation_rms / kernels) < step:
+            return None
+    largest = float(np.max(probe.preactivation_rms))
     return Finding(
         "mean_collapse",
         "critical",
         probe.names,
-        {"step": step, "largest_signal": float(np.max(probe.preactivation_rms))},
-        f"No layer puts out more than {np.max(probe.preactivation_rms):.1e}, and one step moves "
-        f"the biases by {step:.1e}: from then on all inputs look alike. The inputs are too small.",
+        {"step": step, "largest_signal": largest},
+        f"No layer puts out more than {largest:.1e}, and one step moves the biases by {step:.1e}: "
+        "from then on all inputs look alike. The inputs are too small.",
         ("standardize", *advised("mean_collapse", probe)),
     )
-
-
-def _biases(layers: Layers) -> list[int]:
-    """The places of biases that stand beside kernels."""
-    found = (bias_of(leaf, layers.leaves) for leaf in layers.leaves if len(leaf.inner_axes) > 1)
-    paths = {bias.path for bias in found if bias is not None}
-    return [place for place, leaf in enumerate(layers.homes) if leaf.path in paths]

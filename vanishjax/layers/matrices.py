@@ -83,12 +83,23 @@ def bias_of(kernel: Leaf, leaves: Iterable[Leaf]) -> Leaf | None:
 
 def kernel_places(layers: Layers) -> list[int]:
     """The places of kernels among the layers: biases of attention's heads have several axes too."""
-    biases = {bias.path for leaf in layers.leaves if (bias := bias_of(leaf, layers.leaves))}
+    biases = _bias_paths(layers)
     return [
         place
         for place, leaf in enumerate(layers.homes)
         if len(leaf.inner_axes) > 1 and leaf.path not in biases
     ]
+
+
+def bias_places(layers: Layers) -> list[int]:
+    """The places of the biases that stand beside kernels."""
+    biases = _bias_paths(layers)
+    return [place for place, leaf in enumerate(layers.homes) if leaf.path in biases]
+
+
+def _bias_paths(layers: Layers) -> set[str]:
+    matrices = (leaf for leaf in layers.leaves if len(leaf.inner_axes) > 1)
+    return {bias.path for leaf in matrices if (bias := bias_of(leaf, layers.leaves))}
 
 
 def bias_lengths(bias: Leaf) -> list[int]:

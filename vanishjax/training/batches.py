@@ -20,6 +20,11 @@ def example_count(batch: Arrays) -> int:
     return next((np.shape(x)[0] for x in jax.tree.leaves(batch) if np.ndim(x)), 1)
 
 
+def rows_of(arrays: Arrays, rows: Any) -> Arrays:
+    """Some rows of every array."""
+    return jax.tree.map(lambda a: a[rows], arrays)
+
+
 def shuffled(key: jax.Array, first_step: int, examples: int) -> np.ndarray:
     """The order of an epoch, which the key and the epoch's first step decide.
 

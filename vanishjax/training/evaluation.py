@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vanishjax.problem import Problem, as_problem
-from vanishjax.training.batches import Arrays, count_examples, example_count
+from vanishjax.training.batches import Arrays, count_examples, example_count, rows_of
 from vanishjax.training.meshes import beside, mesh_of, within
 from vanishjax.training.parts import WEIGHT
 from vanishjax.training.sources import Stream, as_arrays, is_array, is_tree_of_arrays
@@ -162,4 +162,4 @@ def _batches(arrays: Any, batch_size: int) -> Iterator[Any]:
     examples = count_examples(arrays)
     for start in range(0, examples, batch_size):
         rows = slice(start, min(start + batch_size, examples))
-        yield jax.tree.map(lambda a, rows=rows: a[rows], arrays)
+        yield rows_of(arrays, rows)

@@ -15,6 +15,7 @@ from vanishjax.training.batches import (
     count_examples,
     divided,
     example_count,
+    rows_of,
     shuffled,
 )
 from vanishjax.training.layout import Layout
@@ -92,10 +93,7 @@ class ArrayFeed:
 
         def run_chunk(state: TrainState, data: Arrays, rows: Any, rest: Any) -> Any:
             def gathered(numbers: Any) -> list[Any]:
-                return [
-                    None if number is None else jax.tree.map(lambda a, n=number: a[n], data)
-                    for number in numbers
-                ]
+                return [None if rows is None else rows_of(data, rows) for rows in numbers]
 
             return scan_steps(lambda s, parts: step(s, *parts), state, (rows, rest), gathered)
 

@@ -92,9 +92,15 @@ def gets_as_far(local: Run, best: Run, before: Diagnosis) -> bool:
     """
     if not improvement(best, local)[0]:
         return True
-    start = min(local.first, best.first)
-    came, most = (start - float(np.mean(run.held_out)) for run in (local, best))
+    _, came, most = _below_start(local, best)
     return beats_constant(local, before) and came >= _NEARLY * most
+
+
+def _below_start(one: Run, other: Run) -> tuple[float, float, float]:
+    """The lower of two runs' starts, and how far below it each of them came."""
+    start = min(one.first, other.first)
+    ends = (float(np.mean(run.held_out)) for run in (one, other))
+    return start, start - next(ends), start - next(ends)
 
 
 def beats_constant(run: Run, before: Diagnosis) -> bool:
@@ -161,8 +167,7 @@ def goes_farther(treated: Run, untreated: Run) -> tuple[bool, str]:
     lower, said = improvement(treated, untreated)
     if not (lower and untreated.finite):
         return lower, said
-    start = min(treated.first, untreated.first)
-    came, alone = (start - float(np.mean(run.held_out)) for run in (treated, untreated))
+    start, came, alone = _below_start(treated, untreated)
     farther = came > _FARTHER * max(alone, 0.0)
     relation = "more" if farther else "not more"
     return farther, f"{said}; {relation} than {_FARTHER:.0f} times as far below {start:.3g}"
