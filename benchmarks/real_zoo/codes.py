@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.real_zoo import tasks
-from benchmarks.real_zoo.images import gaussian
-from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_nnx
+from benchmarks.real_zoo.images import classifier, gaussian
+from benchmarks.real_zoo.network import Network, Task, network, regression
+from benchmarks.real_zoo.sequences import of_nnx
 
 
 class Quantized(nn.Module):
@@ -168,11 +168,8 @@ def convnext(
 
     init, apply = of_nnx(Model)
 
-    def loss(p: Any, batch: Any) -> Any:
-        return cross_entropy(apply(p, batch[0]), batch[1])
-
-    own = {"kind": "ConvNeXt", "library": "nnx", "task": tasks.digits, "ails": ails}
-    return network(name, loss, init, **{"batched": False, "rates": (4e-3,)} | own | rest)
+    own = {"kind": "ConvNeXt", "library": "nnx", "ails": ails}
+    return classifier(name, init, apply, **{"batched": False, "rates": (4e-3,)} | own | rest)
 
 
 # Tables.
@@ -218,9 +215,7 @@ def recommender(
 
     model = hk.without_apply_rng(hk.transform(forward))
 
-    def loss(p: Any, batch: Any) -> Any:
-        return jnp.mean((model.apply(p, *batch[:2]) - batch[2]) ** 2)
-
     example = jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)
+    init = lambda key: model.init(key, *example)  # noqa: E731
     own = {"kind": "recommender", "library": "Haiku", "task": _ratings, "ails": ails}
-    return network(name, loss, lambda key: model.init(key, *example), **{"steps": 400} | own | rest)
+    return regression(name, init, model.apply, **{"steps": 400} | own | rest)

@@ -12,7 +12,7 @@ import optax
 from jax.experimental.ode import odeint
 
 from benchmarks.real_zoo import tasks
-from benchmarks.real_zoo.network import Network, network
+from benchmarks.real_zoo.network import Network, network, regression
 from benchmarks.real_zoo.sequences import cross_entropy, of_equinox
 
 # Recurrence.
@@ -50,26 +50,19 @@ class EqxGRU(eqx.Module):
         return self.head(last)[0]
 
 
-def _regression(name: str, init: Any, apply: Any, **rest: Any) -> Network:
-    def loss(p: Any, batch: Any) -> Any:
-        return jnp.mean((apply(p, batch[0]) - batch[1]) ** 2)
-
-    return network(name, loss, init, **rest)
-
-
 def recurrent(name: str, cell: str, *ails: str, layers: int = 1, **rest: Any) -> Network:
     """A recurrent network in linen."""
     module = Recurrent(cell, layers)
     example = jnp.zeros((1, 20, 2))
     settings = {"kind": "recurrent", "library": "linen", "task": tasks.running_sum, "ails": ails}
-    return _regression(name, lambda key: module.init(key, example), module.apply, **settings | rest)
+    return regression(name, lambda key: module.init(key, example), module.apply, **settings | rest)
 
 
 def eqx_gru(name: str, **rest: Any) -> Network:
     """A GRU in Equinox."""
     init, apply = of_equinox(EqxGRU)
     settings = {"kind": "recurrent", "library": "Equinox", "task": tasks.running_sum}
-    return _regression(name, init, apply, **settings | rest)
+    return regression(name, init, apply, **settings | rest)
 
 
 def hk_lstm(name: str, **rest: Any) -> Network:
@@ -83,7 +76,7 @@ def hk_lstm(name: str, **rest: Any) -> Network:
     model = hk.without_apply_rng(hk.transform(forward))
     example = jnp.zeros((1, 20, 2))
     settings = {"kind": "recurrent", "library": "Haiku", "task": tasks.running_sum}
-    return _regression(name, lambda key: model.init(key, example), model.apply, **settings | rest)
+    return regression(name, lambda key: model.init(key, example), model.apply, **settings | rest)
 
 
 # Plain chains in trees.

@@ -19,7 +19,9 @@ from benchmarks.real_zoo.sequences import Block, cross_entropy, of_equinox, of_n
 EXAMPLE = jnp.zeros((2, 64))
 
 
-def _classifier(name: str, init: Any, apply: Any, **rest: Any) -> Network:
+def classifier(name: str, init: Any, apply: Any, **rest: Any) -> Network:
+    """A network that tells the digits."""
+
     def loss(p: Any, batch: Any) -> Any:
         return cross_entropy(apply(p, batch[0]), batch[1])
 
@@ -145,7 +147,7 @@ def linen_classifier(
 ) -> Network:
     """A linen module that classifies digits."""
     init, apply = _linen(module)
-    return _classifier(name, init, apply, kind=kind, library="linen", twin=twin, ails=ails, **rest)
+    return classifier(name, init, apply, kind=kind, library="linen", twin=twin, ails=ails, **rest)
 
 
 def hk_convnet(name: str, *ails: str, bias: float = 0.0, **rest: Any) -> Network:
@@ -161,7 +163,7 @@ def hk_convnet(name: str, *ails: str, bias: float = 0.0, **rest: Any) -> Network
 
     model = hk.without_apply_rng(hk.transform(forward))
     settings = {"kind": "ConvNet", "library": "Haiku", "batched": False} | rest
-    return _classifier(
+    return classifier(
         name, lambda key: model.init(key, EXAMPLE), model.apply, ails=ails, **settings
     )
 
@@ -192,7 +194,7 @@ def eqx_convnet(name: str, **rest: Any) -> Network:
     """A small LeNet in Equinox."""
     init, apply = of_equinox(EqxConvNet)
     settings = {"kind": "ConvNet", "library": "Equinox", "batched": False}
-    return _classifier(name, init, apply, **settings | rest)
+    return classifier(name, init, apply, **settings | rest)
 
 
 class NnxResNet(nnx.Module):
@@ -222,7 +224,7 @@ def nnx_resnet(name: str, blocks: int, **rest: Any) -> Network:
     """A ResNet in nnx."""
     init, apply = of_nnx(lambda rngs: NnxResNet(blocks, rngs))
     settings = {"kind": "ResNet", "library": "nnx", "batched": False}
-    return _classifier(name, init, apply, **settings | rest)
+    return classifier(name, init, apply, **settings | rest)
 
 
 # What comes out is an image.

@@ -71,6 +71,15 @@ def network(
     return Network(name=name, init=init, loss=loss, parts=lambda p, b: (loss(p, b),), **rest)
 
 
+def regression(name: str, init: Callable[[Any], Any], apply: Any, **rest: Any) -> Network:
+    """A network whose outputs are compared with the last part of a batch, by squares."""
+
+    def loss(p: Any, batch: Any) -> Any:
+        return jnp.mean((apply(p, *batch[:-1]) - batch[-1]) ** 2)
+
+    return network(name, loss, init, **rest)
+
+
 def edited(
     base: Network,
     name: str,

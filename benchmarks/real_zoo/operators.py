@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.real_zoo import tasks
 from benchmarks.real_zoo.dynamics import forward, stack
-from benchmarks.real_zoo.network import Network, Task, network
+from benchmarks.real_zoo.network import Network, Task, network, regression
 from benchmarks.real_zoo.sequences import of_equinox
 
 # Values of actions.
@@ -72,13 +72,6 @@ def q_learning(
 # Bases.
 
 
-def _regression(name: str, init: Any, apply: Any, **rest: Any) -> Network:
-    def loss(p: Any, batch: Any) -> Any:
-        return jnp.mean((apply(p, *batch[:-1]) - batch[-1]) ** 2)
-
-    return network(name, loss, init, **{"steps": 300} | rest)
-
-
 def radial(name: str, *ails: str, width: float = 0.7, **rest: Any) -> Network:
     """A sum of Gaussian bumps, whose centers and widths are learned."""
 
@@ -95,7 +88,7 @@ def radial(name: str, *ails: str, width: float = 0.7, **rest: Any) -> Network:
         return jnp.exp(-0.5 * squares / jnp.exp(2 * p["log_width"])) @ p["heights"] + p["offset"]
 
     own = {"kind": "radial basis", "library": "plain", "task": tasks.swirl, "ails": ails}
-    return _regression(name, init, apply, **{"rates": (4e-3, 1.5e-2)} | own | rest)
+    return regression(name, init, apply, **{"steps": 300} | {"rates": (4e-3, 1.5e-2)} | own | rest)
 
 
 class KAN(eqx.Module):
@@ -136,7 +129,7 @@ def kan(
     """A Kolmogorov-Arnold network."""
     init, apply = of_equinox(lambda key: KAN(key, depth, center, based, scale))
     own = {"kind": "KAN", "library": "Equinox", "task": tasks.swirl, "ails": ails}
-    return _regression(name, init, apply, **own | rest)
+    return regression(name, init, apply, **{"steps": 300} | own | rest)
 
 
 # Operators.
@@ -207,7 +200,7 @@ def fourier_operator(
         return forward(p["head"], x, jax.nn.gelu)[..., 0]
 
     own = {"kind": "Fourier operator", "library": "plain", "task": _smoothing, "ails": ails}
-    return _regression(name, init, apply, **own | rest)
+    return regression(name, init, apply, **{"steps": 300} | own | rest)
 
 
 class DeepONet(eqx.Module):
@@ -257,7 +250,7 @@ def deep_operator(
     """A DeepONet; depths of branch and trunk, and factors of their last layers."""
     init, apply = of_equinox(lambda key: DeepONet(key, depths, ends, activation))
     own = {"kind": "DeepONet", "library": "Equinox", "task": _readings, "ails": ails}
-    return _regression(name, init, apply, **own | rest)
+    return regression(name, init, apply, **{"steps": 300} | own | rest)
 
 
 # Densities.

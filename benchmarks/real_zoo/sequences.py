@@ -22,6 +22,16 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def next_token(name: str, init: Any, apply: Any, **rest: Any) -> Network:
+    """A causal language model: `apply(params, tokens)` gives the logits of what follows each."""
+
+    def loss(p: Any, batch: Any) -> Any:
+        (tokens,) = batch
+        return cross_entropy(apply(p, tokens[:, :-1]), tokens[:, 1:])
+
+    return network(name, loss, init, **{"task": tasks.language} | rest)
+
+
 class Experts(nn.Module):
     """A mixture of four experts, each seen by all tokens and weighed by a router."""
 
@@ -115,18 +125,12 @@ def language(name: str, kind: str, *ails: str, twin: str | None = None, **settin
     """A causal language model in linen; `settings` of `Transformer`, `Block` or `Network`."""
     module, rest = _module(settings | {"causal": True})
     example = jnp.zeros((1, LENGTH), jnp.int32)
-
-    def loss(p: Any, batch: Any) -> Any:
-        (tokens,) = batch
-        return cross_entropy(module.apply({"params": p}, tokens[:, :-1]), tokens[:, 1:])
-
-    return network(
+    return next_token(
         name,
-        loss,
         lambda key: module.init(key, example)["params"],
+        lambda p, tokens: module.apply({"params": p}, tokens),
         kind=kind,
         library="linen",
-        task=tasks.language,
         twin=twin,
         ails=ails,
         **rest,
@@ -229,13 +233,8 @@ def nnx_language(name: str, depth: int, width: int, *ails: str, **settings: Any)
     """A causal language model in nnx."""
     skip = settings.pop("skip", True)
     init, apply = of_nnx(lambda rngs: NnxTransformer(depth, width, rngs, skip=skip))
-
-    def loss(p: Any, batch: Any) -> Any:
-        (tokens,) = batch
-        return cross_entropy(apply(p, tokens[:, :-1]), tokens[:, 1:])
-
-    rest = {"kind": "pre-LN language model", "library": "nnx", "task": tasks.language}
-    return network(name, loss, init, **rest | settings, ails=ails)
+    rest = {"kind": "pre-LN language model", "library": "nnx"}
+    return next_token(name, init, apply, **rest | settings, ails=ails)
 
 
 class EqxTransformer(eqx.Module):
@@ -294,13 +293,8 @@ def of_equinox(make: Any) -> tuple[Any, Any]:
 def eqx_language(name: str, depth: int, width: int, **settings: Any) -> Network:
     """A causal language model in Equinox."""
     init, apply = of_equinox(lambda key: EqxTransformer(depth, width, key))
-
-    def loss(p: Any, batch: Any) -> Any:
-        (tokens,) = batch
-        return cross_entropy(apply(p, tokens[:, :-1]), tokens[:, 1:])
-
-    rest = {"kind": "pre-LN language model", "library": "Equinox", "task": tasks.language}
-    return network(name, loss, init, **rest | settings)
+    rest = {"kind": "pre-LN language model", "library": "Equinox"}
+    return next_token(name, init, apply, **rest | settings)
 
 
 def hk_language(name: str, depth: int, width: int, *ails: str, **settings: Any) -> Network:
@@ -328,11 +322,6 @@ def hk_language(name: str, depth: int, width: int, *ails: str, **settings: Any) 
 
     model = hk.without_apply_rng(hk.transform(forward))
     example = jnp.zeros((1, LENGTH), jnp.int32)
-
-    def loss(p: Any, batch: Any) -> Any:
-        (tokens,) = batch
-        return cross_entropy(model.apply(p, tokens[:, :-1]), tokens[:, 1:])
-
-    rest = {"kind": "pre-LN language model", "library": "Haiku", "task": tasks.language}
+    rest = {"kind": "pre-LN language model", "library": "Haiku"}
     init = lambda key: model.init(key, example)  # noqa: E731
-    return network(name, loss, init, **rest | settings, ails=ails)
+    return next_token(name, init, model.apply, **rest | settings, ails=ails)

@@ -2,34 +2,42 @@
 
 import jax
 
-from benchmarks.real_zoo import dynamics, newer, sequences
+from benchmarks.real_zoo import dynamics, fields, images, sequences, sets, signals, wirings
 from benchmarks.real_zoo.network import Network, edited
 
 
 def third_fresh_networks() -> list[Network]:
     """Healthy networks, and what people do to them."""
-    states = newer.state_space("state space 2")
-    waves = newer.wavenet("WaveNet 4")
-    sines = newer.siren("SIREN 3")
-    seen = newer.fourier("Fourier features 3")
-    pendulum = newer.hamiltonian("Hamiltonian 2")
-    scores = newer.denoiser("denoiser 3")
-    points = newer.point_net("point net 3")
-    pair = newer.clip("contrast 2")
-    critic = newer.wgan_critic("WGAN critic 2")
-    graph = newer.graph_attention("GAT 2")
-    dense = newer.in_linen("DenseNet 6", newer.DenseNet(), kind="DenseNet")
-    mobile = newer.in_linen("MobileNet 3", newer.MobileNet(), kind="MobileNet", batched=False)
-    highway = newer.in_linen("highway 6", newer.Highway(6), kind="highway")
-    largest = newer.maxout("maxout 4")
-    lengths = newer.weight_norm("weight norm 4")
-    lora = newer.adapters("adapters")
-    hyper = newer.hypernetwork("hypernetwork")
-    looks = newer.in_linen("Perceiver 2", newer.Perceiver(), kind="Perceiver", steps=300)
+    states = signals.state_space("state space 2")
+    waves = signals.wavenet("WaveNet 4")
+    sines = fields.siren("SIREN 3")
+    seen = fields.fourier("Fourier features 3")
+    pendulum = fields.hamiltonian("Hamiltonian 2")
+    scores = fields.denoiser("denoiser 3")
+    points = sets.point_net("point net 3")
+    pair = sets.clip("contrast 2")
+    critic = fields.wgan_critic("WGAN critic 2")
+    graph = sets.graph_attention("GAT 2")
+    dense = images.linen_classifier(
+        "DenseNet 6",
+        wirings.DenseNet(),
+        "DenseNet",
+    )
+    mobile = images.linen_classifier("MobileNet 3", wirings.MobileNet(), "MobileNet", batched=False)
+    highway = images.linen_classifier(
+        "highway 6",
+        wirings.Highway(6),
+        "highway",
+    )
+    largest = wirings.maxout("maxout 4")
+    lengths = wirings.weight_norm("weight norm 4")
+    lora = wirings.adapters("adapters")
+    hyper = wirings.hypernetwork("hypernetwork")
+    looks = images.linen_classifier("Perceiver 2", wirings.Perceiver(), "Perceiver", steps=300)
     return [
         states,
-        newer.state_space("state space 6", depth=6, twin="state space 2"),
-        newer.state_space(
+        signals.state_space("state space 6", depth=6, twin="state space 2"),
+        signals.state_space(
             "state space 12, no skips",
             "vanishing_gradient",
             "mean_collapse",
@@ -39,8 +47,8 @@ def third_fresh_networks() -> list[Network]:
         ),
         edited(states, "state space 2, head x200", "bad_start", scale={"head": 200.0}),
         waves,
-        newer.wavenet("WaveNet 8", depth=8, twin="WaveNet 4"),
-        newer.wavenet(
+        signals.wavenet("WaveNet 8", depth=8, twin="WaveNet 4"),
+        signals.wavenet(
             "WaveNet 16, no skips",
             "mean_collapse",
             "vanishing_gradient",
@@ -50,7 +58,7 @@ def third_fresh_networks() -> list[Network]:
             twin="WaveNet 4",
         ),
         sines,
-        newer.siren("SIREN 3, slow waves", frequency=3.0, twin="SIREN 3"),
+        fields.siren("SIREN 3, slow waves", frequency=3.0, twin="SIREN 3"),
         edited(
             sines,
             "SIREN 3, kernels x30",
@@ -58,7 +66,7 @@ def third_fresh_networks() -> list[Network]:
             "saturated_units",
             scale={"weight": 30.0},
         ),
-        newer.siren(
+        fields.siren(
             "SIREN 8, usual start",
             "exploding_gradient",
             depth=8,
@@ -67,8 +75,8 @@ def third_fresh_networks() -> list[Network]:
             twin="SIREN 3",
         ),
         seen,
-        newer.fourier("Fourier features 8", depth=8, twin="Fourier features 3"),
-        newer.fourier(
+        fields.fourier("Fourier features 8", depth=8, twin="Fourier features 3"),
+        fields.fourier(
             "Fourier features 16, scale .4",
             "vanishing_gradient",
             depth=16,
@@ -76,8 +84,8 @@ def third_fresh_networks() -> list[Network]:
             twin="Fourier features 3",
         ),
         pendulum,
-        newer.hamiltonian("Hamiltonian 4", depth=4, twin="Hamiltonian 2"),
-        newer.hamiltonian(
+        fields.hamiltonian("Hamiltonian 4", depth=4, twin="Hamiltonian 2"),
+        fields.hamiltonian(
             "Hamiltonian 12, scale .3",
             "vanishing_gradient",
             "blind_optimizer",
@@ -85,7 +93,7 @@ def third_fresh_networks() -> list[Network]:
             scale=0.3,
             twin="Hamiltonian 2",
         ),
-        newer.hamiltonian(
+        fields.hamiltonian(
             "Hamiltonian 2, kernels x40",
             "saturated_units",
             "exploding_gradient",
@@ -93,8 +101,8 @@ def third_fresh_networks() -> list[Network]:
             twin="Hamiltonian 2",
         ),
         scores,
-        newer.denoiser("denoiser 8", depth=8, twin="denoiser 3"),
-        newer.denoiser(
+        fields.denoiser("denoiser 8", depth=8, twin="denoiser 3"),
+        fields.denoiser(
             "denoiser 14, sigmoid, no skips",
             "mean_collapse",
             "vanishing_gradient",
@@ -105,21 +113,21 @@ def third_fresh_networks() -> list[Network]:
         ),
         dynamics.scaled_loss(scores, "denoiser 3, loss x 1e-14", 1e-14, "blind_optimizer"),
         points,
-        newer.point_net("point net 3, bias -.5", bias=-0.5, twin="point net 3"),
-        newer.point_net("point net 3, bias -40", "dead_units", bias=-40.0, twin="point net 3"),
-        newer.point_net(
+        sets.point_net("point net 3, bias -.5", bias=-0.5, twin="point net 3"),
+        sets.point_net("point net 3, bias -40", "dead_units", bias=-40.0, twin="point net 3"),
+        sets.point_net(
             "point net 14, scale .4", "vanishing_gradient", depth=14, scale=0.4, twin="point net 3"
         ),
         pair,
-        newer.clip("contrast 4", depth=4, twin="contrast 2"),
-        newer.clip(
+        sets.clip("contrast 4", depth=4, twin="contrast 2"),
+        sets.clip(
             "contrast 2, heat x e^6",
             "bad_start",
             "exploding_gradient",
             log_heat=8.3,
             twin="contrast 2",
         ),
-        newer.clip(
+        sets.clip(
             "contrast 14, scale .4",
             "vanishing_gradient",
             "mean_collapse",
@@ -128,8 +136,8 @@ def third_fresh_networks() -> list[Network]:
             twin="contrast 2",
         ),
         critic,
-        newer.wgan_critic("WGAN critic 4", depth=4, twin="WGAN critic 2"),
-        newer.wgan_critic(
+        fields.wgan_critic("WGAN critic 4", depth=4, twin="WGAN critic 2"),
+        fields.wgan_critic(
             "WGAN critic 10, sigmoid",
             "mean_collapse",
             "vanishing_gradient",
@@ -139,41 +147,41 @@ def third_fresh_networks() -> list[Network]:
             twin="WGAN critic 2",
         ),
         graph,
-        newer.graph_attention("GAT 8, skips", depth=8, skip=True, twin="GAT 2"),
-        newer.graph_attention("GAT 24", "token_collapse", depth=24, twin="GAT 2"),
+        sets.graph_attention("GAT 8, skips", depth=8, skip=True, twin="GAT 2"),
+        sets.graph_attention("GAT 24", "token_collapse", depth=24, twin="GAT 2"),
         dense,
-        newer.in_linen("DenseNet 16", newer.DenseNet(16), kind="DenseNet", twin="DenseNet 6"),
-        newer.in_linen(
-            "DenseNet 6, small", newer.DenseNet(scale=0.1), kind="DenseNet", twin="DenseNet 6"
+        images.linen_classifier("DenseNet 16", wirings.DenseNet(16), "DenseNet", twin="DenseNet 6"),
+        images.linen_classifier(
+            "DenseNet 6, small", wirings.DenseNet(scale=0.1), "DenseNet", twin="DenseNet 6"
         ),
         edited(dense, "DenseNet 6, head x500", "bad_start", scale={"head": 500.0}, where="head"),
         mobile,
-        newer.in_linen(
+        images.linen_classifier(
             "MobileNet 3, shift -30",
-            newer.MobileNet(shift=-30.0),
+            wirings.MobileNet(shift=-30.0),
+            "MobileNet",
             "dead_units",
-            kind="MobileNet",
             batched=False,
             twin="MobileNet 3",
         ),
         highway,
-        newer.in_linen("highway 20", newer.Highway(20), kind="highway", twin="highway 6"),
-        newer.in_linen(
+        images.linen_classifier("highway 20", wirings.Highway(20), "highway", twin="highway 6"),
+        images.linen_classifier(
             "highway 20, nothing carried",
-            newer.Highway(20, gated=False),
+            wirings.Highway(20, gated=False),
+            "highway",
             "vanishing_gradient",
             "mean_collapse",
-            kind="highway",
             twin="highway 6",
         ),
         largest,
-        newer.maxout("maxout 10", depth=10, twin="maxout 4"),
-        newer.maxout(
+        wirings.maxout("maxout 10", depth=10, twin="maxout 4"),
+        wirings.maxout(
             "maxout 16, scale .25", "vanishing_gradient", depth=16, scale=0.25, twin="maxout 4"
         ),
         lengths,
-        newer.weight_norm("weight norm 8", depth=8, twin="weight norm 4"),
-        newer.weight_norm(
+        wirings.weight_norm("weight norm 8", depth=8, twin="weight norm 4"),
+        wirings.weight_norm(
             "weight norm 14, gain .4",
             "vanishing_gradient",
             depth=14,
@@ -181,21 +189,21 @@ def third_fresh_networks() -> list[Network]:
             twin="weight norm 4",
         ),
         lora,
-        newer.adapters("adapters, larger", first=4.0, twin="adapters"),
-        newer.adapters("adapters, zeros", "zero_gradient", first=0.0, twin="adapters"),
+        wirings.adapters("adapters, larger", first=4.0, twin="adapters"),
+        wirings.adapters("adapters, zeros", "zero_gradient", first=0.0, twin="adapters"),
         hyper,
-        newer.hypernetwork(
+        wirings.hypernetwork(
             "hypernetwork x60", "bad_start", "exploding_gradient", gain=60.0, twin="hypernetwork"
         ),
         looks,
-        newer.in_linen(
-            "Perceiver 4", newer.Perceiver(4), kind="Perceiver", steps=300, twin="Perceiver 2"
+        images.linen_classifier(
+            "Perceiver 4", wirings.Perceiver(4), "Perceiver", steps=300, twin="Perceiver 2"
         ),
-        newer.in_linen(
+        images.linen_classifier(
             "Perceiver 2, looks x100",
-            newer.Perceiver(sharpness=100.0),
+            wirings.Perceiver(sharpness=100.0),
+            "Perceiver",
             "saturated_attention",
-            kind="Perceiver",
             steps=300,
             twin="Perceiver 2",
         ),

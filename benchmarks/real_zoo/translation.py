@@ -13,7 +13,7 @@ from flax import nnx
 
 from benchmarks.real_zoo import tasks
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_nnx
+from benchmarks.real_zoo.sequences import cross_entropy, next_token, of_equinox, of_nnx
 
 WORDS, TOPICS, SOURCE, TARGET = 12, 4, 8, 12
 
@@ -171,14 +171,6 @@ def seq2seq(
 # One sequence.
 
 
-def _language(name: str, init: Any, apply: Any, **rest: Any) -> Network:
-    def loss(p: Any, batch: Any) -> Any:
-        (tokens,) = batch
-        return cross_entropy(apply(p, tokens[:, :-1]), tokens[:, 1:])
-
-    return network(name, loss, init, **{"task": tasks.language, "steps": 300} | rest)
-
-
 class LinearBlock(nnx.Module):
     """Causal attention without a softmax: features of keys and values are summed up as one goes."""
 
@@ -243,7 +235,7 @@ def linear_attention(
 
     init, apply = of_nnx(Model)
     own = {"kind": "linear attention", "library": "nnx", "ails": ails, "rates": (4e-3,)}
-    return _language(name, init, apply, **own | rest)
+    return next_token(name, init, apply, **{"steps": 300} | own | rest)
 
 
 def turned(x: Any) -> Any:
@@ -301,4 +293,4 @@ def rotary(
     """A causal language model with turned positions and a tied head, in Equinox."""
     init, apply = of_equinox(lambda key: Rotary(key, depth, size, gain))
     own = {"kind": "rotary transformer", "library": "Equinox", "ails": ails}
-    return _language(name, init, apply, **own | rest)
+    return next_token(name, init, apply, **{"steps": 300} | own | rest)
