@@ -385,11 +385,11 @@ def split_norm(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, j
     The product itself may lie beyond the type's range; `x / scale / rest` never does.
 
     Args:
-      x: Array of any float type.
+      x: Array of any float or complex type.
       axes: Axes to sum over; None for all.
 
     Returns:
-      Two arrays in the accumulator type, with the summed axes kept as 1.
+      Two real arrays in the accumulator type, with the summed axes kept as 1.
 
     Example:
       >>> scale, rest = split_norm(jnp.full(4, 3e38))
@@ -397,6 +397,7 @@ def split_norm(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, j
       [0.5 0.5 0.5 0.5]
     """
     x = upcast(x)
+    x = jnp.abs(x) if jnp.iscomplexobj(x) else x
     axes = tuple(range(x.ndim)) if axes is None else axes
     size = 1
     for axis in axes:

@@ -147,9 +147,9 @@ def find_activations(
       known: Slopes of functions seen so far, by their text; added to.
 
     Returns:
-      For each variable the last nonlinear function of it alone that the loss depends on. The square
-      or the absolute value that is only added up afterwards is none: it belongs to a normalization
-      (Flax's take the mean of x^2) or to the loss.
+      For each real variable the last nonlinear function of it alone, real too, that the loss
+      depends on. The square or the absolute value that is only added up afterwards is none: it
+      belongs to a normalization (Flax's take the mean of x^2) or to the loss.
     """
     # Every variable is a function of an origin, at worst of itself; None: of nothing at all.
     origins: dict[Var, tuple[Var | None, bool]] = {}
@@ -174,6 +174,8 @@ def find_activations(
         elif len(variables) == 1 and _is_scalar(eqn):
             (source,) = variables.values()
             if not isinstance(source, Var) or shape_of(source.aval) != shape_of(out.aval):
+                continue
+            if _is_complex(source) or _is_complex(out):
                 continue
             met = sum(one is not None for one, _ in found)
             bent = any(bend for _, bend in found) or not _is_affine(name, found, met)
@@ -203,6 +205,11 @@ def _is_only_reduced(jaxpr: Any, variable: Var, readers: Mapping[Var, Sequence[i
         )
         for index in readers.get(variable, (-1,))
     )
+
+
+def _is_complex(variable: Var) -> bool:
+    """Whether a variable's numbers have no one slope."""
+    return jnp.issubdtype(getattr(variable.aval, "dtype", np.float32), jnp.complexfloating)
 
 
 def _is_scalar(eqn: JaxprEqn) -> bool:

@@ -94,7 +94,9 @@ def statistics(
     shape = (x.shape[samples[0]] if samples else 1, *size)  # [batch, positions, units]
 
     def arrange(values: jax.Array) -> jax.Array:
-        return numerics.upcast(values).transpose(*samples, *units).reshape(shape)
+        laid = numerics.upcast(values).transpose(*samples, *units).reshape(shape)
+        # A complex unit is two.
+        return jnp.concatenate([laid.real, laid.imag], -1) if jnp.iscomplexobj(laid) else laid
 
     slope = jnp.ones(shape) if activation is None else jnp.abs(arrange(activation.slope(x)))
     h = arrange(x if activation is None else activation(x))
@@ -110,7 +112,7 @@ def statistics(
         jnp.mean(slope < least),
         _rms(slope),
     )
-    dtype = numerics.accumulator_dtype(x.dtype)
+    dtype = jnp.finfo(numerics.accumulator_dtype(x.dtype)).dtype
     return Statistics(*(jnp.asarray(value, dtype) for value in values))
 
 

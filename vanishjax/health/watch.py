@@ -35,6 +35,8 @@ def watch(watched: _jaxpr.Watched, x: jax.Array) -> jax.Array:
         rest = 1 - jnp.sum(x * x, axis=watched.axes)
         size = math.prod(x.shape[axis] for axis in watched.axes)
         return jnp.mean(rest < _ONE_HOT) if size > 1 else jnp.zeros(())
+    if jnp.iscomplexobj(x):
+        x = jnp.concatenate([x.real, x.imag], axis=watched.axes[0])
     positions = tuple(
         axis for axis in range(x.ndim) if axis not in watched.axes and axis != watched.batch
     )
