@@ -141,6 +141,21 @@ def test_every_rule_fires_first_where_it_should(sick, rule):
     assert set(SICK) < set(rules.RULES)
 
 
+@pytest.mark.parametrize(
+    ("scale", "first"), [(1e-6, "underflow"), (3e-7, "underflow"), (0.0, "zero_gradient")]
+)
+def test_a_float16_gradient_that_underflows_before_the_last_kernel_is_no_zero(scale, first):
+    problem = mlp("tanh", 3, dtype=jnp.float16, param_dtype=jnp.float16)
+
+    def loss_fn(params, batch):
+        logits = jax.nn.log_softmax(problem.predict_fn(params, batch[0]).astype(jnp.float16))
+        each = -jnp.take_along_axis(logits, batch[1][:, None], 1)
+        return jnp.mean(each, dtype=jnp.float16) * scale
+
+    found = vj.diagnose(loss_fn, problem.params, BATCH)
+    assert found.findings[0].rule == first
+
+
 def test_names_the_layers():
     names = [one.layers for one in verdict(dead()).findings]
     assert names == [("hidden_0/kernel", *(f"hidden_stack/kernel[{i}]" for i in range(3)))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -194,7 +194,7 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
     types = {*plan.dtypes, *(name for _, name in plan.types)}
     with np.errstate(divide="ignore"):
         logs = np.concatenate([np.log(of_layers.rms), *map(np.ravel, log_rms.values())])
-    normalized = not _told(logs, max(map(underflow_free, types)))
+    normalized = not _told(logs, types)
     followed, log_scale = np.full(len(plan.layers), np.nan), 0.0
     if normalized:
         del run, found, arguments
@@ -322,12 +322,16 @@ def _normalizing(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
     return _Run(found, (tuple(_jaxpr.copied(anatomy)), log_scale))
 
 
-def _told(logs: np.ndarray[Any, Any], least: float) -> bool:
+def _told(logs: np.ndarray[Any, Any], types: Collection[str]) -> bool:
     """Whether one look has told the sizes of all cotangents and gradients, by their logarithms.
 
-    What is 0 counts as 0, as behind a gain that is, unless anything else is on its way there.
+    What is 0 counts as 0, as behind a gain that is, unless anything else is on its way there. In a
+    float16 network the first cotangent may have underflowed, and then all are 0.
     """
     zero = np.isneginf(logs)
+    if "float16" in types and zero.all():
+        return False
+    least = max(map(underflow_free, types))
     limit = math.log(max(least, _ABRUPT) if zero.any() else least)
     return bool((zero | (np.isfinite(logs) & (logs > limit))).all())
 
