@@ -663,3 +663,22 @@ def test_doubles_are_seen_in_doubles():
         np.testing.assert_allclose(float(health.loss), 1e-45, rtol=1e-12)
         np.testing.assert_allclose(health.effectiveness, [1e-39, 1.0], rtol=0.1)
         assert [one.rule for one in assess([health], ["a", "b"])] == ["blind_optimizer"]
+
+
+def test_an_nnx_optimizers_observations_are_plain_arrays():
+    model = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, monitor(optax.adam(1e-3)), wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(0), (4, 6, 8))
+    seen = []
+    for _ in range(3):
+        gradients = nnx.grad(lambda model: 0.01 * jnp.mean((model(x) - x[:, ::-1]) ** 2))(model)
+        optimizer.update(model, gradients)
+        seen.append(read_health(optimizer.opt_state))
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(seen[0]))
+    assert isinstance(seen[0].step, jax.Array)
+    layers = vj.find_layers(nnx.state(model, nnx.Param))
+    # The key's bias gets a gradient of rounding errors: no optimizer need see it.
+    place = [name.startswith("key/bias") for name in layers.names].index(True)
+    assert 0 < seen[-1].gradient_norm[place] < 1e-6
+    assert seen[-1].effectiveness[place] < 0.1
+    assert assess(seen, layers) == []

@@ -11,6 +11,7 @@ import numpy as np
 
 from vanishjax.health.finding import Finding
 from vanishjax.health.observation import Health
+from vanishjax.health.rounding import rounding_noise
 from vanishjax.layers import Layers
 
 # Converged: the loss fell to less than a tenth of the first. Cross-entropy over ten classes has
@@ -220,7 +221,8 @@ def _frozen(course: _Course) -> Any:
 
 def _blind(course: _Course) -> list[Finding]:
     left = course.late(course.seen.effectiveness)
-    mask = (left < BLIND_EFFECTIVENESS) & (course.late(course.seen.gradient_norm) > 0)
+    size = course.late(course.seen.gradient_norm)
+    mask = (left < BLIND_EFFECTIVENESS) & (size > 0) & ~rounding_noise(course.names, size)
     if not mask.any():
         return []
     return [
@@ -230,7 +232,7 @@ def _blind(course: _Course) -> list[Finding]:
             course.named(mask),
             {
                 "least_effectiveness": float(left[mask].min()),
-                "largest_gradient_norm": float(course.late(course.seen.gradient_norm)[mask].max()),
+                "largest_gradient_norm": float(size[mask].max()),
             },
             "The optimizer's epsilon, or underflow in it, takes most of the step.",
             ("eps_relative", "adam_atan2", "normalize"),

@@ -19,8 +19,9 @@ from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
 from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_updates
-from vanishjax.health.measurements import ParameterGradients, Probe
+from vanishjax.health.measurements import Probe
 from vanishjax.health.memory import memory
+from vanishjax.health.rounding import rounding_noise
 from vanishjax.health.start import bad_start, faint_inputs
 from vanishjax.health.starvation import (
     chain_factors,
@@ -54,10 +55,6 @@ _SMALL = 1e-2
 
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
-
-# A gradient that is 0 but for rounding, as a share of that of the kernel in the same module. In a
-# small BERT the keys' biases are below it and nothing else is.
-_ROUNDED = 3e-6
 
 
 def nonfinite(seen: Examination) -> Finding | None:
@@ -301,43 +298,22 @@ def blind_optimizer(seen: Examination) -> Finding | None:
     if seen.effectiveness is None:
         return None
     probe, parameters = seen.probe, seen.probe.parameters
-    share = seen.effectiveness
-    blind = (share < BLIND_STEP) & (parameters.rms > 0) & ~rounding_noise(parameters)
+    share, names = seen.effectiveness, parameters.layers.names
+    blind = (share < BLIND_STEP) & (parameters.rms > 0) & ~rounding_noise(names, parameters.rms)
     if not blind.any():
         return None
     worst = float(np.nanmin(np.where(blind, share, np.inf)))
-    kernels = np.isin(parameters.layers.names, probe.kernels) | (len(probe) == 0)
+    kernels = probe.is_kernel | (len(probe) == 0)
     named = blind & kernels if (blind & kernels).any() else blind
     return Finding(
         "blind_optimizer",
         "critical" if blind[kernels].mean() > 0.5 else "warning",
-        pick(parameters.layers.names, named),
+        pick(names, named),
         {"effectiveness": worst, "gradient_rms": float(np.min(parameters.rms[blind]))},
         f"The optimizer takes {worst:.1e} of its step where the gradient is "
         f"{np.min(parameters.rms[blind]):.1e}: its eps is larger than that.",
         advised("blind_optimizer", probe),
     )
-
-
-def rounding_noise(parameters: ParameterGradients) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Parameters whose gradient is 0 but for rounding, though the kernel beside them gets one.
-
-    What a key's bias adds is the same for all that a softmax compares, and what a bias adds before
-    a normalization is taken off again.
-    """
-    names = parameters.layers.names
-    largest: dict[str, float] = {}
-    for name, rms in zip(names, parameters.rms, strict=True):
-        module = _module(name)
-        largest[module] = max(rms, largest.get(module, 0.0))
-    beside = np.array([largest[_module(name)] for name in names])
-    return np.asarray(parameters.rms < _ROUNDED * beside)
-
-
-def _module(name: str) -> str:
-    """A layer's path without the parameter's own name, its index in a stack kept."""
-    path, bracket, index = name.partition("[")
-    return path.rpartition("/")[0] + bracket + index
 
 
 RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {

@@ -102,14 +102,27 @@ def inside(kind: type, around: type) -> ValueError:
 
 
 def outlive(tree: Any) -> Any:
-    """Copies, which a later step can't donate; under a trace the arrays themselves."""
+    """Copies, which a later step can't donate; under a trace the arrays themselves.
+
+    They are plain arrays, also where a library keeps each in a box of its own: `nnx.Optimizer`.
+    """
 
     def copied(x: Any) -> Any:
+        if _is_box(x):
+            (x,) = jax.tree.leaves(x)
         if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
             return jnp.copy(x)
         return x
 
-    return jax.tree.map(copied, tree)
+    return jax.tree.map(copied, tree, is_leaf=_is_box)
+
+
+def _is_box(node: Any) -> bool:
+    """Whether a node of a tree is there to hold one array, and for nothing else."""
+    if isinstance(node, tuple | list | dict | jax.Array):
+        return False
+    leaves = jax.tree.leaves(node)
+    return len(leaves) == 1 and leaves[0] is not node
 
 
 def _wrapper(kind: type) -> str:
