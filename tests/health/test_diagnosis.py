@@ -386,3 +386,53 @@ def test_doubles_are_judged_in_doubles():
         np.testing.assert_allclose(tiny.preactivation_rms[0] * 1e63, 1.0, rtol=0.3)
     with pytest.raises(ValueError, match="infinite or NaN"):
         vj.probe(lambda p, x: jnp.mean(x * p), jnp.ones(4), np.full((3, 4), 1e45))
+
+
+def experts(head=0.1):
+    """Two layers of four experts each, side by side in one array, and two heads."""
+    keys = jax.random.split(KEY, 5)
+    params = {
+        "up": jax.random.normal(keys[0], (4, 8, 16)) / 3,
+        "down": jax.random.normal(keys[1], (4, 16, 8)) / 8,
+        "policy": head * jax.random.normal(keys[2], (8, 4)),
+        "value": 0.1 * jax.random.normal(keys[3], (8, 1)),
+    }
+
+    def loss_fn(params, batch):
+        h = jax.nn.relu(jnp.einsum("bi,eio->beo", batch[0], params["up"]))
+        h = jnp.tanh(jnp.einsum("bei,eio->beo", h, params["down"]).sum(1))
+        value = jnp.mean(((h @ params["value"])[:, 0] - batch[0][:, 0]) ** 2)
+        losses = optax.softmax_cross_entropy_with_integer_labels(h @ params["policy"], batch[1])
+        return losses.mean() + value
+
+    return loss_fn, params
+
+
+def test_a_stack_that_is_used_at_once_is_several_kernels():
+    loss_fn, params = experts()
+    found = vj.diagnose(loss_fn, params, BATCH, optax.adam(1e-3))
+    assert found.verdict == "healthy"
+    probe = found.probe
+    assert probe.names[:2] == ("up", "down")
+    gradients = jax.grad(loss_fn)(params, BATCH)
+    sizes = dict(zip(probe.names, probe.gradient_rms, strict=True))
+    for name in params:
+        assert sizes[name] == pytest.approx(float(vj.numerics.rms(gradients[name])), rel=1e-5)
+    named = np.array(probe.parameters.layers.names)[probe.is_kernel].tolist()
+    assert sorted(named) == ["down[0]", "down[1]", "down[2]", "down[3]", "policy", "up", "value"]
+
+
+def test_the_best_constant_output_is_that_of_all_heads():
+    loss_fn, params = experts()
+    probe = vj.diagnose(loss_fn, params, BATCH).probe
+    assert set(probe.heads) == {"policy", "value"}
+    best = np.log(4) + float(np.var(X[:, 0]))
+    assert probe.constant_loss == pytest.approx(best, rel=1e-3)
+
+
+def test_a_bad_start_of_one_head_among_others():
+    loss_fn, params = experts(head=1000.0)
+    first = vj.diagnose(loss_fn, params, BATCH, optax.adam(1e-3)).findings[0]
+    assert (first.rule, first.layers) == ("bad_start", ("policy",))
+    started = vj.initializers.small_output(loss_fn, params, BATCH)
+    assert loss_fn(started, BATCH) < 1.2 * vj.probe(loss_fn, params, BATCH).constant_loss

@@ -8,7 +8,9 @@ chain of layers every output is one, in a residual network every block's sum.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -117,17 +119,34 @@ class Anatomy:
     frozen: dict[int, JaxprEqn]
     frozen_sites: dict[Var, Site]
 
-    @property
-    def last_site(self) -> Site | None:
-        """Where the last kernel meets the data; None where that is in a loop, or none does."""
+    @functools.cached_property
+    def last_sites(self) -> tuple[Site, ...]:
+        """Where the last kernels meet the data, those of heads side by side, in the data's order.
+
+        Only the very last where one of them is used more than once: what it puts out for another
+        input, or in a derivative, isn't the same. None where the last is in a loop, or none does.
+        """
         sites = {site.tap: site for site in self.sites.values()}
+        last = None
         for event in reversed(self.events):
             # A tap that stands between kernels belongs to none of them.
             if not isinstance(event, Passing):
-                return None
+                return ()
             if event.tap in sites:
-                return sites[event.tap]
-        return None
+                last = sites[event.tap]
+                break
+        if last is None:
+            return ()
+        later, reaches = self.paths.downstream(looping=False), self.paths.to_loss()
+        bits = sum(1 << tap for tap in sites)
+        heads = [
+            site
+            for tap, site in sorted(sites.items())
+            if reaches[tap] and not later[tap] & bits & ~(1 << tap)
+        ]
+        uses = collections.Counter(site.leaf for site in sites.values())
+        several = all(uses[site.leaf] == 1 and not self.lengths[site.tap] for site in heads)
+        return tuple(heads) if last in heads and several else (last,)
 
 
 def dissect(program: Program, trace: Trace) -> Anatomy:

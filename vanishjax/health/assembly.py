@@ -13,7 +13,7 @@ import numpy as np
 from vanishjax import _jaxpr
 from vanishjax.health.batch import batch_size
 from vanishjax.health.finding import Where
-from vanishjax.health.measurements import Frozen, ParameterGradients, Probe, Vector
+from vanishjax.health.measurements import Frozen, ParameterGradients, Probe, Vector, together
 from vanishjax.health.measuring import Plan, Values, underflow_free
 from vanishjax.health.statistics import Statistics
 from vanishjax.health.supply import Instance, Supply, fading
@@ -58,14 +58,15 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         log_chi = np.append(2 * (flows[:-1] - flows[1:]), 0.0)[: len(sites)]
         total = float(2 * (flows[0] - flows[-1])) if len(sites) else 0.0
     names, places = _names(plan.layers, [passed[i] for i in sites])
+    firsts = [own[0] for own in places]
     widths, activations, types = dict(plan.widths), dict(plan.activations), dict(plan.types)
     dtypes = tuple(
         _narrower(types[passed[i].event.tap], plan.dtypes[place])
-        for i, place in zip(sites, places, strict=True)
+        for i, place in zip(sites, firsts, strict=True)
     )
     parameters = _parameters(values, plan, places, taken[:-1][sites], dtypes)
     watched = _watched(values, plan, [passed[i] for i in sites], names)
-    supply = Supply.of(passed, log_norm, places, plan.paths)
+    supply = Supply.of(passed, log_norm, firsts, plan.paths)
 
     def of_sites(field: str) -> Vector:
         return np.array(
@@ -80,8 +81,8 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         names=names,
         log_chi=log_chi,
         sum_log_chi=total,
-        gradient_rms=parameters.rms[places],
-        log_gradient_rms=parameters.log_rms[places],
+        gradient_rms=together(parameters.rms, places),
+        log_gradient_rms=_log_together(parameters.log_rms, places),
         backward_rms=np.exp(log_rms[sites]),
         log_backward_rms=log_rms[sites],
         **{field: of_sites(field) for field in Statistics._fields},
@@ -91,6 +92,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         loss=float(values.loss),
         batch_size=batch_size(batch),
         parameters=parameters,
+        places=places,
         activations=tuple(activations[passed[i].event.tap] for i in sites),
         unmeasured=plan.unmeasured,
         reach=supply.reach[sites],
@@ -100,6 +102,9 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         token_layer=watched.token_layer,
         softmaxes=watched.softmaxes,
         gates=watched.gates,
+        heads=tuple(
+            name for name, i in zip(names, sites, strict=True) if passed[i].event.tap in plan.heads
+        ),
         constant_loss=float(values.constant.loss),
         loss_growth=float(values.constant.growth),
         memory=_memory(passed, log_norm, plan.layers),
@@ -120,8 +125,8 @@ def _stream(log_norm: Vector, normalizes: np.ndarray[Any, Any]) -> Vector:
 
 def _names(
     layers: Layers, sites: Sequence[Instance]
-) -> tuple[tuple[str, ...], np.ndarray[Any, Any]]:
-    """A name for each site, and the place of its kernel among the layers of parameters."""
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """A name for each site, and the places of its kernel: see `Probe`."""
     ends = np.cumsum([0, *(int(np.prod(leaf.stack)) for leaf in layers.leaves)])
     ranks = np.argsort(np.array(layers.order, int))
     names, places = [], []
@@ -129,16 +134,25 @@ def _names(
         leaf = layers.leaves[number]
         own = tuple(np.array(index, int)[np.argsort(axes)]) if len(axes) == len(index) else ()
         matches = tuple(sorted(axes)) == leaf.axes and len(own) == len(leaf.axes)
-        offset = int(np.ravel_multi_index(own, leaf.stack)) if matches and own else 0
-        place = int(ranks[ends[number] + offset])
-        places.append(place)
-        names.append(layers.names[place] if matches else leaf.path)
+        start, stop = ends[number : number + 2]
+        if matches:
+            start += int(np.ravel_multi_index(own, leaf.stack)) if own else 0
+            stop = start + 1
+        places.append(tuple(map(int, ranks[start:stop])))
+        names.append(layers.names[places[-1][0]] if matches else leaf.path)
     total, seen = collections.Counter(names), collections.Counter[str]()
     for i, name in enumerate(names):
         if total[name] > 1:
             names[i] = f"{name}@{seen[name]}"
             seen[name] += 1
-    return tuple(names), np.array(places, int)
+    return tuple(names), tuple(places)
+
+
+def _log_together(logs: Vector, places: Sequence[tuple[int, ...]]) -> Vector:
+    """As `together`, of logarithms."""
+    with np.errstate(invalid="ignore"):
+        sums = [np.logaddexp.reduce(2 * logs[list(own)]) for own in places]
+    return (np.array(sums, np.float64) - np.log([max(1, len(own)) for own in places])) / 2
 
 
 def _memory(
@@ -209,7 +223,7 @@ def _watched(
 def _parameters(
     values: Values,
     plan: Plan,
-    places: np.ndarray[Any, Any],
+    places: Sequence[tuple[int, ...]],
     taken: Vector,
     dtypes: Sequence[str],
 ) -> ParameterGradients:
@@ -217,13 +231,14 @@ def _parameters(
     rms = np.asarray(values.rms, np.float64)
     with np.errstate(divide="ignore"):
         log_rms = np.log(rms)
-    uses = np.bincount(places, minlength=len(rms))
+    uses = collections.Counter(place for own in places for place in own)
     tapped = np.asarray(values.log_tapped_rms, np.float64)
-    for place, log_scale, dtype in zip(places, taken, dtypes, strict=True):
-        followed = tapped[place] + log_scale
-        underflown = not rms[place] > underflow_free(dtype)
-        if uses[place] == 1 and underflown and not np.isnan(followed):
-            log_rms[place] = followed
+    for own, log_scale, dtype in zip(places, taken, dtypes, strict=True):
+        for place in own:
+            followed = tapped[place] + log_scale
+            underflown = not rms[place] > underflow_free(dtype)
+            if uses[place] == 1 and underflown and not np.isnan(followed):
+                log_rms[place] = followed
     return ParameterGradients(
         plan.layers,
         rms,

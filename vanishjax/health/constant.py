@@ -19,7 +19,7 @@ _SMALL, _LARGE = 2.0**-10, 2.0**10  # beside targets of unit size
 
 
 class ConstantOutput(NamedTuple):
-    """What a network's loss is if the last kernel puts out the same for all inputs.
+    """What a network's loss is if the last kernels put out the same for all inputs.
 
     Attributes:
       loss: The least that was found, in 150 steps of Adam.
@@ -50,11 +50,15 @@ def constant_output(
     tail, zeros = found
     # Of another size for each unit: a softmax doesn't see what all have in common, and zeros, which
     # are tried as well, have no direction.
-    pattern = jnp.linspace(-1, 1, zeros.size).reshape(zeros.shape).astype(zeros.dtype)
+    pattern = [jnp.linspace(-1, 1, x.size).reshape(x.shape).astype(x.dtype) for x in zeros]
     tx = optax.adam(_RATE)
     step = local_step(lambda constant, _: tail(constant), tx)
-    start = TrainState.create(_SMALL * pattern, tx)
+    start = TrainState.create(_times(_SMALL, pattern), tx)
     _, metrics = scan_steps(step, start, batch_of=lambda _: (), length=_STEPS)
-    once, twice = (jnp.abs(tail(size * pattern)) for size in (_LARGE, 2 * _LARGE))
+    once, twice = (jnp.abs(tail(_times(size, pattern))) for size in (_LARGE, 2 * _LARGE))
     nothing, least = tail(zeros), jnp.min(metrics["loss"])
     return ConstantOutput(jnp.where(nothing < least, nothing, least), jnp.log2(twice / once))
+
+
+def _times(size: float, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    return [size * x for x in arrays]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,8 @@ from vanishjax.health.supply import Supply
 from vanishjax.layers import Layers
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
+# What tells the uses of one kernel apart, at the end of a layer's name.
+_NUMBER = re.compile(r"@\d+$")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +88,8 @@ class Probe:
       loss: The loss.
       batch_size: Length of the batch's first axis, 0 if unknown.
       parameters: The gradients of all parameters.
+      places: For each layer where its kernel stands among the layers of the parameters: at several
+        places where a stack is used at once, as by a mixture of experts.
       unmeasured: Kernels inside functions that can't be looked into, such as a `custom_vjp`.
       reach: Nats of the gradient's energy between where it is largest downstream of a layer, along
         the paths on which it flows, and the layer; of a kernel that is used many times the least
@@ -100,8 +106,9 @@ class Probe:
       gates: For each tanh and sigmoid of what several kernels or a part of one put out, as in a
         recurrent cell that splits a kernel's output into gates, the names of the layers that feed
         it and the share of its slopes below 5 % of the steepest.
-      constant_loss: The least loss that one output of the last layer for all inputs reaches; NaN
-        where the last layer stands in a loop.
+      heads: The layers after which none comes: the last one, or those of heads side by side.
+      constant_loss: The least loss that one output of the heads for all inputs reaches; NaN where
+        the last layer stands in a loop.
       loss_growth: The power with which the loss grows with that output where it is large: 1 for a
         cross-entropy, 2 for a square, 0 where it doesn't; NaN where that can't be told.
       memory: For each kernel that a loop uses anew in every step the nats of energy that the
@@ -141,6 +148,7 @@ class Probe:
     loss: float
     batch_size: int
     parameters: ParameterGradients
+    places: tuple[tuple[int, ...], ...] = ()
     activations: tuple[str | None, ...] = ()
     unmeasured: tuple[str, ...] = ()
     reach: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
@@ -150,6 +158,7 @@ class Probe:
     token_layer: int = -1
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
     gates: tuple[tuple[tuple[str, ...], float], ...] = ()
+    heads: tuple[str, ...] = ()
     constant_loss: float = math.nan
     loss_growth: float = math.nan
     memory: tuple[tuple[str, float, int], ...] = ()
@@ -161,15 +170,26 @@ class Probe:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """For each layer its kernel's name among the parameters' layers."""
-        return tuple(name.partition("@")[0] for name in self.names)
+        """For each layer its kernel's name."""
+        return tuple(_NUMBER.sub("", name) for name in self.names)
+
+    @property
+    def is_kernel(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """For each layer of the parameters whether it is a kernel that is measured."""
+        found = np.zeros(len(self.parameters.rms), bool)
+        found[[place for own in self.places for place in own]] = True
+        return found
+
+    def of_kernels(self, values: Vector) -> Vector:
+        """For each layer its kernel's root mean square, of those of the parameters' layers."""
+        return together(values, self.places)
 
     def to_dict(self) -> dict[str, Any]:
         """The measurements as JSON types; None where a number isn't finite."""
         plain = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("parameters", "frozen", "supply")
+            if field.name not in ("parameters", "places", "frozen", "supply")
         }
         plain["frozen"] = tuple((one.where and str(one.where), *one[1:]) for one in self.frozen)
         own = {
@@ -180,3 +200,19 @@ class Probe:
         parameters = {"names": self.parameters.layers.names, **own}
         whole: dict[str, Any] = json_value(plain | {"parameters": parameters})
         return whole
+
+
+def together(values: Vector, places: Sequence[tuple[int, ...]]) -> Vector:
+    """Root mean squares of several layers of parameters each, from those of one each.
+
+    Example:
+      >>> together(np.array([3e-300, 1.0, 4e-300]), [(0, 2), (1,)])
+      array([3.53553391e-300, 1.00000000e+000])
+    """
+    found = []
+    for own in places:
+        each = values[list(own)]
+        largest = np.max(each)
+        spread = each / largest if 0 < largest < np.inf else np.ones(1)
+        found.append(largest * np.sqrt(np.mean(spread**2)))
+    return np.array(found, np.float64)

@@ -68,6 +68,7 @@ class Plan(NamedTuple):
     watched: tuple[_jaxpr.Watched, ...]
     factors: tuple[str, ...]
     frozen: tuple[tuple[int, _jaxpr.Place | None], ...]  # by tap
+    heads: tuple[int, ...]  # the last kernels' taps
 
 
 class Values(NamedTuple):
@@ -264,6 +265,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         tuple(anatomy.watched.values()),
         tuple({layers.leaves[u.leaf].path: 0 for u in traced.trace.uses if _multiplies(u)}),
         tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
+        tuple(site.tap for site in anatomy.last_sites),
     )
     constant = constant_output(program, anatomy, [*leaves, *arrays])
     told = _Arrays(value, cotangents, sites, gradients, seen, constant)

@@ -35,16 +35,18 @@ def bad_start(seen: Examination) -> Finding | None:
     if not len(probe) or not probe.constant_loss > 0:
         return None
     ratio = probe.loss / probe.constant_loss
-    name = probe.kernels[-1]
     layers = probe.parameters.layers
-    if name.partition("[")[0] in layers.stopped:
+    heads = [probe.names.index(name) for name in probe.heads]
+    if any(probe.kernels[i].partition("[")[0] in layers.stopped for i in heads):
         return None  # what comes after the last kernel that is trained is no part of the loss alone
-    place = layers.names.index(name)
-    step = _USUAL_STEP if seen.step_rms is None else float(seen.step_rms[place])
-    kernel = float(probe.parameters.parameter_rms[place])
-    steps = kernel / step if step > 0 else np.inf
+    kernels = probe.of_kernels(probe.parameters.parameter_rms)[heads]
+    moves = _USUAL_STEP if seen.step_rms is None else probe.of_kernels(seen.step_rms)[heads]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        away = np.where(np.greater(moves, 0), kernels / moves, np.inf)
+    steps = float(np.max(away))
     remedies = advised("bad_start", probe)
-    if ratio > BAD_START and steps > FAR_STEPS:
+    far = ratio > BAD_START and steps > FAR_STEPS
+    if far:
         why = (
             f"the last kernel is {steps:.0f} steps large: the first steps only undo its "
             "initialization."
@@ -62,7 +64,7 @@ def bad_start(seen: Examination) -> Finding | None:
     return Finding(
         "bad_start",
         "critical",
-        probe.names[-1:],
+        (probe.heads[int(np.argmax(away))],) if far else probe.heads,
         {"loss_ratio": ratio, "constant_loss": probe.constant_loss, "kernel_in_steps": steps},
         f"The loss starts at {ratio:.0f} times that of the best constant output, and {why}",
         remedies,
@@ -79,13 +81,12 @@ def faint_inputs(seen: Examination) -> Finding | None:
     probe, parameters = seen.probe, seen.probe.parameters
     if seen.step_rms is None or not len(probe) or not (probe.preactivation_rms > 0).all():
         return None
-    names = parameters.layers.names
     steps = seen.step_rms[bias_places(parameters.layers)]
     steps = steps[np.isfinite(steps)]
     if not len(steps):
         return None
     step = float(np.median(steps))
-    kernels = parameters.parameter_rms[[names.index(name) for name in probe.kernels]]
+    kernels = probe.of_kernels(parameters.parameter_rms)
     with np.errstate(divide="ignore"):
         if not np.max(probe.preactivation_rms / kernels) < step:
             return None

@@ -59,13 +59,14 @@ def zero_gradient(seen: Examination) -> Finding | None:
     """Gradients that are exactly zero by construction, not for lack of precision."""
     probe, parameters = seen.probe, seen.probe.parameters
     names = parameters.layers.names
-    kernels = np.isin(names, probe.kernels)
+    kernels = probe.is_kernel
     unused = _of_paths(parameters.layers.unused, names)
     stopped = _of_paths(parameters.layers.stopped, names)
     # A bias alone may be zero by accident: at the start of training its examples' gradients cancel.
     zero = (parameters.rms == 0) & ~np.isfinite(parameters.log_rms)
     zero &= kernels | np.isin(names, unused + stopped) | (len(probe) == 0)
-    zero &= ~np.isin(names, pick(probe.kernels, vanished_on_the_way(seen)))
+    vanished = np.flatnonzero(vanished_on_the_way(seen))
+    zero[[place for i in vanished for place in probe.places[i]]] = False
     if not zero.any():
         return None
     layers = pick(names, zero)
@@ -75,7 +76,6 @@ def zero_gradient(seen: Examination) -> Finding | None:
         "unused": float(len(unused)),
         "stopped": float(len(stopped)),
     }
-    is_kernel = np.isin(names, probe.kernels)
     # A bias alone trains nothing.
     everything = bool(zero[kernels].all() if kernels.any() else zero.all())
     blocks = _blocked_by_zeros(seen)
@@ -100,7 +100,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
         cause = f"{gate} is 0 and blocks them for now; it has a gradient itself and will let go."
         remedies = ("starts_at_zero",)
         severity = "note"
-    elif not everything and is_kernel[zero].all() and not blocks:
+    elif not everything and kernels[zero].all() and not blocks:
         cause = (
             "No gradient comes back to them, but the network trains past them, along a path that "
             "avoids them."

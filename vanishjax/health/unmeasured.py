@@ -53,7 +53,7 @@ def unmeasured(seen: Examination) -> Finding | None:
         )
     with np.errstate(divide="ignore"):
         energy = 2 * np.log(parameters.rms * parameters.parameter_rms)
-    measured = np.isin(names, probe.kernels) & ~hidden
+    measured = probe.is_kernel & ~hidden
     largest = np.max(energy[measured], initial=-np.inf)
     nats = float(np.max(energy[hidden]) - largest) if np.isfinite(largest) else np.nan
     evidence = {"hidden": float(hidden.sum()), "hidden_over_measured": nats}

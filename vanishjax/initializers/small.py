@@ -142,8 +142,9 @@ def small_output(
       batch: A few hundred examples, the batch axis first.
 
     Returns:
-      New parameters: the last kernel's, and its bias's. A kernel that is used more than once, as of
-      a head that is tied to an embedding, is only scaled, as a whole.
+      New parameters: the last kernel's, and its bias's; those of heads side by side alike. A kernel
+      that is used more than once, as of a head that is tied to an embedding, is only scaled, as a
+      whole.
 
     Raises:
       ValueError: The last kernel stands in a loop; the loss isn't a scalar, or a leaf isn't a real
@@ -163,12 +164,13 @@ def small_output(
     """
     found = network(loss_fn, params, batch)
     anatomy = found.traced.anatomy
-    last = anatomy.last_site
-    kernels = [kernel for kernel in adjustable(found) if kernel.site is last]
+    heads = anatomy.last_sites
+    kernels = [kernel for kernel in adjustable(found) if kernel.site in heads]
     if kernels:
         return adjusted(found, kernels, variance=_OUTPUT)
-    if last is None or anatomy.lengths[last.tap]:
+    if not heads or anatomy.lengths[heads[0].tap]:
         raise ValueError("the last kernel can't be made small: it stands in a loop")
+    (last,) = heads
     leaves = list(found.leaves)
     size = jit_once(functools.partial(_output_size, found.traced.program, anatomy, last))
     for _ in range(_ROUNDS):
