@@ -5,6 +5,7 @@ from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
 from vanishjax._jaxpr.chain import Link, links
 from vanishjax._jaxpr.contraction import Matrix
+from vanishjax._jaxpr.dropout import without_dropout
 from vanishjax._jaxpr.examine import Path
 from vanishjax._jaxpr.fold import Folded
 from vanishjax._jaxpr.intake import kernel_inputs
@@ -76,4 +77,5 @@ __all__ = [
     "tapped_loss",
     "trace_loss",
     "user_place",
+    "without_dropout",
 ]

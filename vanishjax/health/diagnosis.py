@@ -128,7 +128,7 @@ def diagnose(
     unless the optimizer or a 16-bit type does.
 
     `diagnose(problem, batch)` looks at a `Problem` and its transform, in training mode, with one
-    fixed key.
+    fixed key. Masks of dropout count as their means, whatever draws them: see `probe`.
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. Or a problem.

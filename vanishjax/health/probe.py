@@ -40,6 +40,9 @@ def probe(
     are spread over a mesh are brought together on one device, unless the loss lays down how they
     are spread.
 
+    Masks that depend on random numbers alone, as dropout's, count as their means: noise of its own
+    for each input makes inputs look different that the network no longer tells apart.
+
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`, differentiable; any JAX code.
         Or a problem.

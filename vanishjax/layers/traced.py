@@ -17,7 +17,7 @@ class TracedLoss:
     """A traced loss.
 
     Attributes:
-      program: Its equations, with calls written out.
+      program: Its equations, with calls written out and dropout's masks taken out.
       trace: Where the data meets the parameters.
       layers: The parameters' layers, in the order in which the data meets them.
     """
@@ -33,7 +33,7 @@ class TracedLoss:
 
 
 def traced_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> TracedLoss:
-    """Traces a loss; nothing is computed.
+    """Traces a loss; nothing is computed. Dropout's masks count as their means.
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`.
@@ -52,6 +52,6 @@ def traced_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> 
       >>> len(found.layers), len(found.anatomy.sites)
       (1, 1)
     """
-    program = _jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch))
+    program = _jaxpr.without_dropout(_jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch)))
     trace = _jaxpr.parameter_uses(program)
     return TracedLoss(program, trace, layers_met(parameter_leaves(params), trace))
