@@ -65,6 +65,11 @@ def harmless_mask(w, x):
     return jnp.mean(p) + jnp.mean(jnp.sqrt(-p - 1))  # here
 
 
+def lookup(w, x):
+    tokens = jnp.arange(6) - jnp.argmax(x)
+    return jnp.mean(jnp.take(w, jnp.abs(tokens), axis=0))  # here
+
+
 def square(w, x):
     return jnp.mean((1e25 * x @ w) ** 2)  # here
 
@@ -128,6 +133,7 @@ FORWARD = {
     logarithm_of_negative: ("log", "logarithm of a negative", "above 0"),
     masked_row: ("subtract", "all masked", "finfo"),
     harmless_mask: ("sqrt", "negative number", "above 0"),
+    lookup: ("gather", "outside the array of length 3", "vocabulary"),
     square: ("power", "overflows", "re-initialize"),
     cast: ("cast", "overflows: float16", "bfloat16"),
     arc_cosine: ("acos", "between -1 and 1", "clip"),

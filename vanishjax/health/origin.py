@@ -239,6 +239,8 @@ def _forward_text(
             f"The cast overflows: {dtype} has no numbers as large as {_largest(origin.step):.3g}.",
             ("bfloat16, which has float32's range", "smaller activations: normalize them"),
         )
+    if name == "gather":
+        return _missed(origin.step)
     return (
         f"{_name(origin.step).capitalize()} overflows: what goes in reaches "
         f"{_largest(origin.step):.3g}.",
@@ -246,6 +248,22 @@ def _forward_text(
             "re-initialize from data: initializers.lsuv; or at criticality: critical_orthogonal",
             "a normalized or residual architecture",
             "a bounded activation",
+        ),
+    )
+
+
+def _missed(step: Step) -> tuple[str, tuple[str, ...]]:
+    """What a lookup says that makes NaN: of finite numbers it does so in no other way."""
+    table, indices = step.equation.invars[0].aval, step.spans[1]
+    axes = step.equation.params["dimension_numbers"].start_index_map
+    length = " x ".join(str(getattr(table, "shape", ())[axis]) for axis in axes)
+    reach = "" if indices is None else f" ({indices.least:.0f} to {indices.largest:.0f})"
+    return (
+        f"Some of the lookup's indices{reach} lie outside the array of length {length}, and JAX "
+        "fills in NaN.",
+        (
+            "a longer array: more tokens in the vocabulary, more positions",
+            "smaller indices: check the batch's tokens and the sequence's length",
         ),
     )
 
