@@ -352,7 +352,11 @@ def test_of_a_list_of_batches_the_first_is_looked_at(networks):
     ran = vanishjax("diagnose", "networks.py:several", "--json")
     assert ran.status == 0
     assert ran.json["probe"]["batch_size"] == 32
-    assert "networks.py:several: looked at the first of its list of 3 batches" in ran.err
+    looked = "networks.py:several: looked at the first of its list of 3 batches"
+    assert looked in ran.err
+    ran = vanishjax("diagnose", "networks.py:several", "--steps", 5, "--json")
+    assert f"{looked}, and judged the steps by the second" in ran.err
+    assert ran.json["learning"]["held_out"] is not None
     one = vanishjax("diagnose", "networks.py:a_list", "--json")
     assert (one.status, one.json["probe"]) == (0, ran.json["probe"])
     assert "first of" not in one.err

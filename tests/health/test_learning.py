@@ -143,6 +143,14 @@ def test_what_counts_as_learning():
     assert not course(2 - 0.01 * steps, np.nan).learns
 
 
+@pytest.mark.parametrize("count", range(1, 13))
+def test_a_few_steps_tell_too(count):
+    steps = np.linspace(0, 1, count + 1)
+    assert course(2 - 1.5 * steps).learns
+    assert not course(2 - 0.5 * steps).learns
+    assert course(2 - 0.5 * steps, np.nan).learns
+
+
 def test_an_explosion_is_told_by_its_step():
     def loss_fn(w, x):
         return jnp.mean(jnp.exp(x @ w) ** 2)

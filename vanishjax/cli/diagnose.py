@@ -59,7 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=whole(1),
         metavar="N",
-        help="also train so many steps on these examples, and say whether it learns",
+        help="also train so many steps on these examples, and say whether it learns (judged by the "
+        "second batch, where the function returns a list)",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -122,9 +123,9 @@ def _diagnose_target(name: str, steps: int | None) -> Diagnosis:
     with progress(_COMPILING), open_target(name) as target:
         from vanishjax.health import diagnose
 
-        def look(batch: Any) -> Diagnosis:
+        def look(batch: Any, held_out: Any = None) -> Diagnosis:
             with looking_at(name):
-                return diagnose(target.problem, batch, steps=steps)
+                return diagnose(target.problem, batch, steps=steps, held_out=held_out)
 
         batch = target.batch
         try:
@@ -135,8 +136,11 @@ def _diagnose_target(name: str, steps: int | None) -> Diagnosis:
             # What `vanishjax cure` takes may be a list of batches. If none of them can be looked
             # at either, the first reason counts.
             with contextlib.suppress(TargetError):
-                verdict = look(batch[0])
-                warn(f"{name}: looked at the first of its list of {len(batch)} batches")
+                # One batch can be learned by heart: another one tells.
+                verdict = look(*batch[: 1 if steps is None else 2])
+                judged = steps is not None and len(batch) > 1
+                by = ", and judged the steps by the second" if judged else ""
+                warn(f"{name}: looked at the first of its list of {len(batch)} batches{by}")
                 return verdict
             raise
 

@@ -69,7 +69,8 @@ class Learning:
         """Whether the loss fell below its start, and below what a constant output reaches."""
         if not np.isfinite(self.end):
             return False
-        noise = 2 * float(np.std(np.diff(self._last(4)))) if len(self.judged) > 4 else 0.0
+        jumps = np.diff(self._last(4))
+        noise = 2 * float(np.std(jumps)) if len(jumps) > 1 else 0.0
         if not math.isfinite(self.constant):
             return self.end < self.start - max(noise, _FALL * abs(self.start))
         margin = noise + _BELOW * abs(self.constant)
