@@ -518,6 +518,19 @@ def test_a_model_of_ones_own_without_a_factory():
     assert "rezero" not in names(treatment)
 
 
+def test_the_report_leads_from_a_model_to_the_recipe_and_back(cured):
+    problem, treatment = cured
+    assert "problem.model" not in str(treatment)
+    problem = dataclasses.replace(problem, assemble=lambda params, _: params)
+    of_model = dataclasses.replace(
+        treatment, problem=dataclasses.replace(treatment.problem, assemble=problem.assemble)
+    )
+    _, code = str(of_model).split("from_linen or from_equinox):\n")
+    known = {"vj": vj, "optax": optax, "problem": problem, "batch": treatment.batch}
+    exec("\n".join(map(str.strip, code.splitlines())), known)  # noqa: S102 - what a user pastes
+    chex.assert_trees_all_equal(known["model"], treatment.start.params)
+
+
 def test_loss_scale_gives_a_float16_network_its_gradient_back():
     problem = network("tanh", 4, dtype=jnp.float16, param_dtype=jnp.float16)
     faint = dataclasses.replace(

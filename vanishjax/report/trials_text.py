@@ -16,11 +16,18 @@ _HEALTHY = "Healthy: nothing to cure."
 _MARKS = {"accepted": "✓", "better": "+", "no better": "·", "diverged": "✗", "failed": "✗"}
 
 
-def treatment_text(treatment: Mapping[str, Any]) -> str:
+# Where the problem was made from a model, what a recipe starts from and what becomes of it.
+_FROM_MODEL = "loss_fn, params, tx = problem.plain_loss, problem.params, problem.tx"
+_TO_MODEL = "model = problem.model(params)"
+
+
+def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> str:
     """Writes a treatment out.
 
     Args:
       treatment: What `Treatment.to_dict` gives.
+      of_model: Whether the problem was made from a model: then the recipe says how to come from
+        there to a loss and parameters, and back.
 
     Returns:
       The outcome in a line, the cause, a table of trials, and the recipe.
@@ -54,9 +61,15 @@ def treatment_text(treatment: Mapping[str, Any]) -> str:
         return "\n\n".join([_HEALTHY, *notes])
     blocks = [_headline(treatment), *map(_cause, causes), _table(treatment), *notes]
     if recipe:
-        code = textwrap.indent(printable_lines(recipe), "  ")
         head = "In your own script, with vanishjax as vj and the first batch as batch:"
-        blocks.append(f"{head}\n{code}")
+        if of_model:
+            head = (
+                "In your own script, with vanishjax as vj, the first batch as batch and your model "
+                "in a problem (Problem.from_nnx, from_linen or from_equinox):"
+            )
+            recipe = f"{_FROM_MODEL}\n{recipe}\n{_TO_MODEL}"
+        code = textwrap.indent(printable_lines(recipe), "  ")
+        blocks.append(f"{textwrap.fill(head, _WIDTH)}\n{code}")
     return "\n\n".join(blocks)
 
 

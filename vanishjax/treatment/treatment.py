@@ -72,7 +72,8 @@ class Treatment:
         return "\n".join(remedy.lines for remedy in self.accepted)
 
     def __str__(self) -> str:
-        return report.treatment_text(self.to_dict())
+        of_model = self.problem.assemble is not None
+        return report.treatment_text(self.to_dict(), of_model=of_model)
 
     def to_dict(self) -> dict[str, Any]:
         """The treatment as JSON types, with the diagnosis before and after."""
