@@ -661,6 +661,8 @@ def test_a_key_and_a_number_may_come_first_in_a_batch():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         vj.cure(network(depth=2), **({"batches": data(), "steps": 5} | arguments))
+    with pytest.raises(TypeError, match=r"a Problem first, got Dense: .*Problem\.from_nnx"):
+        vj.cure(nn.Dense(3), data(), steps=5)
 
 
 def test_batches_are_divided_and_gone_through_in_passes():

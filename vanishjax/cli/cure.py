@@ -114,6 +114,7 @@ def _treat_target(options: argparse.Namespace) -> Treatment:
         problem, batches = target
         if problem.tx is None:
             problem = dataclasses.replace(problem, tx=optimizers.adam(1e-3))
+            warn(f"{options.target}: it returns no transform, and trains with vanishjax.adam(1e-3)")
         if not isinstance(batches, list | Iterator):
             batches = list(_cut(batches, BATCH_SIZE))
         return _treat(problem, batches, 0, options)

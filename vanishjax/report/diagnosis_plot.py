@@ -85,7 +85,7 @@ def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
                 color=OKABE_ITO["vermilion"],
             )
     axes.set_xlabel("layer, from input to output")
-    axes.set_ylabel("decades, relative to the output")
+    axes.set_ylabel("decades of its size, relative to the output")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y")
 

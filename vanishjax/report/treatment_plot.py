@@ -40,8 +40,15 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
         f"training loss of each trial, {treatment['steps']} steps from the same parameters on the "
         f"same batches; all together cost {treatment['cost']:.0f} steps"
     )
+    if not treatment["trials"]:
+        caption = "no remedy was tried"
     with png_figure(path, 9, 4.8, title=title, caption=caption) as figure:
         axes = figure.subplots()
+        if not treatment["trials"]:
+            axes.axis("off")
+            nothing = "nothing is wrong with it: there is no race"
+            axes.text(0.5, 0.5, nothing, ha="center", transform=axes.transAxes)
+            return Path(path)
         axes.set_xlabel("step")
         axes.set_ylabel("training loss")
         palette = [OKABE_ITO[name] for name in _COLORS]

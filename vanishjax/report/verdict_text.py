@@ -20,7 +20,7 @@ _LINES = 40  # of a screen
 _ADVICE = (9, 3, 2, 1)  # pieces of advice that a finding shows: the most that fit
 _BOXED = re.compile(r"/value(?=[][@\s,.;:]|$)")
 _BAR, _LEAST_BAR = 8, 6
-_DEADLY = 13.0  # decades of energy, 30 nats: an empty bar
+_DEADLY = 6.5  # decades, 30 nats of energy: an empty bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -32,8 +32,8 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
 
     Returns:
       The verdict in a line, every finding with its evidence and remedies, and a table of layers
-      with what reaches each of the gradient's energy, as a bar and in decades. All but lines of
-      Python fits 80 columns.
+      with how far the gradient falls on its way to each, as a bar and in decades of its size. All
+      but lines of Python fits 80 columns.
 
     Example:
       >>> finding = {"rule": "dead_units", "severity": "critical", "layers": ["w[0]", "w[1]"],
@@ -183,7 +183,12 @@ def _learning(learning: Mapping[str, Any]) -> str:
     )
     if learning["constant"] is not None:
         line += f", best constant output {_number(learning['constant'])}"
-    line += ": it learns." if learning["learns"] else ": it doesn't learn."
+    if not learning["learns"]:
+        line += ": it doesn't learn."
+    elif learning["held_out"] is None:
+        line += ": it learns these examples, if only by heart."
+    else:
+        line += ": it learns."
     return textwrap.fill(line, _WIDTH)
 
 
@@ -215,7 +220,7 @@ def _layers(probe: Mapping[str, Any], lines: int) -> str:
         bars = [] if bar < _LEAST_BAR else [decades or " " * bar]
         return " ".join([f"{_shortened(name, width):{width}}", ln_chi, *bars, *rest])
 
-    rows = [row("layer", "energy".ljust(bar), [head for head, _ in columns])]
+    rows = [row("layer", "reaches".ljust(bar), [head for head, _ in columns])]
     cells = iter(zip(*(cells for _, cells in columns), strict=True))
     for i in shown:
         if i is None:
@@ -241,8 +246,8 @@ def _shown(count: int, most: int) -> list[int | None]:
 
 
 def _decades(log_chi: Sequence[float | None]) -> list[float | None]:
-    """Decades of energy between the output and each layer; None where that isn't known."""
-    steps = (math.nan if x is None else x / math.log(10) for x in reversed(log_chi))
+    """Decades of the gradient's size from the output to each layer; None where not known."""
+    steps = (math.nan if x is None else x / 2 / math.log(10) for x in reversed(log_chi))
     totals = list(itertools.accumulate(steps))[::-1]
     return [None if math.isnan(x) else x for x in totals]
 

@@ -89,6 +89,7 @@ def cure(
       The treatment: `problem` and `opt_state` to go on with, every trial, and a `recipe` in Python.
 
     Raises:
+      TypeError: No problem.
       ValueError: Fewer than one step, too few batches, one that holds infinity or NaN, or what
         `vanishjax.probe` refuses.
 
@@ -105,6 +106,12 @@ def cure(
       params = vj.initializers.lsuv(loss_fn, params, batch)
       tx = optax.chain(tx, optax.scale(0.3))
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"cure takes a Problem first, got {type(problem).__name__}: make one with "
+            "vanishjax.Problem.from_nnx(model, loss_fn, tx), from_linen or from_equinox, or with "
+            "Problem(loss_fn, params, tx)"
+        )
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     key = jax.random.key(0) if key is None else key
@@ -379,6 +386,8 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
             lower, by = goes_farther(run, rival)
         else:
             lower, by = improvement(run, rival)
+        if progress.best is not None:
+            by += f" (beside {' + '.join(one.name for one in progress.accepted)})"
         better, how = cause_improved(after, progress.verdict)
         if lower and better:
             proven.append((remedy, run, after, f"{by}; {how}"))
