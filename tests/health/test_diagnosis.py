@@ -156,6 +156,23 @@ def test_a_float16_gradient_that_underflows_before_the_last_kernel_is_no_zero(sc
     assert found.findings[0].rule == first
 
 
+def test_a_float16_head_that_is_tied_underflows_as_the_rest_does():
+    keys = jax.random.split(KEY)
+    params = {
+        "embedding": jax.random.normal(keys[0], (8, 16), jnp.float16),
+        "hidden": jax.random.normal(keys[1], (16, 16), jnp.float16) / 4,
+    }
+
+    def loss_fn(params, batch):
+        h = jnp.tanh(params["embedding"][batch[1]] @ params["hidden"])
+        logits = jax.nn.log_softmax(h @ params["embedding"].T)
+        return -jnp.mean(logits[:, 0], dtype=jnp.float16) * 1e-6
+
+    found = vj.diagnose(loss_fn, params, BATCH)
+    assert [one.rule for one in found.findings if one.severity == "critical"] == ["underflow"]
+    assert np.isfinite(found.probe.constant_loss)
+
+
 def test_names_the_layers():
     names = [one.layers for one in verdict(dead()).findings]
     assert names == [("hidden_0/kernel", *(f"hidden_stack/kernel[{i}]" for i in range(3)))]

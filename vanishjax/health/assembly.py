@@ -64,7 +64,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         _narrower(types[passed[i].event.tap], plan.dtypes[place])
         for i, place in zip(sites, firsts, strict=True)
     )
-    parameters = _parameters(values, plan, places, taken[:-1][sites], dtypes)
+    parameters = _parameters(values, plan, places, taken[:-1][sites], log_rms[sites], dtypes)
     watched = _watched(values, plan, [passed[i] for i in sites], names)
     supply = Supply.of(passed, log_norm, firsts, plan.paths)
 
@@ -225,20 +225,26 @@ def _parameters(
     plan: Plan,
     places: Sequence[tuple[int, ...]],
     taken: Vector,
+    cotangents: Vector,
     dtypes: Sequence[str],
 ) -> ParameterGradients:
-    """The gradients of all parameters; a kernel with a single tap is right where it underflows."""
+    """The gradients of all parameters; a kernel with a single tap is right where it underflows.
+
+    Of one with several it is unknown then what its gradient would have been.
+    """
     rms = np.asarray(values.rms, np.float64)
     with np.errstate(divide="ignore"):
         log_rms = np.log(rms)
     uses = collections.Counter(place for own in places for place in own)
     tapped = np.asarray(values.log_tapped_rms, np.float64)
-    for own, log_scale, dtype in zip(places, taken, dtypes, strict=True):
+    for own, log_scale, cotangent, dtype in zip(places, taken, cotangents, dtypes, strict=True):
+        least = underflow_free(dtype)
         for place in own:
             followed = tapped[place] + log_scale
-            underflown = not rms[place] > underflow_free(dtype)
-            if uses[place] == 1 and underflown and not np.isnan(followed):
+            if uses[place] == 1 and not rms[place] > least and not np.isnan(followed):
                 log_rms[place] = followed
+            elif uses[place] > 1 and rms[place] == 0 and -np.inf < cotangent < math.log(least):
+                log_rms[place] = np.nan
     return ParameterGradients(
         plan.layers,
         rms,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vanishjax import _jaxpr
+from vanishjax import _jaxpr, numerics
 from vanishjax.training.scan import scan_steps
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
@@ -50,12 +50,23 @@ def constant_output(
     tail, zeros = found
     # Of another size for each unit: a softmax doesn't see what all have in common, and zeros, which
     # are tried as well, have no direction.
-    pattern = [jnp.linspace(-1, 1, x.size).reshape(x.shape).astype(x.dtype) for x in zeros]
+    # In the accumulator's type: in float16 Adam's eps is 0.
+    types = [numerics.accumulator_dtype(x.dtype) for x in zeros]
+    pattern = [
+        jnp.linspace(-1, 1, x.size).reshape(x.shape).astype(dtype)
+        for x, dtype in zip(zeros, types, strict=True)
+    ]
+
+    def loss(constants: Sequence[jax.Array]) -> jax.Array:
+        own = [x.astype(zero.dtype) for x, zero in zip(constants, zeros, strict=True)]
+        value: jax.Array = tail(own)
+        return value
+
     tx = optax.adam(_RATE)
-    step = local_step(lambda constant, _: tail(constant), tx)
+    step = local_step(lambda constants, _: loss(constants), tx)
     start = TrainState.create(_times(_SMALL, pattern), tx)
     _, metrics = scan_steps(step, start, batch_of=lambda _: (), length=_STEPS)
-    once, twice = (jnp.abs(tail(_times(size, pattern))) for size in (_LARGE, 2 * _LARGE))
+    once, twice = (jnp.abs(loss(_times(size, pattern))) for size in (_LARGE, 2 * _LARGE))
     nothing, least = tail(zeros), jnp.min(metrics["loss"])
     return ConstantOutput(jnp.where(nothing < least, nothing, least), jnp.log2(twice / once))
 

@@ -27,7 +27,7 @@ class ParameterGradients:
       layers: The layers.
       rms: Root mean square, as the optimizer gets it.
       log_rms: Its logarithm, had nothing underflowed; that of `rms` where the cotangent can't be
-        followed.
+        followed, and NaN where that is 0 for all that is known.
       zero_fraction: Share of entries that are exactly 0.
       nonfinite: Whether any entry is infinite or NaN.
       parameter_rms: Root mean square of the parameters themselves.

@@ -266,12 +266,13 @@ def underflow(seen: Examination) -> Finding | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         lost = probe.log_gradient_rms - np.log(probe.gradient_rms) > _LOST
     lost &= np.isfinite(probe.log_gradient_rms)
+    told = ~np.isnan(probe.log_gradient_rms)  # not of a kernel that is used several times
     tiny = np.array([_log_tiny(dtype) for dtype in probe.dtypes])
     wide = tiny < _log_tiny("float16")
     # In types of float32's range part of a network is lost only where the cotangent itself vanishes
     # on the way, whatever the loss's scale; all of it is where the loss is too small.
     vanished = _reached(probe) / 2 < tiny
-    lost &= ~wide | vanished | bool(lost.all())
+    lost &= ~wide | vanished | bool(lost[told].all())
     if not lost.any():
         return None
     types = sorted({dtype for dtype, one in zip(probe.dtypes, lost, strict=True) if one})
@@ -279,7 +280,7 @@ def underflow(seen: Examination) -> Finding | None:
     only = "" if narrow else " Nothing that acts on gradients helps."
     return Finding(
         "underflow",
-        "critical" if lost.mean() > 0.5 else "warning",
+        "critical" if lost[told].mean() > 0.5 else "warning",
         pick(probe.names, lost),
         {
             "log_gradient_rms": float(np.min(probe.log_gradient_rms[lost])),

@@ -63,7 +63,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
     unused = _of_paths(parameters.layers.unused, names)
     stopped = _of_paths(parameters.layers.stopped, names)
     # A bias alone may be zero by accident: at the start of training its examples' gradients cancel.
-    zero = (parameters.rms == 0) & ~np.isfinite(parameters.log_rms)
+    zero = (parameters.rms == 0) & np.isneginf(parameters.log_rms)
     zero &= kernels | np.isin(names, unused + stopped) | (len(probe) == 0)
     vanished = np.flatnonzero(vanished_on_the_way(seen))
     zero[[place for i in vanished for place in probe.places[i]]] = False
