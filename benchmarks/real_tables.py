@@ -13,6 +13,7 @@ _NAMES = {
     "second_fresh": "fresh, second set",
     "third_fresh": "fresh, third set",
     "fourth_fresh": "fresh, fourth set",
+    "fifth_fresh": "fresh, fifth set",
     "tuning": "tuning",
 }
 

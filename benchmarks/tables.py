@@ -271,7 +271,7 @@ def front():
     chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
     known = _results("real_networks")
     held_out, *fresh = (known[part] for part in ("held_out", "fresh", "second_fresh"))
-    new = [known[part] for part in ("third_fresh", "fourth_fresh")]
+    new = [known[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
     real, unknown = (_results("real_cures")[part] for part in ("second_fresh", "fourth_fresh"))
     cells = [cell for own in chains.values() for cell in own]
 
@@ -404,6 +404,7 @@ TABLES = {
     "real_networks, fourth fresh": functools.partial(
         real_tables.real_networks, part="fourth_fresh"
     ),
+    "real_networks, fifth fresh": functools.partial(real_tables.real_networks, part="fifth_fresh"),
     "real_networks, fresh": functools.partial(real_tables.real_networks, part="fresh"),
     "real_networks, tools": real_tables.tools,
     "real_cures": real_tables.cures,
