@@ -453,3 +453,25 @@ def test_a_bad_start_of_one_head_among_others():
     assert (first.rule, first.layers) == ("bad_start", ("policy",))
     started = vj.initializers.small_output(loss_fn, params, BATCH)
     assert loss_fn(started, BATCH) < 1.2 * vj.probe(loss_fn, params, BATCH).constant_loss
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(("unit", "sick"), [(1.0, False), (1e5, True)])
+def test_targets_that_are_thousands_of_steps_away(power, unit, sick):
+    problem = vj.mlp_problem(8, (32, 32), 1, activation="tanh", loss="squared_error")
+    targets = unit * (3 + X[:, 0] * X[:, 1])
+
+    def loss_fn(params, batch):
+        return jnp.mean(jnp.abs(problem.predict_fn(params, batch[0])[:, 0] - batch[1]) ** power)
+
+    for tx in (None, optax.adam(1e-3), optax.adam(optax.linear_schedule(0.0, 1e-3, 100))):
+        found = vj.diagnose(loss_fn, problem.params, (X, targets), tx)
+        assert [one.rule for one in found.findings if one.severity == "critical"] == (
+            ["bad_start"] if sick else []
+        )
+        if sick:
+            assert found.findings[0].remedy_ids == ("standardize_targets",)
+    assert found.probe.constant_loss == pytest.approx(
+        float(np.mean(np.abs(targets - np.median(targets)) if power == 1 else np.var(targets))),
+        rel=0.02,
+    )

@@ -106,6 +106,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
             name for name, i in zip(names, sites, strict=True) if passed[i].event.tap in plan.heads
         ),
         constant_loss=float(values.constant.loss),
+        nothing_loss=float(values.constant.nothing),
         loss_growth=float(values.constant.growth),
         memory=_memory(passed, log_norm, plan.layers),
         frozen=_frozen(passed[sites[-1] + 1 :] if len(sites) else [], values, supply, plan),

@@ -14,7 +14,9 @@ from vanishjax.training.scan import scan_steps
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
 
-_STEPS, _RATE = 150, 0.1
+_STEPS = 150
+# Each of them reaches 100 times as far: targets may be counted in cents, or in meters.
+_RATES = 0.1, 10.0, 1e3, 1e5
 _SMALL, _LARGE = 2.0**-10, 2.0**10  # beside targets of unit size
 
 
@@ -22,12 +24,14 @@ class ConstantOutput(NamedTuple):
     """What a network's loss is if the last kernels put out the same for all inputs.
 
     Attributes:
-      loss: The least that was found, in 150 steps of Adam.
+      loss: The least that was found, in 150 steps of Adam at each of several rates.
+      nothing: The loss where all of it is 0.
       growth: The power with which it grows with large outputs: 1 for a cross-entropy, 2 for a
         square, 0 where it doesn't.
     """
 
     loss: jax.Array
+    nothing: jax.Array
     growth: jax.Array
 
 
@@ -46,7 +50,7 @@ def constant_output(
     """
     found = _jaxpr.constant_tail(program, anatomy, arguments)
     if found is None:
-        return ConstantOutput(jnp.full((), jnp.nan), jnp.full((), jnp.nan))
+        return ConstantOutput(*(jnp.full((), jnp.nan) for _ in ConstantOutput._fields))
     tail, zeros = found
     # Of another size for each unit: a softmax doesn't see what all have in common, and zeros, which
     # are tried as well, have no direction.
@@ -62,13 +66,17 @@ def constant_output(
         value: jax.Array = tail(own)
         return value
 
-    tx = optax.adam(_RATE)
-    step = local_step(lambda constants, _: loss(constants), tx)
-    start = TrainState.create(_times(_SMALL, pattern), tx)
-    _, metrics = scan_steps(step, start, batch_of=lambda _: (), length=_STEPS)
+    def search(rate: jax.Array) -> jax.Array:
+        tx = optax.adam(rate)
+        step = local_step(lambda constants, _: loss(constants), tx)
+        start = TrainState.create(_times(_SMALL, pattern), tx)
+        _, metrics = scan_steps(step, start, batch_of=lambda _: (), length=_STEPS)
+        return jnp.nanmin(metrics["loss"])
+
     once, twice = (jnp.abs(loss(_times(size, pattern))) for size in (_LARGE, 2 * _LARGE))
-    nothing, least = tail(zeros), jnp.min(metrics["loss"])
-    return ConstantOutput(jnp.where(nothing < least, nothing, least), jnp.log2(twice / once))
+    nothing, least = tail(zeros), jnp.min(jax.lax.map(search, jnp.array(_RATES)))
+    best = jnp.where(nothing < least, nothing, least)
+    return ConstantOutput(best, nothing, jnp.log2(twice / once))
 
 
 def _times(size: float, arrays: Sequence[jax.Array]) -> list[jax.Array]:

@@ -109,6 +109,7 @@ class Probe:
       heads: The layers after which none comes: the last one, or those of heads side by side.
       constant_loss: The least loss that one output of the heads for all inputs reaches; NaN where
         the last layer stands in a loop.
+      nothing_loss: The loss where the heads put out 0.
       loss_growth: The power with which the loss grows with that output where it is large: 1 for a
         cross-entropy, 2 for a square, 0 where it doesn't; NaN where that can't be told.
       memory: For each kernel that a loop uses anew in every step the nats of energy that the
@@ -160,6 +161,7 @@ class Probe:
     gates: tuple[tuple[tuple[str, ...], float], ...] = ()
     heads: tuple[str, ...] = ()
     constant_loss: float = math.nan
+    nothing_loss: float = math.nan
     loss_growth: float = math.nan
     memory: tuple[tuple[str, float, int], ...] = ()
     frozen: tuple[Frozen, ...] = ()

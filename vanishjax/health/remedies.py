@@ -138,6 +138,10 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "larger_kernels": Advice("larger kernels: a variance of 2 / inputs", needs="rectifier"),
         "unit_kernels": Advice("larger kernels: a variance of 1 / inputs", unless=("rectifier",)),
         "standardize": Advice("standardize the inputs", "x = (x - x.mean(axis=0)) / x.std(axis=0)"),
+        "standardize_targets": Advice(
+            "standardize the targets, and undo that in what is predicted",
+            "y = (y - y.mean(axis=0)) / y.std(axis=0)",
+        ),
         "cooler": Advice(
             "a smaller factor before the softmax: a temperature of about .1 to start with",
             "logits = 10.0 * a @ b.T",

@@ -22,7 +22,7 @@ from vanishjax.health.lost import lost_updates
 from vanishjax.health.measurements import Probe
 from vanishjax.health.memory import memory
 from vanishjax.health.rounding import rounding_noise
-from vanishjax.health.start import bad_start, faint_inputs
+from vanishjax.health.start import bad_start, faint_inputs, far_targets
 from vanishjax.health.starvation import (
     chain_factors,
     dead_units,
@@ -328,7 +328,7 @@ RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
     "rank_collapse": rank_collapse,
     "token_collapse": token_collapse,
     "saturated_attention": saturated_attention,
-    "bad_start": bad_start,
+    "bad_start": lambda seen: bad_start(seen) or far_targets(seen),
     "underflow": underflow,
     "blind_optimizer": blind_optimizer,
     "lost_updates": lost_updates,

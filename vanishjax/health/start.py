@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from vanishjax.health.advice import advised
@@ -22,8 +24,11 @@ FAR_STEPS = 3000.0
 # A regression with inputs 10 times too large, or targets as much too small, starts at 398 and
 # closes -.2, in 1,500 steps and at the usual rate .17; from 4,000 nothing. A PINN trains from 69.
 HOPELESS_START, HOPELESS_SQUARES = 100.0, 300.0
-# Beyond it a constant output is all there is to learn: what it reaches is as good as 0.
+# The loss of no output over that of the best constant one, beyond which the constant is all there
+# is to learn: what it reaches is as good as 0.
 _TRIVIAL = 1e6
+# The first loss over that of a constant output, from which on it is worth a look how far that is.
+_FAR = 1.5
 # Powers with which a loss grows: between 1 and 2, and between 0 and 1.
 _SQUARE, _NORMALIZED = 1.5, 0.5
 _USUAL_STEP = 1e-3  # without an optimizer
@@ -51,7 +56,9 @@ def bad_start(seen: Examination) -> Finding | None:
             f"the last kernel is {steps:.0f} steps large: the first steps only undo its "
             "initialization."
         )
-    elif _TRIVIAL > ratio > (HOPELESS_START if probe.loss_growth < _SQUARE else HOPELESS_SQUARES):
+    elif probe.nothing_loss < _TRIVIAL * probe.constant_loss and ratio > (
+        HOPELESS_START if probe.loss_growth < _SQUARE else HOPELESS_SQUARES
+    ):
         why = (
             "what the network puts out is far too large: its inputs, its kernels or a temperature "
             "are, or the targets are too small."
@@ -68,6 +75,38 @@ def bad_start(seen: Examination) -> Finding | None:
         {"loss_ratio": ratio, "constant_loss": probe.constant_loss, "kernel_in_steps": steps},
         f"The loss starts at {ratio:.0f} times that of the best constant output, and {why}",
         remedies,
+    )
+
+
+def far_targets(seen: Examination) -> Finding | None:
+    """A constant output that is better, and thousands of steps away.
+
+    As where a regression's targets are counted in cents: no step lowers the loss by more than its
+    gradient's absolute sum times the step's size. It grows with the parameters, but slowly.
+    """
+    probe, parameters = seen.probe, seen.probe.parameters
+    if not probe.loss > _FAR * probe.constant_loss > 0:
+        return None
+    sizes = [math.prod(leaf.shape[i] for i in leaf.inner_axes) for leaf in parameters.layers.homes]
+    # Rates start small where they are warmed up; steps that shrink with the gradient say little.
+    usual = seen.step_rms is None or seen.is_linear
+    moves = _USUAL_STEP if usual else np.fmax(np.nan_to_num(seen.step_rms), _USUAL_STEP)
+    most = float(np.sum(np.array(sizes) * parameters.rms * moves))
+    steps = (probe.loss - probe.constant_loss) / most if most > 0 else np.nan
+    if not steps > FAR_STEPS:
+        return None
+    return Finding(
+        "bad_start",
+        "critical",
+        probe.heads,
+        {
+            "loss_ratio": probe.loss / probe.constant_loss,
+            "constant_loss": probe.constant_loss,
+            "steps_away": steps,
+        },
+        f"The best constant output is more than {steps:.0f} steps away: the targets are far too "
+        "large for what the network puts out.",
+        ("standardize_targets",),
     )
 
 
