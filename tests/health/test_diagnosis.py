@@ -475,3 +475,40 @@ def test_targets_that_are_thousands_of_steps_away(power, unit, sick):
         float(np.mean(np.abs(targets - np.median(targets)) if power == 1 else np.var(targets))),
         rel=0.02,
     )
+
+
+def equation(u, t, derivative):
+    slope = {
+        "grad": lambda: jax.vmap(jax.grad(u))(t),
+        "jvp": lambda: jax.vmap(lambda x: jax.jvp(u, (x,), (1.0,))[1])(t),
+    }[derivative]()
+    return jnp.mean((slope + u(1.0)) ** 2) + (u(0.0) - 1) ** 2
+
+
+@pytest.mark.parametrize("derivative", ["grad", "jvp"])
+def test_the_best_constant_solution_of_a_differential_equation(derivative):
+    """It has no slope: what is left is c^2 + (c - 1)^2."""
+    problem = vj.mlp_problem(1, (16, 16), 1, activation="tanh", loss="squared_error")
+
+    def loss_fn(params, t):
+        def u(x):
+            return problem.predict_fn(params, jnp.reshape(x, (1, 1)))[0, 0]
+
+        return equation(u, t, derivative)
+
+    found = vj.probe(loss_fn, problem.params, jnp.linspace(0.0, 1.0, 32))
+    assert found.constant_loss == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_best_constant_output_of_a_head_that_is_used_at_every_step():
+    problem = vj.mlp_problem(8, (16,), 1, activation="tanh", loss="squared_error")
+
+    def loss_fn(params, batch):
+        h, total = batch[0], 0.0
+        for step in range(3):
+            h = jnp.roll(h, 1, axis=1)
+            total += jnp.mean((problem.predict_fn(params, h)[:, 0] - step) ** 2)
+        return total / 3
+
+    found = vj.probe(loss_fn, problem.params, BATCH)
+    assert found.constant_loss == pytest.approx(np.var([0, 1, 2]), rel=1e-3)

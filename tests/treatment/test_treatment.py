@@ -320,6 +320,16 @@ def test_held_out_loss_is_compared_beyond_the_noise(gain, better, said):
     assert improvement(after, before) == (better, f"held-out loss {said} 0.05")
 
 
+def test_losses_that_differ_by_decades_are_lower_where_every_one_is():
+    """Two standard errors of 1e9 and 1e8 are as much as their mean."""
+    before, after = run(np.array([1e9, 1e8])), run(np.array([0.2, 0.1]))
+    assert improvement(after, before) == (
+        True,
+        "held-out loss lower by 5.5e+08, and less than half on every batch",
+    )
+    assert not improvement(run(np.array([0.2, 6e7])), before)[0]
+
+
 def run(held_out, first=0.0):
     problem = vj.Problem(lambda w, x: w * x, jnp.ones(()), optax.sgd(0.1))
     return Run(problem, problem.params, (), None, np.full(1, first), first, held_out, None)

@@ -8,7 +8,6 @@ chain of layers every output is one, in a residual network every block's sum.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -123,8 +122,8 @@ class Anatomy:
     def last_sites(self) -> tuple[Site, ...]:
         """Where the last kernels meet the data, those of heads side by side, in the data's order.
 
-        Only the very last where one of them is used more than once: what it puts out for another
-        input, or in a derivative, isn't the same. None where the last is in a loop, or none does.
+        A kernel comes several times where it meets other inputs or stands in a derivative. None
+        where the last is in a loop, or none does.
         """
         sites = {site.tap: site for site in self.sites.values()}
         last = None
@@ -144,9 +143,8 @@ class Anatomy:
             for tap, site in sorted(sites.items())
             if reaches[tap] and not later[tap] & bits & ~(1 << tap)
         ]
-        uses = collections.Counter(site.leaf for site in sites.values())
-        several = all(uses[site.leaf] == 1 and not self.lengths[site.tap] for site in heads)
-        return tuple(heads) if last in heads and several else (last,)
+        outside = not any(self.lengths[site.tap] for site in heads)
+        return tuple(heads) if last in heads and outside else (last,)
 
 
 def dissect(program: Program, trace: Trace) -> Anatomy:

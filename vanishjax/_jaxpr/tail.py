@@ -8,52 +8,100 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import Literal, Var
 
-from vanishjax._jaxpr.anatomy import Anatomy
+from vanishjax._jaxpr.anatomy import Anatomy, Site
+from vanishjax._jaxpr.output import PRODUCTS
 from vanishjax._jaxpr.program import Program, on_device
+from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.versions import bind, dtype_of, shape_of
+
+# A kernel of one output is multiplied entry by entry on the way back.
+_PRODUCTS = PRODUCTS | {"mul"}
+_MOVES = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
 
 
 def constant_tail(
-    program: Program, anatomy: Anatomy, arguments: Sequence[Any]
+    program: Program,
+    trace: Trace,
+    anatomy: Anatomy,
+    arguments: Sequence[Any],
+    biases: Sequence[int],
 ) -> tuple[Callable[[Any], Any], list[Any]] | None:
     """The loss if the last kernels put out the same for all inputs, as a function of that.
 
-    What doesn't depend on it is computed once, here.
+    What doesn't depend on it is computed once, here. Where a last kernel meets several inputs, as
+    of twins, or stands in derivatives, as in a differential equation's, it counts as 0 in all
+    places, and its bias is the output.
 
     Args:
       program: The loss, flattened.
+      trace: The uses of its parameters.
       anatomy: Where its kernels meet the data.
       arguments: The parameters' leaves, then the batch's arrays.
+      biases: For each parameter the number of the bias beside it; -1 without one.
 
     Returns:
       The function of one output for each last kernel, and zeros of their shapes; None where the
-      last kernel stands in a loop, or there is none.
+      last kernel stands in a loop, there is none, or it has no bias and meets several inputs.
     """
-    sites = anatomy.last_sites
-    if not sites:
-        return None
-    shapes = {site.output: shape_of(site.output.aval) for site in sites}
-    before, after = _divide(program.closed.jaxpr, set(shapes))
-    fixed: dict[Var, Any] = {}
     jaxpr = program.closed.jaxpr
+    heads = [site.leaf for site in anatomy.last_sites]
+    several = {leaf for leaf in heads if _products(jaxpr, jaxpr.invars[leaf]) > 1}
+    shapes: dict[Var, tuple[int, ...]] = {}
+    nothing: dict[Var, Any] = {}
+    closed = -1
+    if several:
+        # The last kernel of a network is first met last; the way back ends at the first kernel.
+        sites = {site.leaf for site in anatomy.sites.values()}
+        uses = [use for use in trace.uses if use.leaf in sites]
+        first: dict[int, int] = {}
+        for use in uses:
+            first[use.leaf] = min(use.position, first.get(use.leaf, use.position))
+        closed = max(first, key=lambda leaf: first[leaf])
+        if biases[closed] < 0 or any(use.axes for use in uses if use.leaf == closed):
+            return None
+        kernel, bias = jaxpr.invars[closed], jaxpr.invars[biases[closed]]
+        nothing[kernel] = jnp.zeros(shape_of(kernel.aval), dtype_of(kernel))
+        shapes[bias] = shape_of(bias.aval)
+    for site in anatomy.last_sites:
+        if site.leaf not in {closed, *several}:
+            shapes[site.output] = _of_one(site)
+    if not shapes:
+        return None
+    before, after = _divide(jaxpr, {*shapes, *nothing})
+    fixed: dict[Var, Any] = {}
     fixed.update(zip(jaxpr.constvars, map(on_device, program.closed.consts), strict=True))
     fixed.update(zip(jaxpr.invars, arguments, strict=True))
     _run(before, fixed)
 
     def tail(constants: Any) -> Any:
-        outputs = map(jnp.broadcast_to, constants, shapes.values())
-        environment = {**fixed, **dict(zip(shapes, outputs, strict=True))}
+        outputs = {
+            variable: jnp.broadcast_to(constant, shape_of(variable.aval))
+            for variable, constant in zip(shapes, constants, strict=True)
+        }
+        environment = {**fixed, **nothing, **outputs}
         _run(after, environment)
         (loss,) = jaxpr.outvars
         return loss.val if isinstance(loss, Literal) else environment[loss]
 
-    return tail, [
-        jnp.zeros(
-            tuple(1 if axis in site.output_samples else n for axis, n in enumerate(shape)),
-            dtype_of(site.output),
-        )
-        for site, shape in zip(sites, shapes.values(), strict=True)
-    ]
+    return tail, [jnp.zeros(shape, dtype_of(variable)) for variable, shape in shapes.items()]
+
+
+def _products(jaxpr: Any, kernel: Var) -> int:
+    """How many products a kernel is a factor of, those included that no data goes into."""
+    same, count = {kernel}, 0
+    for eqn in jaxpr.eqns:
+        if same.isdisjoint(atom for atom in eqn.invars if not isinstance(atom, Literal)):
+            continue
+        count += eqn.primitive.name in _PRODUCTS
+        if eqn.primitive.name in _MOVES:
+            same.update(eqn.outvars)
+    return count
+
+
+def _of_one(site: Site) -> tuple[int, ...]:
+    """The shape of what a kernel puts out for one input, its axes kept."""
+    shape = shape_of(site.output.aval)
+    return tuple(1 if axis in site.output_samples else n for axis, n in enumerate(shape))
 
 
 def _divide(jaxpr: Any, starts: set[Var]) -> tuple[list[Any], list[Any]]:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from vanishjax import _jaxpr, numerics
+from vanishjax.layers.matrices import bias_of
+from vanishjax.layers.traced import TracedLoss
 from vanishjax.training.scan import scan_steps
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
@@ -35,20 +37,22 @@ class ConstantOutput(NamedTuple):
     growth: jax.Array
 
 
-def constant_output(
-    program: _jaxpr.Program, anatomy: _jaxpr.Anatomy, arguments: Sequence[Any]
-) -> ConstantOutput:
+def constant_output(traced: TracedLoss, arguments: Sequence[Any]) -> ConstantOutput:
     """Looks at the loss as a function of one output for all inputs.
 
     Args:
-      program: The loss, flattened.
-      anatomy: Where its kernels meet the data.
+      traced: The loss.
       arguments: The parameters' leaves, then the batch's arrays.
 
     Returns:
-      What it is; NaN where the last kernel stands in a loop.
+      What it is; NaN where the last kernel stands in a loop, or meets several inputs without a bias
+      beside it.
     """
-    found = _jaxpr.constant_tail(program, anatomy, arguments)
+    leaves = traced.layers.leaves
+    numbers = {leaf.path: number for number, leaf in enumerate(leaves)}
+    beside = [bias_of(leaf, leaves) for leaf in leaves]
+    biases = [-1 if bias is None else numbers[bias.path] for bias in beside]
+    found = _jaxpr.constant_tail(traced.program, traced.trace, traced.anatomy, arguments, biases)
     if found is None:
         return ConstantOutput(*(jnp.full((), jnp.nan) for _ in ConstantOutput._fields))
     tail, zeros = found

@@ -267,7 +267,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
         tuple(site.tap for site in anatomy.last_sites),
     )
-    constant = constant_output(program, anatomy, [*leaves, *arrays])
+    constant = constant_output(traced, [*leaves, *arrays])
     told = _Arrays(value, cotangents, sites, gradients, seen, constant)
     copied = tuple(_jaxpr.copied(anatomy))
     return _Run(told, _Known(plan, tuple(measurements.items()), copied))

@@ -50,13 +50,14 @@ def bad_start(seen: Examination) -> Finding | None:
         away = np.where(np.greater(moves, 0), kernels / moves, np.inf)
     steps = float(np.max(away))
     remedies = advised("bad_start", probe)
+    guess = probe.nothing_loss if np.isfinite(probe.nothing_loss) else probe.loss
     far = ratio > BAD_START and steps > FAR_STEPS
     if far:
         why = (
             f"the last kernel is {steps:.0f} steps large: the first steps only undo its "
             "initialization."
         )
-    elif probe.nothing_loss < _TRIVIAL * probe.constant_loss and ratio > (
+    elif guess < _TRIVIAL * probe.constant_loss and ratio > (
         HOPELESS_START if probe.loss_growth < _SQUARE else HOPELESS_SQUARES
     ):
         why = (
@@ -89,8 +90,8 @@ def far_targets(seen: Examination) -> Finding | None:
         return None
     sizes = [math.prod(leaf.shape[i] for i in leaf.inner_axes) for leaf in parameters.layers.homes]
     # Rates start small where they are warmed up; steps that shrink with the gradient say little.
-    usual = seen.step_rms is None or seen.is_linear
-    moves = _USUAL_STEP if usual else np.fmax(np.nan_to_num(seen.step_rms), _USUAL_STEP)
+    own = None if seen.is_linear else seen.step_rms
+    moves = _USUAL_STEP if own is None else np.fmax(np.nan_to_num(own), _USUAL_STEP)
     most = float(np.sum(np.array(sizes) * parameters.rms * moves))
     steps = (probe.loss - probe.constant_loss) / most if most > 0 else np.nan
     if not steps > FAR_STEPS:

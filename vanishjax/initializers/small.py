@@ -170,7 +170,7 @@ def small_output(
         return adjusted(found, kernels, variance=_OUTPUT)
     if not heads or anatomy.lengths[heads[0].tap]:
         raise ValueError("the last kernel can't be made small: it stands in a loop")
-    (last,) = heads
+    last = heads[-1]
     leaves = list(found.leaves)
     size = jit_once(functools.partial(_output_size, found.traced.program, anatomy, last))
     for _ in range(_ROUNDS):

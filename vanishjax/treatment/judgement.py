@@ -31,7 +31,8 @@ def improvement(treated: Run, untreated: Run) -> tuple[bool, str]:
     """Whether a treatment lowered the held-out loss by more than the noise.
 
     The batches are compared pair by pair: the mean difference must exceed two standard errors, and
-    one percent of the untreated loss.
+    one percent of the untreated loss. Where that is large and differs from batch to batch, it is
+    enough that on no batch the treated one is more than half of the least untreated one.
 
     Args:
       treated: Its run.
@@ -47,6 +48,8 @@ def improvement(treated: Run, untreated: Run) -> tuple[bool, str]:
     error = float(np.std(gains, ddof=1)) / count**0.5 if count > 1 else 0.0
     noise = max(2 * error, 0.01 * float(np.abs(np.mean(untreated.held_out))))
     way = "lower" if gain >= 0 else "higher"
+    if gain <= noise and 0 <= np.max(treated.held_out) < _LEARNED * np.min(untreated.held_out):
+        return True, f"held-out loss lower by {gain:.3g}, and less than half on every batch"
     relation = "more" if abs(gain) > noise else "not more"
     return gain > noise, f"held-out loss {way} by {abs(gain):.3g}, {relation} than {noise:.2g}"
 
