@@ -191,6 +191,16 @@ def test_train_regresses_several_targets(here):
     assert ran.json["settings"]["classes"] == 2
 
 
+def test_resume_replaces_nothing_where_there_is_nothing_to_go_on_from(here):
+    run = ("train", "--quick", "--hidden", "8", "--out", "run")
+    assert vanishjax(*run).status == 0
+    model = Path("run", "model.safetensors").read_bytes()
+    again = vanishjax(*run, "--seed", "1", "--resume")
+    assert again.status == 2
+    assert "--out run: already holds" in again.error
+    assert Path("run", "model.safetensors").read_bytes() == model
+
+
 def without_times(result):
     result["history"] = {k: v for k, v in result["history"].items() if "second" not in k}
     return result

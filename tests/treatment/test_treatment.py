@@ -541,6 +541,22 @@ def test_the_report_leads_from_a_model_to_the_recipe_and_back(cured):
     chex.assert_trees_all_equal(known["model"], treatment.start.params)
 
 
+def test_what_changes_nothing_says_so_instead_of_running():
+    problem = vj.mlp_problem(1, (16, 16), 1, activation="tanh", loss="squared_error")
+
+    def loss_fn(params, t):
+        def u(x):
+            return problem.predict_fn(params, jnp.reshape(x, (1, 1)))[0, 0]
+
+        return jnp.mean((jax.vmap(jax.grad(u))(t) + jax.vmap(u)(t)) ** 2)
+
+    equation = vj.Problem(loss_fn, problem.params, vj.adam(1e-3))
+    looked = remedies.Context(equation, jnp.linspace(0.0, 1.0, 32))
+    for make in (remedies.lsuv, remedies.tiny_lsuv):
+        with pytest.raises(ValueError, match="stands in a derivative"):
+            make(looked).apply(equation)
+
+
 def test_loss_scale_gives_a_float16_network_its_gradient_back():
     problem = network("tanh", 4, dtype=jnp.float16, param_dtype=jnp.float16)
     faint = dataclasses.replace(

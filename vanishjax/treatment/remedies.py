@@ -110,9 +110,20 @@ def _lsuv(name: str, context: Context, variance: float) -> Remedy:
         loss_fn = problem.plain_loss
         params = initializers.pca(loss_fn, problem.params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch, variance=variance)
+        _check_changed(problem.params, params)
         return dataclasses.replace(problem, params=params)
 
     return Remedy(name, apply, f"{_PCA}\n{_lsuv_code(variance)}", part=_KERNELS)
+
+
+def _check_changed(before: Any, after: Any) -> None:
+    """Raises ValueError where a remedy has left the parameters as they were."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    if all(bool((a == b).all()) for a, b in pairs):
+        raise ValueError(
+            "no kernel's output can be adjusted: each meets several inputs, stands in a derivative "
+            "or a loop, or puts out nothing but zeros"
+        )
 
 
 def _lsuv_code(variance: float = 1.0) -> str:
@@ -153,6 +164,7 @@ def tiny_lsuv(context: Context) -> Remedy:
 
     def apply(problem: Problem) -> Problem:
         params = initializers.lsuv(problem.plain_loss, problem.params, context.batch, variance=TINY)
+        _check_changed(problem.params, params)
         return steps.apply(dataclasses.replace(problem, params=params))
 
     # Exponentials may bear small kernels for the steps of a trial, and no longer.
