@@ -94,7 +94,7 @@ def test_nothing_helped(here):
     ran = vanishjax("cure", "net.py:hopeless", "--steps", "5")
     assert ran.status == 1
     assert ran.out.startswith("Nothing helped")
-    assert "net.py:hopeless: it returns no transform, and trains with vanishjax.adam" in ran.err
+    assert "net.py:hopeless: it returns no transform; trained with vanishjax.adam" in ran.err
     last = ran.err.splitlines()[-1]
     assert last.startswith("vanishjax: no remedy helped")
 

@@ -20,7 +20,7 @@ from jax.experimental.ode import odeint
 
 import vanishjax as vj
 from vanishjax import _jaxpr
-from vanishjax.health.rules import rounding_noise
+from vanishjax.health.rounding import rounding_noise
 from vanishjax.report.diagnosis_plot import _scales
 
 KEY = jax.random.key(0)
@@ -688,7 +688,9 @@ def test_a_start_that_is_too_loud_says_what_to_turn_down():
 
 def test_a_gradient_of_rounding_noise_is_no_optimizers_fault():
     parameters = diagnosed("BERT").probe.parameters
-    noise = np.array(parameters.layers.names)[rounding_noise(parameters)]
+    noise = np.array(parameters.layers.names)[
+        rounding_noise(parameters.layers.names, parameters.rms)
+    ]
     assert sorted(noise) == [f"Block_{i}/MultiHeadDotProductAttention_0/key/bias" for i in (0, 1)]
 
 

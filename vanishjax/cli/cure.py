@@ -112,12 +112,15 @@ def _treat_target(options: argparse.Namespace) -> Treatment:
         from vanishjax import optimizers
 
         problem, batches = target
-        if problem.tx is None:
+        usual = problem.tx is None
+        if usual:
             problem = dataclasses.replace(problem, tx=optimizers.adam(1e-3))
-            warn(f"{options.target}: it returns no transform, and trains with vanishjax.adam(1e-3)")
         if not isinstance(batches, list | Iterator):
             batches = list(_cut(batches, BATCH_SIZE))
-        return _treat(problem, batches, 0, options)
+        treatment = _treat(problem, batches, 0, options)
+        if usual:
+            warn(f"{options.target}: it returns no transform; trained with vanishjax.adam(1e-3)")
+        return treatment
 
 
 def _treat(problem: Problem, batches: Any, seed: int, options: argparse.Namespace) -> Treatment:

@@ -71,7 +71,6 @@ def run_folder(
       ValueError: There is no run to go on with, or one lies where a new one shall begin.
     """
     from vanishjax.cli.output import latest_folder, results_folder
-    from vanishjax.training import checkpoint_steps
 
     out = options.out
     if not writes:
@@ -91,8 +90,12 @@ def run_folder(
                 f"--out {out}: already holds {FOLDER}; go on from them with --resume, replace them "
                 "with --overwrite, or name another folder"
             )
-    # Without a checkpoint to go on from it is another run, and replaces nothing.
-    replace = options.overwrite or (options.resume and bool(checkpoint_steps(Path(out, FOLDER))))
+    replace = options.overwrite
+    if options.resume and Path(out, FOLDER).is_dir():
+        from vanishjax.training import checkpoint_steps
+
+        # Without a checkpoint to go on from it is another run, and replaces nothing.
+        replace = replace or bool(checkpoint_steps(Path(out, FOLDER)))
     with results_folder(command, out, files, replace) as opened:
         yield opened
 

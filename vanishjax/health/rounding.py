@@ -17,7 +17,7 @@ _ROUNDED = 3e-6
 def rounding_noise(
     names: Sequence[str], sizes: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Parameters whose gradient is 0 but for rounding, though the kernel beside them gets one.
+    """Biases whose gradient is 0 but for rounding, though the kernel beside them gets one.
 
     What a key's bias adds is the same for all that a softmax compares, and what a bias adds before
     a normalization is taken off again.
@@ -34,7 +34,14 @@ def rounding_noise(
         module = _module(name)
         largest[module] = max(size, largest.get(module, 0.0))
     beside = np.array([largest[_module(name)] for name in names])
-    return np.asarray(sizes < _ROUNDED * beside)
+    return np.asarray(sizes < _ROUNDED * beside) & np.array(
+        [_is_bias(name) for name in names], bool
+    )
+
+
+def _is_bias(name: str) -> bool:
+    """Whether a layer is one, by its last key: bias, b, bk, bias_k."""
+    return bare(name.partition("[")[0]).rpartition("/")[2].startswith("b")
 
 
 def _module(name: str) -> str:
