@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 
-from vanishjax._jaxpr.program import Evaluator, Program
+from vanishjax._jaxpr.program import Evaluator, Program, evaluated
 from vanishjax._jaxpr.versions import dtype_of, open_jaxpr, scan_split, shape_of
 
 _SOURCES = frozenset({"random_bits", "rng_bit_generator", "threefry2x32"})
@@ -84,15 +84,7 @@ def without_dropout(program: Program) -> Program:
     jaxpr = program.closed.jaxpr
     masks: dict[int, _Mask] = {}
     _walk(jaxpr, [_Seen(data=True)] * len(jaxpr.invars), masks)
-    if not masks:
-        return program
-    evaluate = _Averaging(masks)
-
-    def averaged(*arguments: Any) -> Any:
-        return evaluate(jaxpr, program.closed.consts, arguments)
-
-    arguments = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars)
-    return program._replace(closed=jax.make_jaxpr(averaged)(*arguments))
+    return evaluated(program, _Averaging(masks)) if masks else program
 
 
 class _Averaging(Evaluator):
@@ -173,12 +165,13 @@ def _result(eqn: JaxprEqn, operands: Sequence[_Seen]) -> _Seen:
     if name == "bitcast_convert_type" and dtype_of(eqn.outvars[0]) == jnp.float32:
         # Random bits behind the exponent of 1, in every generator of uniform numbers.
         return plain._replace(interval=(1.0, 2.0))
-    (number,) = [one for one in operands if one.noise] if _one(operands) else (None,)
-    constant = next((one.constant for one in operands if not one.noise), None)
-    if number is None:
+    if len(operands) != 2 or operands[0].noise == operands[1].noise:
         return plain
+    number, other = operands if operands[0].noise else reversed(operands)
+    constant = other.constant
     if name in _CHOOSES_LESS:
-        return plain._replace(mask=True, chance=_chance(name, operands))
+        less = _CHOOSES_LESS[name] == operands[0].noise
+        return plain._replace(mask=True, chance=_chance(number.interval, constant, less))
     if constant is None:
         return plain
     if name == "max" and number.interval is not None and constant <= number.interval[0]:
@@ -196,17 +189,13 @@ def _result(eqn: JaxprEqn, operands: Sequence[_Seen]) -> _Seen:
     return plain
 
 
-def _chance(name: str, operands: Sequence[_Seen]) -> float | None:
-    """How likely a comparison of a uniform number with a constant is."""
-    number = next(one for one in operands if one.noise)
-    limit = next(one.constant for one in operands if not one.noise)
-    if number.interval is None or limit is None:
+def _chance(interval: tuple[float, float] | None, limit: float | None, less: bool) -> float | None:
+    """How likely a number that is drawn evenly lies below a limit, or else above it."""
+    if interval is None or limit is None or interval[0] == interval[1]:
         return None
-    low, high = number.interval
-    share = float(np.clip((limit - low) / (high - low), 0, 1)) if high > low else None
-    if share is None:
-        return None
-    return share if _CHOOSES_LESS[name] == operands[0].noise else 1 - share
+    low, high = interval
+    below = float(np.clip((limit - low) / (high - low), 0, 1))
+    return below if less else 1 - below
 
 
 def _mask_in(eqn: JaxprEqn, operands: Sequence[_Seen]) -> _Mask | None:
@@ -215,19 +204,15 @@ def _mask_in(eqn: JaxprEqn, operands: Sequence[_Seen]) -> _Mask | None:
     if out is None or not jnp.issubdtype(out, jnp.floating):
         return None
     name = eqn.primitive.name
-    if name == "select_n" and len(operands) == 3 and operands[0].mask and not operands[0].data:
+    if name == "select_n" and len(operands) == 3 and operands[0].mask:
         for place, other in ((2, 1), (1, 2)):
             if operands[place].data and operands[other].constant == 0:
                 return _Mask(place, 0, place == 2, operands[0].chance)
     if name == "mul":
         for place, by in ((0, 1), (1, 0)):
-            if operands[place].data and operands[by].mask and not operands[by].data:
+            if operands[place].data and operands[by].mask:
                 return _Mask(place, by, None, operands[by].chance)
     return None
-
-
-def _one(operands: Sequence[_Seen]) -> bool:
-    return len(operands) == 2 and sum(one.noise for one in operands) == 1
 
 
 def _is_number(value: Any) -> bool:

@@ -85,15 +85,19 @@ def flatten(program: Program) -> Program:
     Loops, branches and functions with derivatives of their own stay. Every equation of the result
     is an object of its own, and stands for one place of the program.
     """
-    evaluate = Evaluator()
+    return evaluated(program, Evaluator())
 
-    def flat(*arguments: Any) -> Any:
+
+def evaluated(program: Program, evaluate: Evaluator) -> Program:
+    """The program of the loss as an evaluator computes it."""
+
+    def loss(*arguments: Any) -> Any:
         return evaluate(program.closed.jaxpr, program.closed.consts, arguments)[:1]
 
     arguments = (
         jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.closed.jaxpr.invars
     )
-    return program._replace(closed=jax.make_jaxpr(flat)(*arguments))
+    return program._replace(closed=jax.make_jaxpr(loss)(*arguments))
 
 
 class Evaluator:

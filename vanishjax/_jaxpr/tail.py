@@ -24,7 +24,7 @@ def constant_tail(
     trace: Trace,
     anatomy: Anatomy,
     arguments: Sequence[Any],
-    biases: Sequence[int],
+    bias_of: Callable[[int], int | None],
 ) -> tuple[Callable[[Any], Any], list[Any]] | None:
     """The loss if the last kernels put out the same for all inputs, as a function of that.
 
@@ -37,14 +37,14 @@ def constant_tail(
       trace: The uses of its parameters.
       anatomy: Where its kernels meet the data.
       arguments: The parameters' leaves, then the batch's arrays.
-      biases: For each parameter the number of the bias beside it; -1 without one.
+      bias_of: For the number of a parameter that of the bias beside it.
 
     Returns:
       The function of one output for each last kernel, and zeros of their shapes; None where the
       last kernel stands in a loop, there is none, or it has no bias and meets several inputs.
     """
     jaxpr = program.closed.jaxpr
-    heads = [site.leaf for site in anatomy.last_sites]
+    heads = {site.leaf for site in anatomy.last_sites}
     several = {leaf for leaf in heads if _products(jaxpr, jaxpr.invars[leaf]) > 1}
     shapes: dict[Var, tuple[int, ...]] = {}
     nothing: dict[Var, Any] = {}
@@ -57,9 +57,10 @@ def constant_tail(
         for use in uses:
             first[use.leaf] = min(use.position, first.get(use.leaf, use.position))
         closed = max(first, key=lambda leaf: first[leaf])
-        if biases[closed] < 0 or any(use.axes for use in uses if use.leaf == closed):
+        beside = bias_of(closed)
+        if beside is None or any(use.axes for use in uses if use.leaf == closed):
             return None
-        kernel, bias = jaxpr.invars[closed], jaxpr.invars[biases[closed]]
+        kernel, bias = jaxpr.invars[closed], jaxpr.invars[beside]
         nothing[kernel] = jnp.zeros(shape_of(kernel.aval), dtype_of(kernel))
         shapes[bias] = shape_of(bias.aval)
     for site in anatomy.last_sites:

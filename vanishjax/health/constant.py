@@ -49,10 +49,12 @@ def constant_output(traced: TracedLoss, arguments: Sequence[Any]) -> ConstantOut
       beside it.
     """
     leaves = traced.layers.leaves
-    numbers = {leaf.path: number for number, leaf in enumerate(leaves)}
-    beside = [bias_of(leaf, leaves) for leaf in leaves]
-    biases = [-1 if bias is None else numbers[bias.path] for bias in beside]
-    found = _jaxpr.constant_tail(traced.program, traced.trace, traced.anatomy, arguments, biases)
+
+    def beside(number: int) -> int | None:
+        bias = bias_of(leaves[number], leaves)
+        return None if bias is None else leaves.index(bias)
+
+    found = _jaxpr.constant_tail(traced.program, traced.trace, traced.anatomy, arguments, beside)
     if found is None:
         return ConstantOutput(*(jnp.full((), jnp.nan) for _ in ConstantOutput._fields))
     tail, zeros = found

@@ -94,9 +94,7 @@ def statistics(
     shape = (x.shape[samples[0]] if samples else 1, *size)  # [batch, positions, units]
 
     def arrange(values: jax.Array) -> jax.Array:
-        laid = numerics.upcast(values).transpose(*samples, *units).reshape(shape)
-        # A complex unit is two.
-        return jnp.concatenate([laid.real, laid.imag], -1) if jnp.iscomplexobj(laid) else laid
+        return in_real_units(numerics.upcast(values).transpose(*samples, *units).reshape(shape), -1)
 
     slope = jnp.ones(shape) if activation is None else jnp.abs(arrange(activation.slope(x)))
     h = arrange(x if activation is None else activation(x))
@@ -114,6 +112,11 @@ def statistics(
     )
     dtype = jnp.finfo(numerics.accumulator_dtype(x.dtype)).dtype
     return Statistics(*(jnp.asarray(value, dtype) for value in values))
+
+
+def in_real_units(x: jax.Array, axis: int) -> jax.Array:
+    """Of complex units twice as many, their real and their imaginary parts."""
+    return jnp.concatenate([x.real, x.imag], axis) if jnp.iscomplexobj(x) else x
 
 
 def _rms(x: jax.Array) -> jax.Array:

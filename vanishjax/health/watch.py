@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vanishjax import _jaxpr, numerics
-from vanishjax.health.statistics import SATURATED_SLOPE
+from vanishjax.health.statistics import SATURATED_SLOPE, in_real_units
 
 _ONE_HOT = 0.05  # a row whose 1 - sum p^2 is below that looks at one position alone
 _LEAST_SEQUENCE = 4
@@ -35,8 +35,7 @@ def watch(watched: _jaxpr.Watched, x: jax.Array) -> jax.Array:
         rest = 1 - jnp.sum(x * x, axis=watched.axes)
         size = math.prod(x.shape[axis] for axis in watched.axes)
         return jnp.mean(rest < _ONE_HOT) if size > 1 else jnp.zeros(())
-    if jnp.iscomplexobj(x):
-        x = jnp.concatenate([x.real, x.imag], axis=watched.axes[0])
+    x = in_real_units(x, watched.axes[0])
     positions = tuple(
         axis for axis in range(x.ndim) if axis not in watched.axes and axis != watched.batch
     )

@@ -75,10 +75,15 @@ def with_given(leaves: Sequence[Leaf], given: Any) -> list[Leaf]:
 
 def bias_of(kernel: Leaf, leaves: Iterable[Leaf]) -> Leaf | None:
     """The bias beside a kernel, if there is one."""
+    wanted = _bias_path(kernel)
+    return next((leaf for leaf in leaves if bare(leaf.path) == wanted), None)
+
+
+def _bias_path(kernel: Leaf) -> str | None:
+    """Where the bias beside a kernel would be."""
     module, _, name = bare(kernel.path).rpartition("/")
     partner = BIAS_OF.get(name)
-    wanted = f"{module}/{partner}" if module else partner
-    return next((leaf for leaf in leaves if bare(leaf.path) == wanted), None)
+    return f"{module}/{partner}" if module else partner
 
 
 def kernel_places(layers: Layers) -> list[int]:
@@ -98,8 +103,8 @@ def bias_places(layers: Layers) -> list[int]:
 
 
 def _bias_paths(layers: Layers) -> set[str]:
-    matrices = (leaf for leaf in layers.leaves if len(leaf.inner_axes) > 1)
-    return {bias.path for leaf in matrices if (bias := bias_of(leaf, layers.leaves))}
+    wanted = {_bias_path(leaf) for leaf in layers.leaves if len(leaf.inner_axes) > 1}
+    return {leaf.path for leaf in layers.leaves if bare(leaf.path) in wanted}
 
 
 def bias_lengths(bias: Leaf) -> list[int]:
