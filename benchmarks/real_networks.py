@@ -307,6 +307,8 @@ def main() -> None:
     for part in [options.part] if options.part else PARTS:
         name = f"{part}_again" if part in results else part
         chosen = [one for one in PARTS[part]() if one.name in QUICK or not options.quick]
+        if not chosen:
+            continue
         for network in chosen:
             if network.name not in losses:
                 losses[network.name] = train(network, seeds)
