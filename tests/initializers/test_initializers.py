@@ -414,3 +414,16 @@ def test_a_last_kernel_in_a_loop_is_not_made_small():
 
     with pytest.raises(ValueError, match="stands in a loop"):
         small_output(loss_fn, jnp.eye(4), jnp.ones((8, 4)))
+    assert (small_output(loss_fn, jnp.eye(4), jnp.ones((8, 4)), below=0.4) == jnp.eye(4)).all()
+
+
+@pytest.mark.parametrize(("targets", "made_small"), [(0.1, True), (1.0, False)])
+def test_an_output_is_made_small_only_where_that_lowers_the_loss_as_asked(targets, made_small):
+    x = jax.random.normal(jax.random.key(0), (256, 8))
+
+    def loss_fn(w, x):
+        return jnp.mean((x @ w - targets * x[:, ::-1]) ** 2)
+
+    new = small_output(loss_fn, jnp.eye(8), x, below=0.4)
+    assert bool((new != jnp.eye(8)).any()) == made_small
+    assert (small_output(loss_fn, jnp.eye(8), x) != jnp.eye(8)).any()

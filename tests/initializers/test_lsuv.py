@@ -198,6 +198,103 @@ def test_left_alone():
     assert not np.array_equal(after["head"]["kernel"], params["head"]["kernel"])
 
 
+def layers_of(sizes, scale=5.0):
+    keys = jax.random.split(jax.random.key(3), len(sizes))
+    return [
+        {"kernel": scale * jax.random.normal(key, (a, b)) / a**0.5, "bias": jnp.ones(b)}
+        for key, a, b in zip(keys, sizes, sizes[1:], strict=False)
+    ]
+
+
+def dense(layer, x):
+    return x @ layer["kernel"] + layer["bias"]
+
+
+def chain(layers, x):
+    for layer in layers[:-1]:
+        x = jnp.tanh(dense(layer, x))
+    return dense(layers[-1], x)
+
+
+def assert_unit_variance(layers, x):
+    for layer in layers:
+        out = dense(layer, x)
+        np.testing.assert_allclose(out.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(out.std(), 1, rtol=1e-4)
+        x = jnp.tanh(out)
+
+
+def test_twins_are_adjusted_by_the_first_and_what_comes_after_by_both():
+    x = jax.random.normal(jax.random.key(0), (256, 8))
+    pair = x, 3 + x[::-1] ** 2
+
+    def between(params, pair):
+        one, other = (jnp.tanh(chain(params["twin"], x)) for x in pair)
+        return jnp.abs(one - other)
+
+    def loss_fn(params, pair):
+        return jnp.mean(dense(params["head"], between(params, pair)) ** 2)
+
+    params = {"twin": layers_of([8, 16, 16, 6]), "head": layers_of([6, 1])[0]}
+    new = lsuv(loss_fn, params, pair)
+    assert_unit_variance(new["twin"], pair[0])
+    assert_unit_variance([new["head"]], between(new, pair))
+
+
+def backward(u):
+    return lambda z: jax.grad(u)(z)[1] - jax.hessian(u)(z)[0, 0]
+
+
+def forward(u):
+    def slope(f, direction):
+        return lambda z: jax.jvp(f, (z,), (jnp.array(direction),))[1]
+
+    x, t = [1.0, 0.0], [0.0, 1.0]
+    return lambda z: slope(u, t)(z) - slope(slope(u, x), x)(z)
+
+
+@pytest.mark.parametrize("residual", [backward, forward])
+def test_the_network_of_a_differential_equation_is_adjusted_where_it_is_evaluated(residual):
+    points = 2 * jax.random.uniform(jax.random.key(0), (128, 2)) - 1
+
+    def loss_fn(layers, points):
+        inside = jax.vmap(residual(lambda z: chain(layers, z)[0]))(points)
+        return jnp.mean((jax.vmap(lambda z: chain(layers, z)[0])(points) - 1) ** 2 + inside**2)
+
+    layers = layers_of([2, 16, 16, 1])
+    new = lsuv(loss_fn, layers, points)
+    assert_unit_variance(new[:-1], points)
+    assert not np.array_equal(new[-1]["kernel"], layers[-1]["kernel"])
+
+
+def test_a_decoder_that_is_the_encoder_turned_round_goes_with_it():
+    x = jax.random.normal(jax.random.key(0), (256, 8))
+
+    def loss_fn(params, x):
+        return jnp.mean((jnp.tanh(dense(params, x)) @ params["kernel"].T - x) ** 2)
+
+    (params,) = layers_of([8, 4], 30.0)
+    new = lsuv(loss_fn, params, x)
+    assert_unit_variance([new], x)
+    assert loss_fn(new, x) < 1
+
+
+def test_kernels_of_another_size_can_be_left_to_it():
+    """Only what they put out is centered."""
+    x = 2 + jax.random.normal(jax.random.key(0), (256, 8))
+    layers = layers_of([8, 16, 4])
+
+    def loss_fn(layers, x):
+        return jnp.mean(chain(layers, x) ** 2)
+
+    new = lsuv(loss_fn, layers, x, orthogonal=False, variance=None)
+    for before, after in zip(layers, new, strict=True):
+        np.testing.assert_array_equal(after["kernel"], before["kernel"])
+        out = dense(after, x)
+        np.testing.assert_allclose(out.mean(0), 0, atol=1e-4)
+        x = jnp.tanh(out)
+
+
 def test_what_carries_only_rounding_errors_is_not_blown_up():
     """All inputs alike: there is no variance to bring to one."""
     loss_fn, params = linen(scan=False)

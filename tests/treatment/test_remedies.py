@@ -193,7 +193,7 @@ def test_what_cure_tries_is_in_the_order_of_the_table():
     places = [list(REMEDIES).index(name) for name in tried]
     assert places == sorted(places)
     assert tried[0] == "loss_scale"
-    assert fitting(["does_not_learn"]) == ()
+    assert fitting(["memory"])[0] not in KNOWN
 
 
 def test_a_finding_takes_remedies_of_the_table_alone():

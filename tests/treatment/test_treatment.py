@@ -1,6 +1,7 @@
 """cure: what it accepts, records, refuses and leaves alone; each remedy on what it must cure."""
 
 import dataclasses
+import functools
 import json
 
 import chex
@@ -73,6 +74,7 @@ def test_a_collapsed_sigmoid_network_is_cured(cured):
     assert treatment.recipe.splitlines() == [
         "params = vj.initializers.pca(loss_fn, params, batch)",
         "params = vj.initializers.lsuv(loss_fn, params, batch)",
+        "params = vj.initializers.small_output(loss_fn, params, batch, below=0.4)",
         "tx = optax.chain(tx, optax.scale(0.3))",
     ]
 
@@ -127,9 +129,83 @@ def test_a_healthy_network_is_left_alone():
     assert treatment.accepted == ()
     assert treatment.trials == ()
     assert treatment.opt_state is None
-    assert treatment.cost == 3
+    assert treatment.cost == STEPS + 3
     assert treatment.recipe == ""
-    assert str(treatment) == "Healthy: nothing to cure."
+    learning = treatment.after.learning
+    assert len(learning.losses) == STEPS + 1
+    assert learning.learns
+    assert str(treatment).startswith("Healthy: nothing to cure. In 40 steps as it is its loss went")
+
+
+def looks_healthy(loss_fn, rate=1e-2):
+    problem = network("tanh", depth=2, tx=vj.adam(rate))
+    return vj.Problem(functools.partial(loss_fn, problem), problem.params, problem.tx)
+
+
+def test_a_network_that_only_looks_healthy_is_treated():
+    """Its rate is far too small, which no look at one step tells."""
+    problem = looks_healthy(lambda problem, p, batch: problem.loss_fn(p, batch), rate=1e-5)
+    assert vj.diagnose(problem, data()[0]).verdict == "healthy"
+    told = []
+    treatment = vj.cure(problem, data(), steps=STEPS, on_trial=told.append)
+    assert [trial.remedy for trial in told] == [trial.remedy for trial in treatment.trials]
+    (found, *_) = treatment.before.findings
+    assert found.rule == "does_not_learn"
+    assert "rate_x30" in [remedy.name for remedy in treatment.accepted]
+    assert treatment.trials[0].outcome == "untreated"
+    assert "does not learn: " in str(treatment)
+
+
+def test_a_network_that_has_learned_already_need_not_learn_more():
+    problem, batches = network("tanh", depth=2, tx=vj.adam(1e-2)), data()
+    state = vj.TrainState.create(problem)
+    step = jax.jit(vj.make_train_step(problem))
+    for _ in range(15):
+        for batch in batches:
+            state, _ = step(state, batch)
+    still = dataclasses.replace(problem, params=state.params, tx=vj.sgd(0.0))
+    treatment = vj.cure(still, batches, steps=5)
+    assert treatment.trials == ()
+    assert treatment.before.verdict == "healthy"
+
+
+def test_labels_that_mean_nothing_make_no_network_sick():
+    """It looks healthy, learns nothing, and nothing else does."""
+    labels = jax.random.randint(KEY, (16, 64), 0, 4)
+    batches = [(x, y) for (x, _), y in zip(data(), labels, strict=True)]
+    problem = looks_healthy(lambda problem, p, batch: problem.loss_fn(p, batch), rate=1e-3)
+    treatment = vj.cure(problem, batches, steps=20)
+    assert treatment.accepted == ()
+    assert treatment.problem is problem
+    assert [one.rule for one in treatment.before.findings] == ["does_not_learn"]
+
+
+def test_what_is_wrong_on_another_batch_is_named_and_not_treated():
+    """A division by 0 in the loss: no parameters make up for that."""
+
+    def loss_fn(problem, params, batch):
+        weight = jnp.sum(jnp.maximum(batch[0][:, 0], 0.0))
+        return problem.loss_fn(params, batch) * weight / weight
+
+    batches = data()
+    batches[3] = (-jnp.abs(batches[3][0]), batches[3][1])
+    treatment = vj.cure(looks_healthy(loss_fn), batches, steps=20)
+    (found,) = treatment.before.findings
+    assert found.rule == "nonfinite"
+    assert "0 / 0 is NaN" in found.cause
+    assert [trial.remedy for trial in treatment.trials] == ["untreated"]
+    assert treatment.cost == 20 + 3 + 3
+    (note,) = treatment.notes
+    assert note.startswith("the network looks healthy on the first batch")
+    said = str(treatment)
+    assert said.startswith("Nothing to try: no parameters and no optimizer make up for this.")
+    assert "add a small number to the divisor" in said
+
+
+def test_a_problem_without_a_transform_is_refused():
+    problem = network("tanh", depth=2)
+    with pytest.raises(ValueError, match="this problem has no transform"):
+        vj.cure(vj.Problem(problem.loss_fn, problem.params), data(), steps=2)
 
 
 def remedy(name, **changes):
@@ -247,6 +323,7 @@ def test_depth_asks_for_small_variance_and_small_steps():
     assert treatment.recipe.splitlines() == [
         "params = vj.initializers.pca(loss_fn, params, batch)",
         "params = vj.initializers.lsuv(loss_fn, params, batch, variance=0.1)",
+        "params = vj.initializers.small_output(loss_fn, params, batch, below=0.4)",
         "tx = optax.chain(tx, optax.scale(0.05))",  # (14 / 97)^1.5
     ]
 
@@ -542,19 +619,45 @@ def test_the_report_leads_from_a_model_to_the_recipe_and_back(cured):
 
 
 def test_what_changes_nothing_says_so_instead_of_running():
-    problem = vj.mlp_problem(1, (16, 16), 1, activation="tanh", loss="squared_error")
+    def loss_fn(params, x):
+        for _ in range(5):
+            x = jnp.tanh(x @ params["w"])
+        return jnp.mean((x - 1) ** 2)
 
-    def loss_fn(params, t):
-        def u(x):
-            return problem.predict_fn(params, jnp.reshape(x, (1, 1)))[0, 0]
+    recurrent = vj.Problem(loss_fn, {"w": jnp.eye(8)}, vj.adam(1e-3))
+    looked = remedies.Context(recurrent, jax.random.normal(KEY, (32, 8)))
+    for make in (remedies.lsuv, remedies.tiny_lsuv, remedies.zero_means):
+        with pytest.raises(ValueError, match="takes in its own work"):
+            make(looked).apply(recurrent)
 
-        return jnp.mean((jax.vmap(jax.grad(u))(t) + jax.vmap(u)(t)) ** 2)
 
-    equation = vj.Problem(loss_fn, problem.params, vj.adam(1e-3))
-    looked = remedies.Context(equation, jnp.linspace(0.0, 1.0, 32))
-    for make in (remedies.lsuv, remedies.tiny_lsuv):
-        with pytest.raises(ValueError, match="stands in a derivative"):
-            make(looked).apply(equation)
+def test_biases_that_kill_all_units_are_made_up_for_alone():
+    problem = network("relu", depth=3)
+    stack = problem.params["hidden_stack"]
+    dead = stack | {"bias": stack["bias"] - 30}
+    sick = dataclasses.replace(problem, params=problem.params | {"hidden_stack": dead})
+    treatment = vj.cure(sick, data(), steps=STEPS)
+    assert treatment.before.findings[0].rule == "dead_units"
+    assert [one.name for one in treatment.accepted] == ["zero_means"], str(treatment)
+    for before, after in zip(
+        *(jax.tree_util.tree_leaves_with_path(p.params) for p in (sick, treatment.start)),
+        strict=True,
+    ):
+        if "kernel" in jax.tree_util.keystr(before[0]):
+            np.testing.assert_array_equal(before[1], after[1])
+    assert_recipe_makes(sick, treatment.recipe, treatment.start, treatment.batch)
+
+
+def test_new_kernels_meet_targets_of_a_tenth():
+    """Unit outputs would be a hundred times worse than none."""
+    problem = vj.mlp_problem(
+        8, (32,) * 12, 1, activation="sigmoid", loss="squared_error", tx=vj.adam(3e-3)
+    )
+    batches = [(x, jnp.sin(2 * x[:, :1]) / 10) for x, _ in data()]
+    treatment = vj.cure(problem, batches, steps=STEPS)
+    assert treatment.accepted, str(treatment)
+    start = problem.loss_fn(treatment.start.params, batches[0])
+    assert start < 1.5 * jnp.mean(batches[0][1] ** 2) + 0.02
 
 
 def test_loss_scale_gives_a_float16_network_its_gradient_back():

@@ -16,7 +16,16 @@ from vanishjax._jaxpr.versions import bind, dtype_of, shape_of
 
 # A kernel of one output is multiplied entry by entry on the way back.
 _PRODUCTS = PRODUCTS | {"mul"}
-_MOVES = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
+_MOVES = frozenset(
+    {
+        "broadcast_in_dim",
+        "convert_element_type",
+        "reshape",
+        "squeeze",
+        "stop_gradient",
+        "transpose",
+    }
+)
 
 
 def constant_tail(

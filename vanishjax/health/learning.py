@@ -162,8 +162,18 @@ def learn(
 
 def does_not_learn(learning: Learning | None) -> Finding | None:
     """Steps of training that lead to no better loss than that of a constant output."""
-    if learning is None or learning.learns:
-        return None
+    return None if learning is None or learning.learns else unlearned(learning)
+
+
+def unlearned(learning: Learning) -> Finding:
+    """What to say of steps that led no further than a constant output.
+
+    Args:
+      learning: Of these steps.
+
+    Returns:
+      A critical finding; a warning where the loss still falls.
+    """
     steps = len(learning.losses) - 1
     evidence = {"steps": float(steps), "start": learning.start, "end": learning.end}
     if math.isfinite(learning.constant):

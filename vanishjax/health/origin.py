@@ -231,24 +231,21 @@ def _forward_text(
             (
                 "subtract the largest argument first: jax.nn.softmax, jax.nn.logsumexp",
                 "bound its argument, or take jax.nn.softplus",
+                "lsuv",
             ),
         )
     if name == "convert_element_type":
         dtype = origin.step.equation.params["new_dtype"]
         return (
             f"The cast overflows: {dtype} has no numbers as large as {_largest(origin.step):.3g}.",
-            ("bfloat16, which has float32's range", "smaller activations: normalize them"),
+            ("bfloat16", "lsuv", "layer_norm"),
         )
     if name == "gather":
         return _missed(origin.step)
     return (
         f"{_name(origin.step).capitalize()} overflows: what goes in reaches "
         f"{_largest(origin.step):.3g}.",
-        (
-            "re-initialize from data: initializers.lsuv; or at criticality: critical_orthogonal",
-            "a normalized or residual architecture",
-            "a bounded activation",
-        ),
+        ("lsuv", "layer_norm", "bounded_activation"),
     )
 
 

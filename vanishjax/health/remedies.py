@@ -39,7 +39,11 @@ def _slow(advice: Advice) -> Advice:
 # A rate that 16-bit parameters lose nearly whole may be far below what even float32 would learn at:
 # in bfloat16 a few in a hundred of LeCun's entries move at 1e-5, and networks train at 1e-3 or so.
 # At 2e-6 a transformer, the tuning network, closes -.41, .78 and 1.0 of its gap at these times it.
-LARGER_RATES = (30.0, 300.0, 1000.0)
+LARGER_RATES: Mapping[str, float] = MappingProxyType(
+    {f"rate_x{factor:.0f}": factor for factor in (30.0, 300.0, 1000.0)}
+)
+# All that are tried: one at which nothing is learned may be too large as well.
+RATES: Mapping[str, float] = MappingProxyType({"rate_by_10": 0.1, **LARGER_RATES})
 
 # `lsuv` leaves kernels alone that are used more than once, as a recurrent cell's are.
 _KERNELS: Mapping[str, Advice] = {
@@ -81,11 +85,11 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "keep what rounding takes off each step", "tx = optax.chain(tx, vj.kahan_sum())"
         ),
         **{
-            f"rate_x{factor:.0f}": Advice(
-                f"{factor:,.0f} times the learning rate",
+            name: Advice(
+                f"{factor:,g} times the learning rate",
                 f"tx = optax.chain(tx, optax.scale({factor!r}))",
             )
-            for factor in LARGER_RATES
+            for name, factor in RATES.items()
         },
         "small_output": Advice(
             "a small last kernel: a variance of .01",
@@ -99,6 +103,11 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "small residual branches: a variance of 1 / branches each",
             "params = vj.initializers.small_branches(loss_fn, params, batch)",
             needs="residual",
+        ),
+        "zero_means": Advice(
+            "biases with which every unit's mean is zero on a batch",
+            "params = vj.initializers.lsuv(loss_fn, params, batch, orthogonal=False, "
+            "variance=None)",
         ),
         **_KERNELS,
         "rezero": Advice(
@@ -261,7 +270,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             ("slow_looks_linear", "slow_small_lsuv"),
             (*_DEEP, *_REDRAWN, "tiny_lsuv", "clip"),
         ),
-        "zero_gradient": Fitting(("redraw", "rezero"), ("slow_redraw",)),
+        "zero_gradient": Fitting(("redraw", "rezero"), ("zero_means", "slow_redraw")),
         "mean_collapse": Fitting(
             ("slow_looks_linear", "lsuv", "centered_activation", "rezero", "deep_muon"), _DEEP
         ),
@@ -285,10 +294,12 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             (*_DEEP, *_REDRAWN, "clip"),
         ),
         "saturated_units": Fitting(
-            ("lsuv", "redraw", "standardize", "layer_norm"), ("slow_lsuv", "slow_redraw")
+            ("lsuv", "redraw", "standardize", "layer_norm"),
+            ("zero_means", "slow_lsuv", "slow_redraw"),
         ),
         "dead_units": Fitting(
-            ("redraw", "leaky_relu", "smaller_rate"), ("lsuv", "slow_lsuv", "slow_redraw")
+            ("redraw", "leaky_relu", "smaller_rate"),
+            ("zero_means", "lsuv", "slow_lsuv", "slow_redraw"),
         ),
         "underflow": Fitting(("loss_scale", "bfloat16"), ("lsuv", "slow_lsuv", "adam_atan2")),
         "blind_optimizer": Fitting(
@@ -310,7 +321,12 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "lost_updates": Fitting(
             ("stochastic_round", "kahan_sum", "float32", "larger_rate"),
-            tuple(f"rate_x{factor:.0f}" for factor in LARGER_RATES),
+            tuple(LARGER_RATES),
+        ),
+        # No rule has seen why.
+        "does_not_learn": Fitting(
+            ("another_rate", "labels", "cure"),
+            ("rate_by_10", "rate_x30", "lsuv", "slow_lsuv", *_REDRAWN, "adam_atan2"),
         ),
     }
 )

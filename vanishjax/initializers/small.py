@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
-from vanishjax.initializers.network import network
+from vanishjax.initializers.network import Network, network
 from vanishjax.initializers.unit_variance import adjustable, adjusted
-from vanishjax.problem import MISSING, Problem
+from vanishjax.placement import gathered
+from vanishjax.problem import MISSING, Problem, loss_alone
 
 # Of what a network puts out at first: logits of a tenth are as good as a uniform guess.
 _OUTPUT = 0.01
@@ -131,7 +132,11 @@ def small_queries(
 
 
 def small_output(
-    loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any = MISSING
+    loss_fn: Callable[..., Any] | Problem,
+    params: Any = MISSING,
+    batch: Any = MISSING,
+    *,
+    below: float | None = None,
 ) -> Any:
     r"""Makes what the network puts out small: a variance of .01, near a uniform guess.
 
@@ -140,15 +145,17 @@ def small_output(
         Or a `Problem`, with the batch alone beside it.
       params: Its parameters.
       batch: A few hundred examples, the batch axis first.
+      below: If given, only where the loss falls below so many times what it was: a network whose
+        targets are about as large as what it puts out is left as it is, and so is one whose last
+        kernel stands in a loop.
 
     Returns:
       New parameters: the last kernel's, and its bias's; those of heads side by side alike. A kernel
-      that is used more than once, as of a head that is tied to an embedding, is only scaled, as a
-      whole.
+      of a head that is tied to an embedding is only scaled, as a whole.
 
     Raises:
-      ValueError: The last kernel stands in a loop; the loss isn't a scalar, or a leaf isn't a real
-        floating-point array.
+      ValueError: The last kernel stands in a loop, and `below` isn't given; the loss isn't a
+        scalar, or a leaf isn't a real floating-point array.
 
     Example:
       >>> import jax, jax.numpy as jnp, vanishjax as vj
@@ -163,13 +170,24 @@ def small_output(
       Zhang et al., Fixup initialization, 2019, section 3, starts the last layer at zero.
     """
     found = network(loss_fn, params, batch)
+    heads = found.traced.anatomy.last_sites
+    if not heads or found.traced.anatomy.lengths[heads[0].tap]:
+        if below is not None:
+            return found.given
+        raise ValueError("the last kernel can't be made small: it stands in a loop")
+    small = _small_output(found, heads)
+    if below is None:
+        return small
+    loss = jit_once(lambda params, batch: loss_alone(found.loss_fn(params, batch)))
+    before, after = loss(found.params, found.batch), loss(gathered(small), found.batch)
+    return small if after < below * before else found.given
+
+
+def _small_output(found: Network, heads: Sequence[_jaxpr.Site]) -> Any:
     anatomy = found.traced.anatomy
-    heads = anatomy.last_sites
     kernels = [kernel for kernel in adjustable(found) if kernel.site in heads]
     if kernels:
         return adjusted(found, kernels, variance=_OUTPUT)
-    if not heads or anatomy.lengths[heads[0].tap]:
-        raise ValueError("the last kernel can't be made small: it stands in a loop")
     last = heads[-1]
     leaves = list(found.leaves)
     size = jit_once(functools.partial(_output_size, found.traced.program, anatomy, last))

@@ -26,7 +26,7 @@ def lsuv(
     *,
     centered: bool = True,
     orthogonal: bool = True,
-    variance: float = 1.0,
+    variance: float | None = 1.0,
 ) -> Any:
     r"""Rescales every kernel so that what it puts out has unit variance on a batch.
 
@@ -49,15 +49,17 @@ def lsuv(
       centered: Whether to move the biases so that every unit's mean is zero. A kernel without a
         bias beside it (kernel and bias, weight and bias, w and b) is only rescaled.
       orthogonal: Whether the kernels become orthogonal before they are scaled.
-      variance: v, if not 1. Smooth activations are the more linear the smaller it is: at unit
-        variance each layer of a tanh network makes gradients 1.17 times as large and inputs less
-        alike, at v = .1 only 1.01 times. v = 1 / sqrt(depth) keeps gradients their size at any
-        depth.
+      variance: v, if not 1; None to leave kernels their size. Smooth activations are the more
+        linear the smaller it is: at unit variance each layer of a tanh network makes gradients 1.17
+        times as large and inputs less alike, at v = .1 only 1.01 times. v = 1 / sqrt(depth) keeps
+        gradients their size at any depth.
 
     Returns:
-      New parameters. Left as they are: kernels used more than once (tied weights, recurrent cells)
-      or inside functions that can't be looked into, kernels that put out nothing but zeros, and all
-      that is neither such a kernel nor its bias.
+      New parameters. A kernel that meets several inputs (twins, a critic of real and made ones, a
+      differential equation's derivatives) is adjusted by the first that it meets. Left as they are:
+      kernels that take in what they put out before (recurrent cells, layers that share one kernel),
+      those of lookups used again, kernels inside functions that can't be looked into, those that
+      put out nothing but zeros, and all that is neither such a kernel nor its bias.
 
     Raises:
       ValueError: The loss isn't a scalar, a leaf isn't a real floating-point array, or the variance
@@ -76,7 +78,7 @@ def lsuv(
       Mishkin and Matas, All you need is a good init, 2016, algorithm 1; Saxe et al., 2014, for
       orthogonal kernels; centering is this package's.
     """
-    if not variance > 0:
+    if variance is not None and not variance > 0:
         raise ValueError(f"variance must be positive, got {variance}")
     found = network(loss_fn, params, batch)
     kernels = adjustable(found, centered=centered)
@@ -84,17 +86,29 @@ def lsuv(
 
 
 class Adjustable(NamedTuple):
-    """A kernel that can be adjusted: the data meets it once, or once an iteration of its scans."""
+    """A kernel that can be adjusted.
 
-    number: int  # among the leaves
+    Attributes:
+      number: Among the leaves.
+      leaf: It.
+      bias: The number of the bias beside it, and the axes that loops run along; None without one.
+      site: Where the data meets it, the first place of several, once an iteration of its scans.
+      lookup: Whether that is a lookup.
+      repeats: The taps of the places where it meets other inputs.
+      shifts: Whether its bias goes with it there.
+    """
+
+    number: int
     leaf: Leaf
-    bias: tuple[int, tuple[int, ...]] | None  # its number, and the axes that loops run along
+    bias: tuple[int, tuple[int, ...]] | None
     site: _jaxpr.Site
     lookup: bool
+    repeats: frozenset[int] = frozenset()
+    shifts: bool = True
 
 
 def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
-    """The kernels that the data meets once, in the order in which it does.
+    """The kernels that the data meets once, or that never meet their own work, in the data's order.
 
     Args:
       found: The network.
@@ -105,18 +119,56 @@ def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
     looped = {use.leaf: tuple(sorted(use.axes)) for use in trace.uses}
     lookups = {use.leaf for use in trace.uses if use.equation.primitive.name == "gather"}
     numbers = {leaf.path: number for number, leaf in enumerate(layers.leaves)}
+    repeated = _repeated(found)
     kernels = []
     for site in anatomy.sites.values():
-        leaf = layers.leaves[site.leaf]
+        leaf, several = layers.leaves[site.leaf], repeated.get(site.leaf, ())
         scanned = len(anatomy.lengths[site.tap]) == len(site.axes)
-        if uses[site.leaf] != 1 or not scanned or not leaf.is_matrix:
+        once = uses[site.leaf] == 1 and scanned
+        if not leaf.is_matrix or not (once or several[:1] == (site.tap,)):
             continue
         bias = bias_of(leaf, layers.leaves)
-        partner = None
-        if centered and bias is not None and uses[numbers[bias.path]] == 1:
-            partner = numbers[bias.path], looped[numbers[bias.path]]
-        kernels.append(Adjustable(site.leaf, leaf, partner, site, site.leaf in lookups))
+        partner, shifts = None, False
+        if centered and bias is not None:
+            number = numbers[bias.path]
+            if uses[number] == 1 or (several and looped.get(number) == ()):
+                partner = number, looped[number]
+                shifts = uses[number] == uses[site.leaf]
+        lookup = site.leaf in lookups
+        kernels.append(
+            Adjustable(site.leaf, leaf, partner, site, lookup, frozenset(several[1:]), shifts)
+        )
     return kernels
+
+
+def _repeated(found: Network) -> dict[int, tuple[int, ...]]:
+    """By kernel the taps where it meets several inputs, the first one first.
+
+    Not those of kernels that stand in loops, are looked up in, or take in what they put out before,
+    as a recurrent cell's do. A derivative takes in what the network put out too, but it meets
+    kernels from their other side.
+    """
+    anatomy = found.traced.anatomy
+    places = collections.defaultdict(list)
+    for use in found.traced.trace.uses:
+        places[use.leaf].append(use)
+    taps = collections.defaultdict(list)
+    for site in anatomy.sites.values():
+        taps[site.leaf].append(site.tap)
+    later = anatomy.paths.downstream(looping=False)
+    repeated = {}
+    for leaf, own in taps.items():
+        uses = places[leaf]
+        if len(uses) == 1 or any(anatomy.lengths[tap] for tap in own):
+            continue
+        if any(use.loops or use.equation.primitive.name == "gather" for use in uses):
+            continue
+        matrices = [use.matrix for use in uses if use.matrix is not None]
+        turned = any(one.inputs == matrices[0].outputs != matrices[0].inputs for one in matrices)
+        among = sum(1 << tap for tap in own)
+        if turned or not any(later[tap] & among & ~(1 << tap) for tap in own):
+            repeated[leaf] = tuple(sorted(own))
+    return repeated
 
 
 def adjusted(
@@ -124,7 +176,7 @@ def adjusted(
     kernels: Sequence[Adjustable],
     *,
     orthogonal: bool = True,
-    variance: float | Mapping[int, float],
+    variance: float | Mapping[int, float] | None,
 ) -> Any:
     """Parameters with some kernels adjusted, each seeing what those before it now put out.
 
@@ -132,12 +184,13 @@ def adjusted(
       found: The network.
       kernels: Which.
       orthogonal: Whether they become orthogonal.
-      variance: Of what they put out: of all, or of each by its tap.
+      variance: Of what they put out: of all, or of each by its tap; None as it is.
     """
     program, anatomy = found.traced.program, found.traced.anatomy
     deviations = {
-        tap: (variance[tap] if isinstance(variance, Mapping) else variance) ** 0.5
+        tap: None if own is None else own**0.5
         for tap in (kernel.site.tap for kernel in kernels)
+        for own in [variance[tap] if isinstance(variance, Mapping) else variance]
     }
     run = functools.partial(_adjusted, program, anatomy, kernels, orthogonal, deviations)
     return found.with_leaves(jit_once(run)(found.leaves, found.inputs))
@@ -148,11 +201,13 @@ def _adjusted(
     anatomy: _jaxpr.Anatomy,
     kernels: Sequence[Adjustable],
     orthogonal: bool,
-    deviations: Mapping[int, float],
+    deviations: Mapping[int, float | None],
     leaves: list[jax.Array],
     inputs: list[jax.Array],
 ) -> list[jax.Array]:
-    by_tap = {kernel.site.tap: kernel for kernel in kernels}
+    by_tap = {tap: kernel for kernel in kernels for tap in (kernel.site.tap, *kernel.repeats)}
+    # By kernel the tap that the evaluation comes to first, and what was settled there.
+    settled: dict[int, tuple[int, jax.Array, jax.Array]] = {}
     started = list(leaves)
     for kernel in kernels:
         if orthogonal and not kernel.lookup:
@@ -165,6 +220,11 @@ def _adjusted(
         kernel, wide = by_tap.get(site.tap), numerics.upcast(y)
         if kernel is None:
             return y, None
+        if kernel.number in settled:
+            _, scale, shift = settled[kernel.number]
+            units = [1 if axis in site.output_samples else n for axis, n in enumerate(y.shape)]
+            moved = shift.reshape(units) if kernel.shifts else 0.0
+            return numerics.saturating_cast(wide * scale - moved, y.dtype), None
         mean = jnp.zeros_like(jnp.mean(wide, axis=site.output_samples, keepdims=True))
         if kernel.bias is not None:
             mean = jnp.mean(wide, axis=site.output_samples, keepdims=True)
@@ -172,8 +232,13 @@ def _adjusted(
         # What carries nothing but rounding errors isn't blown up to unit size.
         noise = 4 * float(jnp.finfo(y.dtype).eps) * numerics.rms(wide)
         alive = (size > noise) & jnp.isfinite(size)
-        scale = jnp.where(alive, deviations[site.tap] / jnp.where(alive, size, 1.0), 1.0)
+        wanted = deviations[kernel.site.tap]
+        scale = jnp.ones_like(size)
+        if wanted is not None:
+            scale = jnp.where(alive, wanted / jnp.where(alive, size, 1.0), 1.0)
         shift = jnp.where(alive, mean * scale, 0.0)
+        if kernel.repeats:
+            settled[kernel.number] = site.tap, scale, shift
         adjusted = numerics.saturating_cast(wide * scale - shift, y.dtype)
         return adjusted, (scale, -shift.ravel(), alive)
 
@@ -191,8 +256,9 @@ def _adjusted(
     for kernel in kernels:
         # The loops' axes come in the order of the loops.
         order, axes = np.argsort(kernel.site.axes), tuple(sorted(kernel.site.axes))
+        tap, *_ = settled.get(kernel.number, (kernel.site.tap,))
         scale, shift, alive = (
-            jnp.transpose(x, (*order, *range(len(order), x.ndim))) for x in kept[kernel.site.tap]
+            jnp.transpose(x, (*order, *range(len(order), x.ndim))) for x in kept[tap]
         )
         matrices = jnp.moveaxis(numerics.upcast(started[kernel.number]), axes, range(len(order)))
         keep(kernel.number, axes, matrices * _over(scale, matrices), alive)

@@ -55,11 +55,14 @@ def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> s
     """
     recipe = treatment["recipe"]
     treatment = printable_tree(treatment)
-    causes = decisive(treatment["before"]["findings"])
+    found = treatment["before"]["findings"]
+    causes = decisive(found) or [one for one in found if one["rule"] == "does_not_learn"]
     notes = [textwrap.fill(f"Note: {note}.", _WIDTH) for note in treatment.get("notes", ())]
     if not causes:
-        return "\n\n".join([_HEALTHY, *notes])
-    blocks = [_headline(treatment), *map(_cause, causes), _table(treatment), *notes]
+        return "\n\n".join([_HEALTHY + _learned(treatment), *notes])
+    nothing_fits = len(treatment["trials"]) == 1 and not treatment["accepted"]
+    words = [_cause(cause) + (_mends(cause) if nothing_fits else "") for cause in causes]
+    blocks = [_headline(treatment), *words, _table(treatment), *notes]
     if recipe:
         head = "In your own script, with vanishjax as vj and the first batch as batch:"
         if of_model:
@@ -76,8 +79,11 @@ def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> s
 def _headline(treatment: Mapping[str, Any]) -> str:
     cost = f"at the cost of {treatment['cost']:.0f} training steps"
     if not treatment["accepted"]:
-        if treatment["before"].get("verdict") == "unknown" and treatment["trials"]:
-            return _alone(treatment["trials"][0], cost)
+        at_first = treatment["before"].get("verdict", "sick")
+        if at_first != "sick" and treatment["trials"]:
+            return _alone(at_first, treatment["trials"][0], cost)
+        if len(treatment["trials"]) == 1:
+            return "Nothing to try: no parameters and no optimizer make up for this."
         return f"Nothing helped, {cost}: the network is as it was."
     names = " + ".join(treatment["accepted"])
     left = "" if treatment["after"]["healthy"] else "; it isn't healthy yet"
@@ -86,15 +92,25 @@ def _headline(treatment: Mapping[str, Any]) -> str:
     return f"{'Improved' if left else 'Cured'} by {names}, {cost}{left}."
 
 
-def _alone(untreated: Mapping[str, Any], cost: str) -> str:
-    """Of a network that nothing is known of, and that is as it was."""
+def _learned(treatment: Mapping[str, Any]) -> str:
+    """How a healthy network learned."""
+    learning = treatment["after"].get("learning")
+    if learning is None:
+        return ""
+    start, end = learning["losses"][0], learning["losses"][-1]
+    return f" In {learning['steps']} steps as it is its loss went from {start:.3g} to {end:.3g}."
+
+
+def _alone(at_first: str, untreated: Mapping[str, Any], cost: str) -> str:
+    """Of a network that isn't known to be sick, and that is as it was."""
     start, end = (
         "infinity or NaN" if loss is None else f"{loss:.3g}"
         for loss in (untreated["losses"][0], untreated["loss"])
     )
     return textwrap.fill(
-        f"Unknown at first sight, and no remedy lets it learn twice as much, {cost}: the network "
-        f"is as it was. In {untreated['steps']} steps its loss went from {start} to {end}.",
+        f"{at_first.capitalize()} at first sight, and no remedy lets it learn twice as much, "
+        f"{cost}: the network is as it was. In {untreated['steps']} steps its loss went from "
+        f"{start} to {end}.",
         _WIDTH,
     )
 
@@ -102,6 +118,11 @@ def _alone(untreated: Mapping[str, Any], cost: str) -> str:
 def _cause(finding: Mapping[str, Any]) -> str:
     text = f"{finding['rule'].replace('_', ' ')}: {finding['cause']}"
     return textwrap.fill(text, _WIDTH, subsequent_indent="    ")
+
+
+def _mends(finding: Mapping[str, Any]) -> str:
+    """What a person can do, in lines."""
+    return "".join(f"\n{_filled(text, '    ')}" for text in finding.get("remedies", ()))
 
 
 def _filled(text: str, indent: str) -> str:

@@ -18,6 +18,7 @@ from vanishjax.health.advice import traits
 from vanishjax.problem import Problem
 from vanishjax.transforms.safety import check_guards
 from vanishjax.treatment.batches import divide, sequence, stack
+from vanishjax.treatment.doubt import course, doubted
 from vanishjax.treatment.judgement import (
     beats_constant,
     cause_improved,
@@ -29,6 +30,7 @@ from vanishjax.treatment.judgement import (
     learns_by_itself,
 )
 from vanishjax.treatment.loss import loss_scale, trained_loss
+from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.remedies import Context, fitting_remedies
 from vanishjax.treatment.remedy import Remedy, in_order
 from vanishjax.treatment.treatment import Treatment
@@ -56,10 +58,11 @@ def cure(
 ) -> Treatment:
     """Finds out what makes a network train, by trying it on that network.
 
-    Diagnoses the network; a healthy one is returned as it is, and so is one of which that can't be
-    known, unless a remedy lets it learn twice as much. Else the remedies that fit the cause are
-    tried, in order: from the same parameters, on the same batches, for the same few steps,
-    beside the untreated network (those that change parameters alone run all at once). One that
+    Diagnoses the network; a healthy one that is seen to learn in the steps of one trial is returned
+    as it is. So is one of which that can't be known, or that seems healthy and learns too little,
+    unless a remedy lets it learn twice as much. Else the remedies that fit the cause are tried, in
+    order: from the same parameters, on the same batches, for the same few steps, beside the
+    untreated network (those that change parameters alone run all at once). One that
     improves the cause's statistic and the held-out loss, both by more than the noise, is accepted,
     once the network learns more than one output for all inputs. If what was wrong is then gone and
     the loss is half of the untreated one's, that's the end, but for a more careful form of what was
@@ -104,6 +107,7 @@ def cure(
       >>> print(treatment.recipe)
       params = vj.initializers.pca(loss_fn, params, batch)
       params = vj.initializers.lsuv(loss_fn, params, batch)
+      params = vj.initializers.small_output(loss_fn, params, batch, below=0.4)
       tx = optax.chain(tx, optax.scale(0.3))
     """
     if not isinstance(problem, Problem):
@@ -118,26 +122,29 @@ def cure(
     trained_on, held_out, notes = divide(batches, steps)
     before = _examine(problem, trained_on[0])
     order_key, remedy_key = jax.random.split(key)
-    progress = _Progress(problem, before, cost=_PROBE_STEPS)
-    if before.verdict != "healthy":
-        setting = _Setting(
+    setting = Setting(
+        problem,
+        before,
+        remedies,
+        Context(
             problem,
-            before,
-            remedies,
-            Context(
-                problem,
-                trained_on[0],
-                learning_rate=float(learning_rate),
-                total_steps=10 * steps if total_steps is None else total_steps,
-                key=remedy_key,
-                probe=before.probe,
-                loss_scale=loss_scale(problem),
-            ),
-            sequence(trained_on, steps, order_key),
-            stack(held_out),
-            jax.random.fold_in(key, steps),
-            np.inf if total_steps is None else total_steps / steps,
-        )
+            trained_on[0],
+            learning_rate=float(learning_rate),
+            total_steps=10 * steps if total_steps is None else total_steps,
+            key=remedy_key,
+            probe=before.probe,
+            loss_scale=loss_scale(problem),
+        ),
+        sequence(trained_on, steps, order_key),
+        stack(held_out),
+        jax.random.fold_in(key, steps),
+        np.inf if total_steps is None else total_steps / steps,
+    )
+    progress = Progress(problem, before, cost=_PROBE_STEPS)
+    if before.verdict == "healthy":
+        setting, progress, said = _seen_alone(setting, progress, on_trial)
+        before, notes = setting.before, (*said, *notes)
+    if before.verdict != "healthy" or progress.trials:
         progress = _tried(setting, progress, on_trial)
         if before.verdict == "sick" and progress.best is None and progress.relieved:
             furthest = sorted(progress.relieved, key=lambda one: one[0])[:_RETRIED]
@@ -147,7 +154,7 @@ def cure(
                 batches=sequence(trained_on, _LONGER * steps, order_key),
                 length=setting.length / _LONGER,
             )
-            again = _Progress(problem, before, trials=progress.trials, cost=progress.cost)
+            again = Progress(problem, before, trials=progress.trials, cost=progress.cost)
             progress = _tried(longer, again, on_trial)
     cured, opt_state = problem, None
     if progress.best is not None:
@@ -169,107 +176,31 @@ def cure(
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Setting:
-    """What stays the same from the first trial to the last.
+def _seen_alone(
+    setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
+) -> tuple[Setting, Progress, tuple[str, ...]]:
+    """Trains a network that looks healthy as it is, and doubts the verdict if it learns nothing.
 
-    Attributes:
-      problem: The sick network.
-      before: Its diagnosis.
-      remedies: What to try, in order; what fits if None.
-      context: What fitting remedies are made for.
-      batches: `[steps, ...]`, what every trial trains on.
-      held_out: `[n, ...]`, what it is judged by.
-      key: What losses draw from.
-      length: Trials that the training to follow is as long as; infinity if that isn't known.
+    If it learns, that isn't one of the trials, which are of remedies: its diagnosis tells it.
     """
-
-    problem: Problem
-    before: Diagnosis
-    remedies: Sequence[Remedy] | None
-    context: Context
-    batches: Any
-    held_out: Any
-    key: jax.Array
-    length: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Progress:
-    """What was tried and accepted so far.
-
-    Attributes:
-      start: The network with what was accepted, before training.
-      verdict: Its diagnosis after the steps of its trial.
-      accepted: Remedies, in the order in which they were accepted.
-      best: The run of what was accepted last.
-      untreated: The run of the untreated network.
-      tried: Names of the remedies that ran.
-      failed: Names of those that raised.
-      leading: Names of those whose slower forms are worth a trial.
-      relieved: Those that took the cause away, and didn't prove themselves, with the held-out loss.
-      learned: Whether one that proved itself beats a constant output.
-      cured: Whether the network is healthy, and learns what the untreated one doesn't.
-      trials: All of them.
-      cost: In training steps.
-    """
-
-    start: Problem
-    verdict: Diagnosis
-    accepted: tuple[Remedy, ...] = ()
-    best: Run | None = None
-    untreated: Run | None = None
-    tried: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()
-    leading: frozenset[str] = frozenset()
-    relieved: tuple[tuple[float, Remedy], ...] = ()
-    learned: bool = False
-    cured: bool = False
-    trials: tuple[Trial, ...] = ()
-    cost: float = 0.0
-
-    def is_safer(self, remedy: Remedy) -> bool:
-        """Whether a remedy is a more careful form of one that leads, and sets what was accepted."""
-        return remedy.safer_than in self.leading and any(
-            one.part == remedy.part for one in self.accepted
-        )
-
-    def name(self, remedy: Remedy) -> str:
-        """A trial's name: what it is tried on top of, and the remedy."""
-        return " + ".join(one.name for one in (*remedy.follows(self.accepted), remedy))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Failure:
-    """A remedy that raised, and the reason."""
-
-    remedy: Remedy
-    reason: str
-
-
-# A remedy, None for the untreated network, with the problem that it makes.
-_Member = tuple[Remedy | None, Problem]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Wave:
-    """Remedies that can run all at once, and those that raised before they could."""
-
-    members: tuple[_Member, ...]
-    failures: tuple[_Failure, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Raced:
-    """The runs of a wave, and what raised in it."""
-
-    runs: tuple[tuple[Remedy | None, Run], ...]
-    failures: tuple[_Failure, ...] = ()
+    alone = _tried(dataclasses.replace(setting, remedies=()), progress, None)
+    (trial,), untreated = alone.trials, alone.untreated
+    if untreated is None or learns_by_itself(untreated, setting.before):
+        learned = untreated and course(untreated, setting.before)
+        verdict = dataclasses.replace(setting.before, learning=learned)
+        return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
+    examine = functools.partial(_examine, setting.problem)
+    verdict, notes = doubted(setting.before, untreated, setting.batches, examine)
+    if on_trial is not None:
+        on_trial(trial)
+    doubting = dataclasses.replace(setting, before=verdict)
+    cost = alone.cost + _PROBE_STEPS * len(notes)
+    return doubting, dataclasses.replace(alone, verdict=verdict, cost=cost), notes
 
 
 def _tried(
-    setting: _Setting, progress: _Progress, on_trial: Callable[[Trial], None] | None
-) -> _Progress:
+    setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
+) -> Progress:
     """What comes of wave after wave, until nothing is left to try."""
     while (wave := _propose(setting, progress)) is not None:
         told = len(progress.trials)
@@ -280,7 +211,7 @@ def _tried(
     return progress
 
 
-def _propose(setting: _Setting, progress: _Progress) -> _Wave | None:
+def _propose(setting: Setting, progress: Progress) -> Wave | None:
     """The next remedies to try; None if nothing is left.
 
     The untreated network comes first of all, with those that leave its loss and transform alone.
@@ -290,7 +221,7 @@ def _propose(setting: _Setting, progress: _Progress) -> _Wave | None:
     untreated = progress.untreated
     if setting.before.verdict == "unknown" and progress.best is None:
         if untreated is None:
-            return _Wave(((None, setting.problem),), ())
+            return Wave(((None, setting.problem),), ())
         if learns_by_itself(untreated, setting.before):
             return None
     candidates = setting.remedies
@@ -300,7 +231,7 @@ def _propose(setting: _Setting, progress: _Progress) -> _Wave | None:
             dataclasses.replace(setting.context, problem=progress.start),
         )
     done = progress.tried | progress.failed
-    members: list[_Member] = [(None, setting.problem)] if untreated is None else []
+    members: list[Member] = [(None, setting.problem)] if untreated is None else []
     failures = []
     for remedy in candidates:
         if remedy.name in done or remedy.safer_than in progress.failed:
@@ -312,15 +243,15 @@ def _propose(setting: _Setting, progress: _Progress) -> _Wave | None:
             # What it refuses, it refuses now.
             check_guards(jax.eval_shape(treated.transform.init, treated.params))
         except Exception as error:
-            failures.append(_Failure(remedy, _said(error)))
+            failures.append(Failure(remedy, _said(error)))
             continue
         if members and not run_alike(members[0][1], treated):
             break
         members.append((remedy, treated))
-    return _Wave(tuple(members), tuple(failures)) if members or failures else None
+    return Wave(tuple(members), tuple(failures)) if members or failures else None
 
 
-def _treated(setting: _Setting, progress: _Progress, remedy: Remedy) -> Problem:
+def _treated(setting: Setting, progress: Progress, remedy: Remedy) -> Problem:
     """The network with a remedy and those accepted before that it leaves in force."""
     kept = remedy.follows(progress.accepted)
     whole = in_order((*kept, remedy))
@@ -329,19 +260,19 @@ def _treated(setting: _Setting, progress: _Progress, remedy: Remedy) -> Problem:
     return functools.reduce(lambda problem, one: one.treat(problem), whole, setting.problem)
 
 
-def _race(setting: _Setting, members: tuple[_Member, ...]) -> _Raced:
+def _race(setting: Setting, members: tuple[Member, ...]) -> Raced:
     """Trains a wave."""
     if not members:
-        return _Raced(())
+        return Raced(())
     try:
         problems = [treated for _, treated in members]
         runs = race(problems, setting.batches, setting.held_out, setting.key)
-        return _Raced(tuple(zip([remedy for remedy, _ in members], runs, strict=True)))
+        return Raced(tuple(zip([remedy for remedy, _ in members], runs, strict=True)))
     except Exception as error:
         if len(members) > 1:
             # One of them can't be run, or all at once are too many for the memory.
             parts = [_race(setting, (member,)) for member in members]
-            return _Raced(
+            return Raced(
                 tuple(run for part in parts for run in part.runs),
                 tuple(failure for part in parts for failure in part.failures),
             )
@@ -350,10 +281,10 @@ def _race(setting: _Setting, members: tuple[_Member, ...]) -> _Raced:
             raise
         changed = form(treated.params) != form(setting.problem.params)
         where = "with the parameters it makes, " if changed else ""
-        return _Raced((), (_Failure(remedy, where + _said(error)),))
+        return Raced((), (Failure(remedy, where + _said(error)),))
 
 
-def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -> _Progress:
+def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Progress:
     """What a wave changes: its trials, and what is accepted, the best of what proved itself."""
     trials: list[Trial] = []
     proven: list[tuple[Remedy, Run, Diagnosis, str]] = []
@@ -375,14 +306,14 @@ def _judge(setting: _Setting, progress: _Progress, wave: _Wave, raced: _Raced) -
                 dataclasses.replace(run.problem, params=run.params), setting.context.batch
             )
         except Exception as error:
-            failures.append(_Failure(remedy, _said(error)))
+            failures.append(Failure(remedy, _said(error)))
             continue
         cost += _PROBE_STEPS
         # The untreated network leads the first wave.
         rival = progress.best or untreated or run
         if progress.is_safer(remedy):
             lower, by = keeps_up(run, rival, setting.length)
-        elif progress.best is None and setting.before.verdict == "unknown":
+        elif progress.best is None and setting.before.verdict != "sick":
             lower, by = goes_farther(run, rival)
         else:
             lower, by = improvement(run, rival)

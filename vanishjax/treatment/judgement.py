@@ -141,17 +141,23 @@ def learns(run: Run, untreated: Run | None) -> bool:
 
 
 def learns_by_itself(untreated: Run, before: Diagnosis) -> bool:
-    """Whether a network of which nothing is known is seen to learn without any help.
+    """Whether a network that isn't known to be sick is seen to learn without any help.
 
     Args:
       untreated: Its run.
       before: Its diagnosis.
 
     Returns:
-      Whether its loss fell below that of the best constant output; False where that isn't known.
+      Whether its loss fell, and below that of the best constant output. What looks healthy and has
+      learned already, so that it starts at half of that, need not learn more; and where that isn't
+      known it gets the benefit of the doubt, if its loss is finite.
     """
-    known = np.isfinite(before.probe.constant_loss)
-    return bool(known and untreated.progress > 0 and beats_constant(untreated, before))
+    constant = before.probe.constant_loss
+    known, falls = bool(np.isfinite(constant)), untreated.progress > 0
+    if before.verdict == "healthy":
+        falls |= not known or untreated.first < constant - _LEARNED * abs(constant)
+        known = True
+    return known and falls and untreated.finite and beats_constant(untreated, before)
 
 
 def goes_farther(treated: Run, untreated: Run) -> tuple[bool, str]:

@@ -25,9 +25,10 @@ class Treatment:
       batch: What data-dependent remedies looked at: `batch` of the recipe.
       accepted: The remedies that it took, in the order in which they are applied; () if nothing was
         wrong or nothing helped.
-      trials: Every remedy tried, beside the untreated network, which comes first.
+      trials: Every remedy tried, beside the untreated network, which comes first; () if none was
+        needed.
       before: The diagnosis before.
-      after: That of `problem`.
+      after: That of `problem`; of a healthy network with its training for the steps of one trial.
       steps: Training steps of one trial, but for the longer ones where nothing else helped.
       cost: Of everything, in training steps: trials and probes.
       notes: What was left out of the trials, if anything, in words.
@@ -38,8 +39,10 @@ class Treatment:
       >>> batches = [(jax.random.normal(jax.random.key(i), (32, 4)), jnp.arange(32) % 2)
       ...            for i in range(3)]
       >>> treatment = vj.cure(problem, batches, steps=10)
-      >>> print(treatment, treatment.problem is problem, treatment.cost)
-      Healthy: nothing to cure. True 3.0
+      >>> print(treatment)
+      Healthy: nothing to cure. In 10 steps as it is its loss went from 0.752 to 0.658.
+      >>> treatment.problem is problem, treatment.trials, treatment.cost
+      (True, (), 13.0)
     """
 
     problem: Problem
@@ -56,9 +59,9 @@ class Treatment:
 
     @property
     def is_needed(self) -> bool:
-        """Whether the network is sick; or nothing is known of it, and its loss doesn't fall."""
+        """Whether the network is sick; or isn't known to be, and its loss doesn't fall."""
         falls = any(one.loss < one.losses[0] for one in self.trials[:1])
-        return self.before.verdict == "sick" or (self.before.verdict == "unknown" and not falls)
+        return self.before.verdict == "sick" or (bool(self.trials) and not falls)
 
     @property
     def recipe(self) -> str:

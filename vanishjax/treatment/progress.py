@@ -1,0 +1,113 @@
+"""What a cure goes by, and how far it has come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from vanishjax.health import Diagnosis
+from vanishjax.problem import Problem
+from vanishjax.treatment.remedies import Context
+from vanishjax.treatment.remedy import Remedy
+from vanishjax.treatment.trial import Run, Trial
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """What stays the same from the first trial to the last.
+
+    Attributes:
+      problem: The sick network.
+      before: Its diagnosis.
+      remedies: What to try, in order; what fits if None.
+      context: What fitting remedies are made for.
+      batches: `[steps, ...]`, what every trial trains on.
+      held_out: `[n, ...]`, what it is judged by.
+      key: What losses draw from.
+      length: Trials that the training to follow is as long as; infinity if that isn't known.
+    """
+
+    problem: Problem
+    before: Diagnosis
+    remedies: Sequence[Remedy] | None
+    context: Context
+    batches: Any
+    held_out: Any
+    key: jax.Array
+    length: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Progress:
+    """What was tried and accepted so far.
+
+    Attributes:
+      start: The network with what was accepted, before training.
+      verdict: Its diagnosis after the steps of its trial.
+      accepted: Remedies, in the order in which they were accepted.
+      best: The run of what was accepted last.
+      untreated: The run of the untreated network.
+      tried: Names of the remedies that ran.
+      failed: Names of those that raised.
+      leading: Names of those whose slower forms are worth a trial.
+      relieved: Those that took the cause away, and didn't prove themselves, with the held-out loss.
+      learned: Whether one that proved itself beats a constant output.
+      cured: Whether the network is healthy, and learns what the untreated one doesn't.
+      trials: All of them.
+      cost: In training steps.
+    """
+
+    start: Problem
+    verdict: Diagnosis
+    accepted: tuple[Remedy, ...] = ()
+    best: Run | None = None
+    untreated: Run | None = None
+    tried: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    leading: frozenset[str] = frozenset()
+    relieved: tuple[tuple[float, Remedy], ...] = ()
+    learned: bool = False
+    cured: bool = False
+    trials: tuple[Trial, ...] = ()
+    cost: float = 0.0
+
+    def is_safer(self, remedy: Remedy) -> bool:
+        """Whether a remedy is a more careful form of one that leads, and sets what was accepted."""
+        return remedy.safer_than in self.leading and any(
+            one.part == remedy.part for one in self.accepted
+        )
+
+    def name(self, remedy: Remedy) -> str:
+        """A trial's name: what it is tried on top of, and the remedy."""
+        return " + ".join(one.name for one in (*remedy.follows(self.accepted), remedy))
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A remedy that raised, and the reason."""
+
+    remedy: Remedy
+    reason: str
+
+
+# A remedy, None for the untreated network, with the problem that it makes.
+Member = tuple[Remedy | None, Problem]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wave:
+    """Remedies that can run all at once, and those that raised before they could."""
+
+    members: tuple[Member, ...]
+    failures: tuple[Failure, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Raced:
+    """The runs of a wave, and what raised in it."""
+
+    runs: tuple[tuple[Remedy | None, Run], ...]
+    failures: tuple[Failure, ...] = ()
