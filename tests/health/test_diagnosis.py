@@ -512,3 +512,89 @@ def test_the_best_constant_output_of_a_head_that_is_used_at_every_step():
 
     found = vj.probe(loss_fn, problem.params, BATCH)
     assert found.constant_loss == pytest.approx(np.var([0, 1, 2]), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_best_constant_values_by_temporal_differences_are_those_of_both_networks(dtype):
+    """Of a target that is apart, bfloat16's rounding makes one that swallows all rewards."""
+    problem = vj.mlp_problem(8, (16,), 2, activation="relu", param_dtype=dtype, dtype=dtype)
+    rewards = jnp.tanh(X[:, 0])
+
+    def loss_fn(params, x):
+        before = problem.predict_fn(params, x)[:, 0]
+        after = problem.predict_fn(jax.lax.stop_gradient(params), x[::-1]).max(-1)
+        target = rewards + 0.5 * after.astype(jnp.float32)
+        return jnp.mean((before - target.astype(dtype)) ** 2).astype(jnp.float32)
+
+    found = vj.probe(loss_fn, problem.params, X.astype(dtype))
+    assert found.constant_loss == pytest.approx(float(np.var(rewards)), rel=0.05)
+
+
+def faint_chain(activation, depth, width=32):
+    """Layers as libraries draw them, kernels and biases alike, of one input."""
+
+    def init(key, inputs, outputs):
+        limit = inputs**-0.5
+        kernel, bias = jax.random.split(key)
+        return {
+            "kernel": jax.random.uniform(kernel, (inputs, outputs), minval=-limit, maxval=limit),
+            "bias": jax.random.uniform(bias, (outputs,), minval=-limit, maxval=limit),
+        }
+
+    sizes = (1, *(width,) * depth, 1)
+    keys = jax.random.split(KEY, depth + 1)
+    layers = [init(key, a, b) for key, a, b in zip(keys, sizes, sizes[1:], strict=False)]
+
+    def u(layers, t):
+        h = jnp.reshape(t, (1,))
+        for layer in layers[:-1]:
+            h = activation(h @ layer["kernel"] + layer["bias"])
+        return (h @ layers[-1]["kernel"] + layers[-1]["bias"])[0]
+
+    return layers, u
+
+
+def test_a_derivative_does_not_see_what_all_inputs_have_in_common():
+    """At depth 24 the equation is solved in a thousand steps, and the curve is never learned."""
+    layers, u = faint_chain(jnp.tanh, 24)
+    t = jnp.linspace(0.0, 3.0, 64)
+
+    def curve(layers, t):
+        return jnp.mean((jax.vmap(lambda t: u(layers, t))(t) - jnp.sin(t)) ** 2)
+
+    def equation(layers, t):
+        def solution(t):
+            return u(layers, t)
+
+        slope = jax.grad(solution)
+        residual = jax.vmap(jax.grad(slope))(t) + jax.vmap(solution)(t)
+        return jnp.mean(residual**2) + solution(0.0) ** 2 + (slope(0.0) - 1) ** 2
+
+    assert vj.diagnose(curve, layers, t).findings[0].rule == "mean_collapse"
+    found = vj.diagnose(equation, layers, t)
+    assert found.verdict == "healthy"
+    assert found.probe.in_derivatives.any()
+    assert "@: a kernel's uses in turn" in str(found)
+
+
+def test_a_kernel_that_is_used_layer_after_layer_collapses_though_the_first_use_does_not():
+    kernel = jax.random.normal(KEY, (8, 8)) / 8**0.5
+
+    def loss_fn(w, batch):
+        h = batch[0]
+        for _ in range(16):
+            h = jax.nn.sigmoid(h @ w["kernel"])
+        return jnp.mean((h @ w["head"] - batch[0][:, :4]) ** 2)
+
+    params = {"kernel": kernel, "head": jnp.ones((8, 4)) * jnp.arange(4)}
+    found = vj.diagnose(loss_fn, params, BATCH)
+    assert not found.probe.in_derivatives.any()
+    assert found.findings[0].rule == "mean_collapse"
+
+
+def test_a_list_of_batches_in_the_place_of_one_is_said():
+    problem = vj.mlp_problem(8, (16,), 4)
+    with pytest.raises(Exception, match="unpack") as caught:
+        vj.diagnose(problem, [BATCH] * 3)
+    said = "The batch is a list of 3 that look alike: if these are batches, pass one of them."
+    assert said in caught.value.__notes__

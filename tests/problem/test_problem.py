@@ -652,6 +652,18 @@ def test_a_loss_may_ask_for_a_key_and_the_mode(kind):
     ("make", "message"),
     [
         (lambda: vj.Problem.from_nnx(nn.Dense(4), mean_square), "must be a flax.nnx.Module, got D"),
+        (
+            lambda: vj.Problem.from_nnx(nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0))), mean_square),
+            r"got State, which has no code: pass the model itself, or nnx.merge\(graphdef, state\)",
+        ),
+        (
+            lambda: vj.Problem(
+                mean_square,
+                {},
+                nnx.Optimizer(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), optax.sgd(0.1), wrt=nnx.Param),
+            ),
+            "got Optimizer: pass the transform in it, optimizer.tx",
+        ),
         (lambda: vj.Problem.from_nnx(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), 3), "must be a function"),
         (lambda: vj.Problem.from_equinox(jnp.tanh, mean_square), "must be an equinox.Module with"),
         (lambda: vj.Problem.from_linen(nn.Dense, {}, mean_square), "must be a flax.linen.Module"),

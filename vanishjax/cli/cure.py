@@ -39,6 +39,7 @@ FILES = (RESULT_FILE, FIGURE_FILE)
 FIELDS = {
     "command": COMMON_FIELDS["command"],
     "accepted": "names of the remedies taken, in order; empty if nothing was wrong or helped",
+    "meaning": "what each of them does, in words",
     "recipe": "the lines of Python that apply them",
     "trials": "one for each remedy, the untreated network first: remedy, outcome, reason, loss and "
     "accuracy on held-out data, rules (what is still wrong), steps, losses (of training)",

@@ -57,7 +57,8 @@ def traits(probe: Probe) -> frozenset[Trait]:
 
     Returns:
       "rectifier" or "unit_slope" if most of its activations are such; "residual" if most layers
-      have a path beside them; "recurrent" if a loop uses kernels anew in every step.
+      have a path beside them; "recurrent" if a loop uses kernels anew in every step; "derivative"
+      if the loss holds derivatives of what it evaluates.
     """
     kinds = [kind for kind in probe.activations if kind is not None]
     had = {kind for kind in _KINDS if 2 * kinds.count(kind) > len(kinds)}
@@ -67,4 +68,6 @@ def traits(probe: Probe) -> frozenset[Trait]:
         had.add("recurrent")
     elif len(hidden) > 2 and 2 * (~hidden).sum() > len(hidden):
         had.add("residual")
+    if probe.in_derivatives.any():
+        had.add("derivative")
     return frozenset(had)

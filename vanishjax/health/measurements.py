@@ -176,6 +176,16 @@ class Probe:
         return tuple(_NUMBER.sub("", name) for name in self.names)
 
     @property
+    def in_derivatives(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """For each layer whether it is a kernel's use in a derivative that the loss holds.
+
+        There a kernel is passed without the activation that it has elsewhere.
+        """
+        uses = list(zip(self.kernels, self.activations, strict=True))
+        active = {kernel for kernel, kind in uses if kind is not None}
+        return np.array([kind is None and kernel in active for kernel, kind in uses], bool)
+
+    @property
     def is_kernel(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """For each layer of the parameters whether it is a kernel that is measured."""
         found = np.zeros(len(self.parameters.rms), bool)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-Trait = Literal["rectifier", "unit_slope", "residual", "recurrent"]
+Trait = Literal["rectifier", "unit_slope", "residual", "recurrent", "derivative"]
 
 
 class Advice(NamedTuple):
@@ -45,7 +45,7 @@ LARGER_RATES: Mapping[str, float] = MappingProxyType(
 # All that are tried: one at which nothing is learned may be too large as well.
 RATES: Mapping[str, float] = MappingProxyType({"rate_by_10": 0.1, **LARGER_RATES})
 
-# `lsuv` leaves kernels alone that are used more than once, as a recurrent cell's are.
+# `lsuv` leaves kernels alone that take in their own work, as a recurrent cell's do.
 _KERNELS: Mapping[str, Advice] = {
     "lsuv": Advice(
         "re-initialize and center: orthogonal kernels, unit variance and zero mean on a batch",
@@ -146,7 +146,12 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "bounded_activation": Advice("a bounded activation", "h = jnp.tanh(h)"),
         "larger_kernels": Advice("larger kernels: a variance of 2 / inputs", needs="rectifier"),
         "unit_kernels": Advice("larger kernels: a variance of 1 / inputs", unless=("rectifier",)),
-        "standardize": Advice("standardize the inputs", "x = (x - x.mean(axis=0)) / x.std(axis=0)"),
+        # A differential equation's inputs are what it differentiates by.
+        "standardize": Advice(
+            "standardize the inputs",
+            "x = (x - x.mean(axis=0)) / x.std(axis=0)",
+            unless=("derivative",),
+        ),
         "standardize_targets": Advice(
             "standardize the targets, and undo that in what is predicted",
             "y = (y - y.mean(axis=0)) / y.std(axis=0)",

@@ -175,7 +175,12 @@ def mean_collapse(seen: Examination) -> Finding | None:
     types = probe.dtypes[seen.features]
     # What rounding alone makes of identical features.
     floor = np.array([float(jnp.finfo(dtype).eps) ** 2 for dtype in types])
-    collapsed = energy < np.maximum(COLLAPSED_ENERGY, floor)
+    least = np.maximum(COLLAPSED_ENERGY, floor)
+    # A derivative doesn't see what all inputs have in common.
+    told_apart = probe.in_derivatives & (probe.centered_energy >= COLLAPSED_ENERGY)
+    kernels = {kernel for kernel, one in zip(probe.kernels, told_apart, strict=True) if one}
+    differentiated = np.array([kernel in kernels for kernel in probe.kernels])
+    collapsed = (energy < least) & ~differentiated[seen.features]
     if not collapsed[-1] or not in_the_way(seen, collapsed):
         return None
     return Finding(

@@ -7,6 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from vanishjax import _jaxpr
 from vanishjax.layers.division import Layers
 from vanishjax.layers.order import layers_met, parameter_leaves
@@ -32,6 +35,16 @@ class TracedLoss:
         return _jaxpr.dissect(self.program, self.trace)
 
 
+def _is_list_of_batches(batch: Any) -> bool:
+    """Whether it may be several batches, where one is wanted."""
+    if not isinstance(batch, list) or len(batch) < 2:
+        return False
+    forms = [
+        (jax.tree.structure(one), [jnp.shape(x) for x in jax.tree.leaves(one)]) for one in batch
+    ]
+    return all(form == forms[0] and len(form[1]) > 1 for form in forms)
+
+
 def traced_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> TracedLoss:
     """Traces a loss; nothing is computed. Dropout's masks count as their means.
 
@@ -52,6 +65,15 @@ def traced_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> 
       >>> len(found.layers), len(found.anatomy.sites)
       (1, 1)
     """
-    program = _jaxpr.without_dropout(_jaxpr.flatten(_jaxpr.trace_loss(loss_fn, params, batch)))
+    try:
+        traced = _jaxpr.trace_loss(loss_fn, params, batch)
+    except Exception as error:
+        if _is_list_of_batches(batch):
+            error.add_note(
+                f"The batch is a list of {len(batch)} that look alike: if these are batches, pass "
+                "one of them."
+            )
+        raise
+    program = _jaxpr.without_dropout(_jaxpr.flatten(traced))
     trace = _jaxpr.parameter_uses(program)
     return TracedLoss(program, trace, layers_met(parameter_leaves(params), trace))

@@ -22,7 +22,10 @@ def problem_from_nnx(
 ) -> Problem:
     """See `Problem.from_nnx`."""
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"model must be a flax.nnx.Module, got {type(model).__name__}")
+        got = type(model).__name__
+        if isinstance(model, nnx.State):
+            got += ", which has no code: pass the model itself, or nnx.merge(graphdef, state)"
+        raise TypeError(f"model must be a flax.nnx.Module, got {got}")
     parts = _Parts(model)
     names = asked(loss_fn, "key", "training")
 

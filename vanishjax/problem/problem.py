@@ -96,9 +96,12 @@ class Problem:
                 f"got {type(self.loss_fn).__name__}"
             )
         if self.tx is not None and not (hasattr(self.tx, "init") and hasattr(self.tx, "update")):
+            got = type(self.tx).__name__
+            if hasattr(getattr(self.tx, "tx", None), "update"):
+                got += ": pass the transform in it, optimizer.tx"
             raise TypeError(
                 "tx must be a gradient transform with init and update, such as "
-                f"vanishjax.adam(1e-3), got {type(self.tx).__name__}"
+                f"vanishjax.adam(1e-3), got {got}"
             )
 
     @property

@@ -62,7 +62,8 @@ def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> s
         return "\n\n".join([_HEALTHY + _learned(treatment), *notes])
     nothing_fits = len(treatment["trials"]) == 1 and not treatment["accepted"]
     words = [_cause(cause) + (_mends(cause) if nothing_fits else "") for cause in causes]
-    blocks = [_headline(treatment), *words, _table(treatment), *notes]
+    head = "\n".join([_headline(treatment), *_meaning(treatment)])
+    blocks = [head, *words, _table(treatment), *notes]
     if recipe:
         head = "In your own script, with vanishjax as vj and the first batch as batch:"
         if of_model:
@@ -90,6 +91,14 @@ def _headline(treatment: Mapping[str, Any]) -> str:
     if treatment["after"].get("verdict") == "unknown":
         left = "; whether it is healthy now can't be known"
     return f"{'Improved' if left else 'Cured'} by {names}, {cost}{left}."
+
+
+def _meaning(treatment: Mapping[str, Any]) -> list[str]:
+    """What the remedies that were taken do, a line for each."""
+    return [
+        textwrap.fill(f"  {name}: {text}", _WIDTH, subsequent_indent="    ")
+        for name, text in treatment.get("meaning", {}).items()
+    ]
 
 
 def _learned(treatment: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ _SHOWN_LAYERS, _LEAST_LAYERS = 12, 4
 _LINES = 40  # of a screen
 _ADVICE = (9, 3, 2, 1)  # pieces of advice that a finding shows: the most that fit
 _BOXED = re.compile(r"/value(?=[][@\s,.;:]|$)")
+_USE = re.compile(r"@\d+$")
 _BAR, _LEAST_BAR = 8, 6
 _DEADLY = 6.5  # decades, 30 nats of energy: an empty bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -227,6 +228,8 @@ def _layers(probe: Mapping[str, Any], lines: int) -> str:
             rows.append("...")
         else:
             rows.append(row(names[i], _bar(decades[i], longest, bar), next(cells)))
+    if any(_USE.search(names[i]) for i in there):
+        rows.append("@: a kernel's uses in turn, as for other inputs, in derivatives or in time")
     return "\n".join(rows)
 
 

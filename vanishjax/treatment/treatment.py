@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vanishjax import report
-from vanishjax.health import Diagnosis
+from vanishjax.health import REMEDIES, Diagnosis
 from vanishjax.problem import Problem
 from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.trial import Trial
@@ -82,6 +82,11 @@ class Treatment:
         """The treatment as JSON types, with the diagnosis before and after."""
         return {
             "accepted": [remedy.name for remedy in self.accepted],
+            "meaning": {
+                name: REMEDIES[name].text
+                for name in (remedy.name for remedy in self.accepted)
+                if name in REMEDIES
+            },
             "recipe": self.recipe,
             "trials": [trial.to_dict() for trial in self.trials],
             "steps": self.steps,
