@@ -37,8 +37,8 @@ from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Outcome, Run, Trial, form, race, run_alike
 
 _PROBE_STEPS = 3.0  # what a probe costs, in training steps
-# Where nothing proved itself, so many that took the cause away get so many times the steps: new
-# kernels start with outputs that guess, and what lasts may first cost some loss.
+# Where nothing proved itself, so many kinds that took the cause away get so many times the steps:
+# new kernels start with outputs that guess, and what lasts may first cost some loss.
 _RETRIED, _LONGER = 3, 4
 # So many of the remedies that proved themselves on a chain are tried at a slower rate too: the best
 # may be the one that bears the rate given worse.
@@ -62,13 +62,14 @@ def cure(
     as it is. So is one of which that can't be known, or that seems healthy and learns too little,
     unless a remedy lets it learn twice as much. Else the remedies that fit the cause are tried, in
     order: from the same parameters, on the same batches, for the same few steps, beside the
-    untreated network (those that change parameters alone run all at once). One that
-    improves the cause's statistic and the held-out loss, both by more than the noise, is accepted,
-    once the network learns more than one output for all inputs. If what was wrong is then gone and
-    the loss is half of the untreated one's, that's the end, but for a more careful form of what was
+    untreated network (those that change parameters alone run all at once). One that improves the
+    cause's statistic and the held-out loss, both by more than the noise, is accepted, once the
+    network learns more than one output for all inputs. If what was wrong is then gone and the loss
+    is half of the untreated one's, that's the end, but for a more careful form of what was
     accepted: a few steps may go well at a rate that many don't. Else what is left is tried on top
-    of it. Where nothing is accepted, the three that took the cause away and came furthest are tried
-    once more, for four times as many steps. Where nothing helped, the network comes back as it was.
+    of it. Where nothing is accepted, the three kinds that took the cause away and came furthest are
+    tried once more, for four times as many steps. Where nothing helped, the network comes back as
+    it was.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
@@ -147,10 +148,9 @@ def cure(
     if before.verdict != "healthy" or progress.trials:
         progress = _tried(setting, progress, on_trial)
         if before.verdict == "sick" and progress.best is None and progress.relieved:
-            furthest = sorted(progress.relieved, key=lambda one: one[0])[:_RETRIED]
             longer = dataclasses.replace(
                 setting,
-                remedies=[remedy for _, remedy in furthest],
+                remedies=progress.furthest(_RETRIED),
                 batches=sequence(trained_on, _LONGER * steps, order_key),
                 length=setting.length / _LONGER,
             )

@@ -80,6 +80,13 @@ class Progress:
             one.part == remedy.part for one in self.accepted
         )
 
+    def furthest(self, count: int) -> list[Remedy]:
+        """Of what took the cause away so many that came furthest: of forms of one remedy the best."""
+        kinds: dict[str, Remedy] = {}
+        for _, remedy in sorted(self.relieved, key=lambda one: one[0]):
+            kinds.setdefault(remedy.safer_than or remedy.name, remedy)
+        return list(kinds.values())[:count]
+
     def name(self, remedy: Remedy) -> str:
         """A trial's name: what it is tried on top of, and the remedy."""
         return " + ".join(one.name for one in (*remedy.follows(self.accepted), remedy))
