@@ -81,7 +81,7 @@ class Progress:
         )
 
     def furthest(self, count: int) -> list[Remedy]:
-        """Of what took the cause away so many that came furthest: of forms of one remedy the best."""
+        """So many that took the cause away and came furthest: of forms of one remedy the best."""
         kinds: dict[str, Remedy] = {}
         for _, remedy in sorted(self.relieved, key=lambda one: one[0]):
             kinds.setdefault(remedy.safer_than or remedy.name, remedy)
