@@ -149,6 +149,23 @@ def test_train_as_told(here, arguments, expected):
     }
 
 
+def test_train_starts_by_the_initializer_asked_for(here):
+    common = ("train", "--quick", "--depth", "3", "--width", "16", "--learning-rate", "1e-30")
+    settings = vanishjax(*common, "--out", "usual", "--json").json["settings"]
+    assert "init" not in settings  # a run of an older version goes on
+    orthogonal = ("--init", "critical-orthogonal", "--activation", "sigmoid")
+    settings = vanishjax(*common, *orthogonal, "--out", "run", "--json").json["settings"]
+    assert settings["init"] == "critical_orthogonal"
+
+    def is_orthogonal(folder):
+        kernel = load_model(Path(folder, "model.safetensors")).params["hidden_stack"]["kernel"][0]
+        gram = kernel.T @ kernel
+        return np.allclose(gram, np.eye(16) * np.trace(gram) / 16, atol=1e-3 * gram.max())
+
+    assert is_orthogonal("run")
+    assert not is_orthogonal("usual")
+
+
 def parameters(folder):
     model = load_model(Path(folder, "model.safetensors"))
     return np.concatenate([np.ravel(x) for x in model.params["output"].values()])

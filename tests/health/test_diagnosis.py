@@ -598,3 +598,24 @@ def test_a_list_of_batches_in_the_place_of_one_is_said():
         vj.diagnose(problem, [BATCH] * 3)
     said = "The batch is a list of 3 that look alike: if these are batches, pass one of them."
     assert said in caught.value.__notes__
+
+
+@pytest.mark.parametrize("kind", ["deep_adam", "recondition", "adam"])
+def test_what_an_optimizer_moves_first_is_judged_where_it_goes(kind):
+    """The parameters given starve; what those optimizers train doesn't."""
+    problem = vj.mlp_problem(8, (32,) * 48, 4, activation="sigmoid")
+    layers = vj.find_layers(problem.params, problem.loss_fn, BATCH)
+    tx = {
+        "deep_adam": lambda: vj.deep_adam(3e-3, 1000, activation="sigmoid", layers=layers),
+        "recondition": lambda: optax.chain(vj.recondition(vj.muon(0.01), layers=layers)),
+        "adam": lambda: vj.adam(1e-3),
+    }[kind]()
+    found = vj.diagnose(problem.loss_fn, problem.params, BATCH, tx)
+    assert found.is_moved == (kind != "adam")
+    assert found.healthy == (kind != "adam"), str(found)
+    assert ("that the optimizer moves to" in str(found)) == found.is_moved
+    # Parameters that are there already stay.
+    shaped = vj.initializers.shaped(problem.loss_fn, problem.params, BATCH)
+    assert not vj.diagnose(problem.loss_fn, shaped, BATCH, vj.adam(1e-3)).is_moved
+    if kind == "deep_adam":
+        assert not vj.diagnose(problem.loss_fn, shaped, BATCH, tx).is_moved

@@ -46,6 +46,7 @@ FIELDS = {
     "and log_chi; help(vanishjax.Probe) explains all",
     "effectiveness": "how much of its gradient the optimizer's first step uses, a value a layer",
     "learning": "null without --steps; else steps, the loss at start and end, and learns",
+    "is_moved": "whether it is of parameters that the optimizer moves to in its first step",
 }
 
 BATCH_SIZE = 256

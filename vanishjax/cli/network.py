@@ -14,7 +14,8 @@ from vanishjax.cli.optimizer import (
     described_optimizer,
 )
 from vanishjax.cli.options import (
-    INITIALIZERS,
+    USUAL_INIT,
+    add_init_option,
     add_network_options,
     add_source_options,
     add_width_options,
@@ -24,6 +25,7 @@ from vanishjax.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from vanishjax.layers import Layers
     from vanishjax.problem import Problem
     from vanishjax.training.data import Dataset
 
@@ -37,7 +39,7 @@ NETWORK: dict[str, Any] = {
     "hidden": None,
     "depth": None,
     "width": None,
-    "init": "lecun",
+    "init": USUAL_INIT,
     "loss": "cross_entropy",
     "optimizer": "adam",
     "learning_rate": None,
@@ -69,13 +71,7 @@ def add_target_options(parser: argparse.ArgumentParser, batch_size: str) -> None
     )
     add_network_options(parser, activation=NETWORK["activation"])
     add_width_options(parser)
-    parser.add_argument(
-        "--init",
-        type=one_of("initializer", INITIALIZERS),
-        metavar="NAME",
-        help="of the kernels: lecun (Flax's own), he, critical_orthogonal or critical_normal, at "
-        "which gradients keep their size (default: lecun)",
-    )
+    add_init_option(parser)
     parser.add_argument(
         "--loss",
         type=one_of("loss", ("cross_entropy", "squared_error")),
@@ -162,7 +158,26 @@ def described_mlp(options: argparse.Namespace, dataset: Dataset, **initializers:
 
 
 def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> Problem:
-    """The network that `vanishjax train` would start with, by any initializer."""
+    """The network that `vanishjax train` starts with, and its optimizer."""
+    import dataclasses
+
+    problem, layers = initialized_mlp(options, dataset, batch)
+    return dataclasses.replace(problem, tx=described_optimizer(options, layers, _RUN))
+
+
+def initialized_mlp(
+    options: argparse.Namespace, dataset: Dataset, batch: Any
+) -> tuple[Problem, Layers]:
+    """The MLP of the options by their initializer, without an optimizer, and its layers.
+
+    Args:
+      options: As for `described_mlp`, and the initializer.
+      dataset: What it is for.
+      batch: A batch of it.
+
+    Returns:
+      Both.
+    """
     import dataclasses
 
     from vanishjax import initializers
@@ -176,8 +191,7 @@ def make_problem(options: argparse.Namespace, dataset: Dataset, batch: Any) -> P
     params = problem.params
     if start.centers and options.residual is None:
         params = initializers.center_biases(params, options.activation, layers)
-    tx = described_optimizer(options, layers, _RUN)
-    return dataclasses.replace(problem, params=params, tx=tx)
+    return dataclasses.replace(problem, params=params), layers
 
 
 @contextlib.contextmanager

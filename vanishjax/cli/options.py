@@ -29,6 +29,7 @@ ACTIVATIONS = (
     "tanh",
 )
 INITIALIZERS = ("lecun", "he", "critical_orthogonal", "critical_normal")
+USUAL_INIT = "lecun"
 
 # What stands in the JSON of most commands.
 COMMON_FIELDS = {
@@ -214,6 +215,18 @@ def add_residual_option(parser: argparse._ActionsContainer) -> None:
         type=one_of("residual", ("scaled", "rezero")),
         metavar="KIND",
         help="skip connections: scaled (branches times 1/sqrt(layers)) or rezero (default: none)",
+    )
+
+
+def add_init_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The option that says how the kernels start."""
+    parser.add_argument(
+        "--init",
+        type=one_of("initializer", INITIALIZERS),
+        default=default,
+        metavar="NAME",
+        help="of the kernels: lecun (Flax's own), he, critical_orthogonal or critical_normal, at "
+        f"which gradients keep their size (default: {USUAL_INIT})",
     )
 
 

@@ -7,8 +7,9 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vanishjax.catalog import OPTIMIZERS
-from vanishjax.cli.network import described_mlp
+from vanishjax.cli.network import initialized_mlp
 from vanishjax.cli.optimizer import described_optimizer
+from vanishjax.cli.options import USUAL_INIT
 
 if TYPE_CHECKING:
     import jax
@@ -58,11 +59,8 @@ def make_plan(options: argparse.Namespace, epochs: int, dataset: Dataset) -> Pla
     """The network for a data set, its optimizer, and all that decides the run."""
     import jax
 
-    from vanishjax.layers import find_layers
-
-    problem = described_mlp(options, dataset)
     first_batch = jax.tree.map(lambda a: a[: options.batch_size], arrays_of(dataset.train))
-    layers = find_layers(problem.params, problem.loss_fn, first_batch)
+    problem, layers = initialized_mlp(options, dataset, first_batch)
     architecture = {
         "in_features": problem.config["in_features"],
         "hidden": list(problem.config["hidden"]),
@@ -109,4 +107,6 @@ def _settings(options: argparse.Namespace, epochs: int) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "validation_split": options.validation_split,
         "seed": options.seed,
+        # What is usual isn't said: a run of an older version goes on.
+        **({} if options.init == USUAL_INIT else {"init": options.init}),
     }

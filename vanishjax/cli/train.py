@@ -33,7 +33,9 @@ from vanishjax.cli.optimizer import (
     check_optimizer_options,
 )
 from vanishjax.cli.options import (
+    USUAL_INIT,
     add_data_options,
+    add_init_option,
     add_network_options,
     add_output_options,
     add_width_options,
@@ -70,6 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this command's options."""
     add_network_options(parser, activation="relu")
     add_width_options(parser)
+    add_init_option(parser, default=USUAL_INIT)
     parser.add_argument(
         "--loss",
         type=one_of("loss", ("cross_entropy", "squared_error")),

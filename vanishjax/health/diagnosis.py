@@ -16,6 +16,7 @@ from vanishjax import report
 from vanishjax.compilation import jit_once
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, json_value
+from vanishjax.health.first_move import after_the_move
 from vanishjax.health.learning import Learning, learn
 from vanishjax.health.lost import moved_share
 from vanishjax.health.measurements import Probe
@@ -38,6 +39,8 @@ class Diagnosis:
       effectiveness: For each layer of parameters (`probe.parameters.layers`) the share of its step
         that the optimizer takes; None if none was given.
       learning: Some steps of training; None if none were asked for.
+      is_moved: Whether it is of the parameters that the optimizer moves to in its first step, as
+        `deep_adam` and `recondition` do, not of those that were given.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,6 +53,7 @@ class Diagnosis:
     probe: Probe
     effectiveness: np.ndarray[Any, Any] | None = None
     learning: Learning | None = None
+    is_moved: bool = False
 
     @property
     def losses(self) -> np.ndarray[Any, Any] | None:
@@ -86,6 +90,7 @@ class Diagnosis:
             "probe": self.probe.to_dict(),
             "effectiveness": json_value(self.effectiveness),
             "learning": None if self.learning is None else json_value(self.learning.to_dict()),
+            "is_moved": self.is_moved,
         }
 
     def plot(self, path: str | Path) -> Path:
@@ -135,8 +140,10 @@ def diagnose(
       params: Its parameters, as they are now: at initialization or at any later step.
       batch: A few hundred examples tell more than a few.
       tx: The optimizer. Its steps are measured at all sizes of gradient to see what its eps eats,
-        and one whose steps shrink with the gradient (SGD) is held to a stricter limit. By name, if
-        a problem is given: it takes the place of the problem's.
+        and one whose steps shrink with the gradient (SGD) is held to a stricter limit. Where its
+        first step moves the parameters to a start of its own, as that of `deep_adam` and
+        `recondition` does, that start is judged. By name, if a problem is given: it takes the place
+        of the problem's.
       model_state: As in `Problem`.
       has_aux: As in `Problem`.
       with_key: As in `Problem`.
@@ -172,30 +179,42 @@ def diagnose(
         with_key=with_key,
         with_state=with_state,
     )
+    learning = None
+    if steps is not None:
+        given = problem.plain_loss, gathered(problem.params), batch, problem.tx, steps
+        learning = functools.partial(learn, *given, held_out=held_out)
+    moved = after_the_move(problem.gathered(), gathered(batch))
+    verdict = judge(problem if moved is None else moved, batch, learning)
+    return dataclasses.replace(verdict, is_moved=moved is not None)
+
+
+def judge(
+    problem: Problem, batch: Any, learning: Callable[..., Learning] | None = None
+) -> Diagnosis:
+    """The verdict on a problem's parameters as they are, also where its transform would move them.
+
+    Args:
+      problem: The network.
+      batch: What it is looked at by.
+      learning: Trains for some steps, given the loss of the best constant output as `constant`.
+
+    Returns:
+      The verdict.
+    """
     measured = probe(problem, batch)
     params, tx = gathered(problem.params), problem.tx
     fault = fault_of(measured, problem.plain_loss, params, batch)
-    learning = None
-    if steps is not None:
-        learning = learn(
-            problem.plain_loss,
-            params,
-            batch,
-            tx,
-            steps,
-            constant=measured.constant_loss,
-            held_out=held_out,
-        )
+    learned = None if learning is None else learning(constant=measured.constant_loss)
     if tx is None:
-        seen = Examination(measured, fault=fault, learning=learning)
-        return Diagnosis(apply_rules(seen), measured, learning=learning)
+        seen = Examination(measured, fault=fault, learning=learned)
+        return Diagnosis(apply_rules(seen), measured, learning=learned)
     parameters = measured.parameters
     response, left = _response(tx, params, parameters.layers, parameters.rms)
     share = np.asarray(left, np.float64)
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
-    seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learning)
-    return Diagnosis(apply_rules(seen), measured, share, learning)
+    seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learned)
+    return Diagnosis(apply_rules(seen), measured, share, learned)
 
 
 def _step_rms(response: Response, gradient_rms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -146,18 +146,21 @@ def learning_curves(
             _draw_curve(axis, history, name, best)
 
 
-def _best_epoch(history: Mapping[str, Sequence[float]], score: str | None) -> int | None:
-    """Index of the best epoch, None if nothing in the deciding list is finite."""
+def _best_epoch(
+    history: Mapping[str, Sequence[float]], score: str | None
+) -> tuple[int, str] | None:
+    """Index of the best epoch and what decides, None if nothing in its list is finite."""
     candidates = [f"validation_{score}", "validation_loss", f"{score}", "loss"]
     name = next(n for n in candidates if n in history)
     sign = -1.0 if name.endswith("accuracy") else 1.0
     values = sign * np.asarray(history[name], np.float64)
     values = np.where(np.isfinite(values), values, np.inf)
-    return int(values.argmin()) if np.isfinite(values).any() else None
+    judge = name.removeprefix("validation_")
+    return (int(values.argmin()), judge) if np.isfinite(values).any() else None
 
 
 def _draw_curve(
-    axis: Any, history: Mapping[str, Sequence[float]], name: str, best: int | None
+    axis: Any, history: Mapping[str, Sequence[float]], name: str, best: tuple[int, str] | None
 ) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -176,10 +179,12 @@ def _draw_curve(
     finite = np.concatenate(shown)
     finite = finite[np.isfinite(finite)]
     if best is not None:
-        value = shown[-1][best]
-        axis.axvline(epochs[best], color=MUTED, lw=1, ls=":")
+        at, judge = best
+        value = shown[-1][at]
+        axis.axvline(epochs[at], color=MUTED, lw=1, ls=":")
         text = f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4g}"
-        axis.plot([], [], ":", color=MUTED, lw=1, label=f"best epoch {epochs[best]}: {text}")
+        by = "" if judge == name else f", by {judge.replace('_', ' ')}"
+        axis.plot([], [], ":", color=MUTED, lw=1, label=f"best epoch {epochs[at]}{by}: {text}")
     if name == "accuracy":
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     elif finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():

@@ -52,9 +52,12 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
     """
     verdict = _unboxed(printable_tree(verdict))
     findings, probe = verdict["findings"], verdict["probe"]
+    head = _headline(verdict)
+    if verdict.get("is_moved"):
+        head += "\nOf the parameters that the optimizer moves to in its first step."
     # As much advice as leaves room for the table on one screen.
     for advice in _ADVICE:
-        blocks = [_headline(verdict), *(_finding(one, advice) for one in findings)]
+        blocks = [head, *(_finding(one, advice) for one in findings)]
         if verdict.get("learning"):
             blocks.append(_learning(verdict["learning"]))
         if sum(block.count("\n") + 2 for block in blocks) + _LEAST_LAYERS < _LINES:

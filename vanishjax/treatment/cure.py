@@ -15,6 +15,7 @@ import numpy as np
 
 from vanishjax.health import Diagnosis, diagnose
 from vanishjax.health.advice import traits
+from vanishjax.health.diagnosis import judge
 from vanishjax.problem import Problem
 from vanishjax.transforms.safety import check_guards
 from vanishjax.treatment.batches import divide, sequence, stack
@@ -302,7 +303,7 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
             trials.append(_trial(name, "diverged", run, None, "the loss isn't finite"))
             continue
         try:
-            after = _examine(
+            after = _examine_trained(
                 dataclasses.replace(run.problem, params=run.params), setting.context.batch
             )
         except Exception as error:
@@ -379,6 +380,11 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
 
 def _examine(problem: Problem, batch: Any) -> Diagnosis:
     return diagnose(trained_loss(problem), problem.params, batch, problem.tx)
+
+
+def _examine_trained(problem: Problem, batch: Any) -> Diagnosis:
+    """Of parameters that a transform has moved already, where it does that first."""
+    return judge(Problem(trained_loss(problem), problem.params, problem.tx), batch)
 
 
 def _said(error: Exception) -> str:
