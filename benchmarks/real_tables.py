@@ -102,12 +102,20 @@ def cures(results: dict[str, Any], part: str = "held_out") -> list[str]:
     if controlled:
         said += f", by chance {_of(found['control_repaired'])}"
     said += f"; untreated, with this seed, {before} get as far."
+    if coded := sum(map(_is_in_code, found["treated"])):
+        said += f" Of the others {coded} fail by a line of code, for which nothing was tried."
     if part == "held_out" and "first_look" in results:
         said += f" At the first look {_of(results['first_look']['repaired'])} were repaired."
     if (again := results.get(f"{part}_again")) is not None:
         said += f" Looked at again by later code: {_of(again['repaired'])}, "
         said += f"by chance {_of(again['control_repaired'])}."
     return [*rows, "", said]
+
+
+def _is_in_code(one: dict[str, Any]) -> bool:
+    """Whether an operation made NaN, and no remedy was thought to help."""
+    tried = [trial for trial in one["trials"] if trial["outcome"] != "untreated"]
+    return one["rules"] == ["nonfinite"] and not tried
 
 
 def _closed(share: float | None, repaired: bool = False) -> str:

@@ -6,6 +6,7 @@ from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dis
 from vanishjax._jaxpr.chain import Link, links
 from vanishjax._jaxpr.contraction import Matrix
 from vanishjax._jaxpr.dropout import without_dropout
+from vanishjax._jaxpr.entrance import pure_inputs
 from vanishjax._jaxpr.examine import Path
 from vanishjax._jaxpr.fold import Folded
 from vanishjax._jaxpr.intake import kernel_inputs
@@ -71,6 +72,7 @@ __all__ = [
     "log_rms",
     "parameter_uses",
     "place_of",
+    "pure_inputs",
     "spans_of",
     "split_arrays",
     "steps_of",

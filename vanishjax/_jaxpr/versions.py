@@ -61,6 +61,14 @@ def has_jaxpr(eqn: JaxprEqn) -> bool:
     return any(isinstance(value, Jaxpr | ClosedJaxpr) for value in eqn.params.values())
 
 
+def inner_jaxprs(eqn: JaxprEqn) -> list[Any]:
+    """The jaxprs that an equation holds, its branches included."""
+    values = jax.tree.leaves(
+        list(eqn.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)
+    )
+    return [open_jaxpr(value) for value in values if isinstance(value, Jaxpr | ClosedJaxpr)]
+
+
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """Applies an equation's primitive to other operands, its custom derivatives and lines kept."""
     with source_info_util.user_context(eqn.source_info.traceback), eqn.ctx.manager:

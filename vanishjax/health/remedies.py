@@ -91,6 +91,12 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             )
             for name, factor in RATES.items()
         },
+        # A differential equation's inputs are what it differentiates by.
+        "standardize": Advice(
+            "standardize the inputs",
+            "x = (x - x.mean(axis=0)) / x.std(axis=0)",
+            unless=("derivative",),
+        ),
         "small_output": Advice(
             "a small last kernel: a variance of .01",
             "params = vj.initializers.small_output(loss_fn, params, batch)",
@@ -146,12 +152,6 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "bounded_activation": Advice("a bounded activation", "h = jnp.tanh(h)"),
         "larger_kernels": Advice("larger kernels: a variance of 2 / inputs", needs="rectifier"),
         "unit_kernels": Advice("larger kernels: a variance of 1 / inputs", unless=("rectifier",)),
-        # A differential equation's inputs are what it differentiates by.
-        "standardize": Advice(
-            "standardize the inputs",
-            "x = (x - x.mean(axis=0)) / x.std(axis=0)",
-            unless=("derivative",),
-        ),
         "standardize_targets": Advice(
             "standardize the targets, and undo that in what is predicted",
             "y = (y - y.mean(axis=0)) / y.std(axis=0)",
@@ -273,11 +273,14 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
     {
         "nonfinite": Fitting(
             ("slow_looks_linear", "slow_small_lsuv"),
-            (*_DEEP, *_REDRAWN, "tiny_lsuv", "clip"),
+            ("standardize", *_DEEP, *_REDRAWN, "tiny_lsuv", "clip"),
         ),
-        "zero_gradient": Fitting(("redraw", "rezero"), ("zero_means", "slow_redraw")),
+        "zero_gradient": Fitting(
+            ("redraw", "rezero"), ("standardize", "zero_means", "slow_redraw")
+        ),
         "mean_collapse": Fitting(
-            ("slow_looks_linear", "lsuv", "centered_activation", "rezero", "deep_muon"), _DEEP
+            ("slow_looks_linear", "lsuv", "centered_activation", "rezero", "deep_muon"),
+            ("standardize", *_DEEP),
         ),
         "rank_collapse": Fitting(("slow_looks_linear", "lsuv", "rezero", "muon"), _DEEP),
         "vanishing_gradient": Fitting(
@@ -296,7 +299,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "exploding_gradient": Fitting(
             ("small_branches", "slow_looks_linear", "slow_small_lsuv", "tiny_lsuv", "rezero"),
-            (*_DEEP, *_REDRAWN, "clip"),
+            ("standardize", *_DEEP, *_REDRAWN, "clip"),
         ),
         "saturated_units": Fitting(
             ("lsuv", "redraw", "standardize", "layer_norm"),
@@ -304,7 +307,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "dead_units": Fitting(
             ("redraw", "leaky_relu", "smaller_rate"),
-            ("zero_means", "lsuv", "slow_lsuv", "slow_redraw"),
+            ("standardize", "zero_means", "lsuv", "slow_lsuv", "slow_redraw"),
         ),
         "underflow": Fitting(("loss_scale", "bfloat16"), ("lsuv", "slow_lsuv", "adam_atan2")),
         "blind_optimizer": Fitting(
@@ -315,9 +318,9 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             ("lsuv", "slow_lsuv", "slow_identity_attention"),
         ),
         "saturated_attention": Fitting(
-            ("small_queries", "scaled_scores", "qk_norm"), ("lsuv", "slow_lsuv")
+            ("small_queries", "scaled_scores", "qk_norm"), ("standardize", "lsuv", "slow_lsuv")
         ),
-        "bad_start": Fitting(("small_output", "lsuv"), ("slow_lsuv",)),
+        "bad_start": Fitting(("small_output", "lsuv"), ("standardize", "slow_lsuv")),
         "memory": Fitting(("orthogonal_cell", "gates", "skip_time")),
         # What can't be looked into can't be scaled by what it puts out, but drawn anew.
         "unmeasured": Fitting(
@@ -331,7 +334,10 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         # No rule has seen why.
         "does_not_learn": Fitting(
             ("another_rate", "labels", "cure"),
-            ("rate_by_10", "rate_x30", "lsuv", "slow_lsuv", *_REDRAWN, "adam_atan2"),
+            (
+                *("standardize", "rate_by_10", "rate_x30", "lsuv", "slow_lsuv"),
+                *(*_REDRAWN, "adam_atan2"),
+            ),
         ),
     }
 )

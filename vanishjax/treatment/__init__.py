@@ -15,7 +15,7 @@ one output for all inputs, or says that nothing helped.
 [('untreated', 'untreated'), ('lsuv', 'accepted'), ('small_lsuv', 'better')]
 
 `treatment.problem` and `treatment.opt_state` go on from there; what you passed in is as it was, and
-a healthy network comes back untouched at the cost of one look. `treatment.recipe` is Python that
+a healthy network comes back untouched at the cost of one trial. `treatment.recipe` is Python that
 gives the cured network as the trial started it, to the last bit, from your `loss_fn`, `params` and
 `tx` and from `batch`, which is `treatment.batch`. A remedy that can't be applied is recorded, with
 its reason, and stops nothing. A remedy is a function
@@ -33,9 +33,18 @@ them there in the first step. They see gradients and parameters only:
 """
 
 from vanishjax.treatment.cure import cure
+from vanishjax.treatment.inputs import standardize_inputs
 from vanishjax.treatment.remedies import Context, fitting_remedies
 from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Trial
 
-__all__ = ["Context", "Remedy", "Treatment", "Trial", "cure", "fitting_remedies"]
+__all__ = [
+    "Context",
+    "Remedy",
+    "Treatment",
+    "Trial",
+    "cure",
+    "fitting_remedies",
+    "standardize_inputs",
+]

@@ -21,6 +21,7 @@ from vanishjax.health.advice import traits
 from vanishjax.health.remedies import RATES
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
+from vanishjax.treatment.inputs import Standardized, may_be_far, standardize_inputs
 from vanishjax.treatment.remedy import Remedy
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
@@ -134,6 +135,35 @@ def _check_changed(before: Any, after: Any) -> None:
 def _lsuv_code(variance: float = 1.0) -> str:
     said = "" if variance == 1 else f", variance={variance!r}"
     return f"params = vj.initializers.lsuv(loss_fn, params, batch{said})"
+
+
+def standardize(context: Context) -> Remedy:
+    """Inputs of zero mean and unit size, where they are far from it. See `standardize_inputs`."""
+
+    @functools.cache
+    def standard() -> Standardized:
+        problem = context.problem
+        return standardize_inputs(problem.plain_loss, problem.params, context.batch)
+
+    # The same object for the same function, so that problems can run side by side.
+    @functools.cache
+    def wrapped(function: Callable[..., Any]) -> Standardized:
+        return dataclasses.replace(standard(), function=function)
+
+    def apply(problem: Problem) -> Problem:
+        evaluate, predict = (
+            None if function is None else wrapped(function)
+            for function in (problem.evaluate_fn, problem.predict_fn)
+        )
+        return dataclasses.replace(
+            problem, loss_fn=wrapped(problem.loss_fn), evaluate_fn=evaluate, predict_fn=predict
+        )
+
+    recipe = (
+        "loss_fn = vj.treatment.standardize_inputs(loss_fn, params, batch)\n"
+        "# To predict, do the same to the inputs: loss_fn.standardize."
+    )
+    return Remedy("standardize", apply, recipe)
 
 
 def zero_means(context: Context) -> Remedy:
@@ -380,7 +410,7 @@ def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
 
 
 _NEW_KERNELS = (lsuv, small_lsuv, looks_linear, identity_attention, redraw)
-_SMALL = (small_output, small_queries, small_branches, zero_means)
+_SMALL = (standardize, small_output, small_queries, small_branches, zero_means)
 KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
     {make.__name__: make for make in (*_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}
     | {make.__name__: make for make in (adam_atan2, muon, deep_muon, clip)}
@@ -428,4 +458,8 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
     if context.probe is not None:
         had = traits(context.probe)
         names = [name for name in names if REMEDIES[name].needs in (None, *had)]
+        if "derivative" in had:
+            names = [name for name in names if name != "standardize"]
+    if not may_be_far(context.batch):
+        names = [name for name in names if name != "standardize"]
     return tuple(KNOWN[name](context) for name in names)

@@ -1,0 +1,129 @@
+"""Inputs brought to zero mean and unit size inside the loss, by one batch's statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vanishjax import _jaxpr
+from vanishjax.layers.traced import traced_loss
+from vanishjax.placement import gathered
+
+# Inputs within these bounds are left as they are: so far from unit size, or with a mean so many
+# standard deviations away, or with features of which one is so many times as large as most.
+_FAR, _UNEVEN = 10.0, 30.0
+# Of most features' deviation: a constant in one batch may vary in another.
+_LEAST = 0.1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Standardized:
+    """A function of parameters and a batch that gets standardized inputs.
+
+    Attributes:
+      function: It.
+      means: By the number of the batch's leaf what is taken off.
+      deviations: By the same what it is then divided by.
+    """
+
+    function: Callable[..., Any]
+    means: dict[int, Any]
+    deviations: dict[int, Any]
+
+    def __call__(self, params: Any, batch: Any, **settings: Any) -> Any:
+        """The function's value at the same batch with standardized inputs."""
+        return self.function(params, self.standardize(batch), **settings)
+
+    def standardize(self, batch: Any) -> Any:
+        """A batch, or the first of its parts, with standardized inputs."""
+        leaves, structure = jax.tree.flatten(batch)
+        for number, mean in self.means.items():
+            if number < len(leaves):
+                x = leaves[number]
+                standard = (x - mean) / self.deviations[number]
+                leaves[number] = standard.astype(jnp.result_type(x))
+        return jax.tree.unflatten(structure, leaves)
+
+
+def standardize_inputs(loss_fn: Callable[..., Any], params: Any, batch: Any) -> Standardized:
+    r"""A loss that standardizes its inputs first, by the statistics of one batch.
+
+    .. math:: x \leftarrow (x - \bar x) / \mathrm{std}(x)
+
+    for each feature, on the last axis, where one is far larger than most, and otherwise for all
+    together. Inputs are the floating-point arrays that meet parameters in products alone: what the
+    loss compares with the output, as an autoencoder does with its inputs, stays as it is.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)`.
+      params: Its parameters.
+      batch: A few hundred examples, the batch axis first.
+
+    Returns:
+      The loss, a function whose `standardize(batch)` does the same to what is predicted from.
+
+    Raises:
+      ValueError: No input is far from zero mean and unit size.
+
+    Example:
+      >>> def loss_fn(w, batch):
+      ...     return jnp.mean((batch[0] @ w - batch[1]) ** 2)
+      >>> x = 1e5 + jax.random.normal(jax.random.key(0), (64, 3))
+      >>> standard = standardize_inputs(loss_fn, jnp.ones((3, 1)), (x, x[:, :1]))
+      >>> new, targets = standard.standardize((x, x[:, :1]))
+      >>> print(abs(new.mean()) < 1e-2, new.std().round(1), (targets == x[:, :1]).all())
+      True 1.0 True
+
+    References:
+      LeCun et al., Efficient backprop, 1998, section 4.3.
+    """
+    batch = gathered(batch)
+    program = traced_loss(loss_fn, gathered(params), batch).program
+    leaves = jax.tree.leaves(batch)
+    arrays = [number for number, leaf in enumerate(leaves) if _jaxpr.is_array(leaf)]
+    means, deviations = {}, {}
+    for place in _jaxpr.pure_inputs(program):
+        number = arrays[place]
+        x = leaves[number]
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            found = _statistics(np.asarray(x, np.float64))
+            if found is not None:
+                means[number], deviations[number] = found
+    if not means:
+        raise ValueError("no input of the loss is far from zero mean and unit size")
+    return Standardized(loss_fn, means, deviations)
+
+
+def may_be_far(batch: Any) -> bool:
+    """Whether any array of a batch is far from zero mean and unit size: an input, or a target."""
+    leaves = [x for x in jax.tree.leaves(gathered(batch)) if _jaxpr.is_array(x)]
+    real = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    return any(_statistics(np.asarray(x, np.float64)) is not None for x in real)
+
+
+def _statistics(x: np.ndarray[Any, Any]) -> tuple[Any, Any] | None:
+    """The mean and the deviation to take off and divide by; None where there is no need."""
+    whole_mean, whole = float(x.mean()), float(x.std())
+    if not np.isfinite([whole_mean, whole]).all() or whole == 0:
+        return None
+    if x.ndim > 1:
+        axes = tuple(range(x.ndim - 1))
+        mean, deviation = x.mean(axes), x.std(axes)
+        sizes = np.sqrt(mean**2 + deviation**2)
+        usual = float(np.median(sizes))
+        if usual and sizes.max() > _UNEVEN * usual:
+            least = _LEAST * float(np.median(deviation[deviation > 0]))
+            return _numbers(mean), _numbers(np.maximum(deviation, least))
+    size = (whole_mean**2 + whole**2) ** 0.5
+    if 1 / _FAR <= size <= _FAR and abs(whole_mean) <= _FAR * whole:
+        return None
+    return _numbers(whole_mean), _numbers(whole)
+
+
+def _numbers(x: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(x, np.float32)
