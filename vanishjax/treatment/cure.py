@@ -157,6 +157,7 @@ def cure(
             )
             again = Progress(problem, before, trials=progress.trials, cost=progress.cost)
             progress = _tried(longer, again, on_trial)
+    setting.context.made.clear()  # parameters that nothing else holds
     cured, opt_state = problem, None
     if progress.best is not None:
         run = progress.best

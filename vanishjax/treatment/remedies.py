@@ -66,6 +66,7 @@ class Context:
         tried, or refuses at once.
       loss_scale: Of the untreated problem's transform, if it scales the loss: another optimizer
         takes its place within.
+      made: By remedy what it made of which problem: a slower form of it makes the same.
     """
 
     problem: Problem
@@ -75,6 +76,18 @@ class Context:
     key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
     probe: Probe | None = None
     loss_scale: float | None = None
+    made: dict[str, tuple[Problem, Problem]] = dataclasses.field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[Problem], Problem]) -> Callable[[Problem], Problem]:
+        """The same function, for one problem after the other called once."""
+
+        def made(problem: Problem) -> Problem:
+            known = self.made.get(name)
+            if known is None or known[0] is not problem:
+                known = self.made[name] = problem, make(problem)
+            return known[1]
+
+        return made
 
     @functools.cached_property
     def layers(self) -> Layers:
@@ -119,7 +132,8 @@ def _lsuv(name: str, context: Context, variance: float) -> Remedy:
         params = initializers.small_output(loss_fn, params, context.batch, below=_MISSED)
         return dataclasses.replace(problem, params=params)
 
-    return Remedy(name, apply, f"{_PCA}\n{_lsuv_code(variance)}\n{_OUTPUT}", part=_KERNELS)
+    recipe = f"{_PCA}\n{_lsuv_code(variance)}\n{_OUTPUT}"
+    return Remedy(name, context.once(name, apply), recipe, part=_KERNELS)
 
 
 def _check_changed(before: Any, after: Any) -> None:
@@ -204,7 +218,7 @@ def _started(name: str, make: Callable[..., Any], context: Context, **settings: 
         return dataclasses.replace(problem, params=params)
 
     recipe = f"params = vj.initializers.{name}(loss_fn, params, batch)"
-    return Remedy(name, apply, recipe, **settings)
+    return Remedy(name, context.once(name, apply), recipe, **settings)
 
 
 def tiny_lsuv(context: Context) -> Remedy:
@@ -256,7 +270,7 @@ def looks_linear(context: Context) -> Remedy:
 
     drawn = f"params = vj.initializers.looks_linear(key, params, layers)\n{_PCA}"
     recipe = f"{_LAYERS}\nkey = {context.key_code}\n{drawn}"
-    return Remedy("looks_linear", apply, recipe, part=_KERNELS)
+    return Remedy("looks_linear", context.once("looks_linear", apply), recipe, part=_KERNELS)
 
 
 def identity_attention(context: Context) -> Remedy:
@@ -279,7 +293,7 @@ def redraw(context: Context) -> Remedy:
     drawn = "params = vj.initializers.redraw(key, params, layers)"
     made = f"{drawn}\n{_PCA}\n{_lsuv_code()}\n{_OUTPUT}"
     recipe = f"{_LAYERS}\nkey = {context.key_code}\n{made}"
-    return Remedy("redraw", apply, recipe, part=_KERNELS)
+    return Remedy("redraw", context.once("redraw", apply), recipe, part=_KERNELS)
 
 
 def rezero(_: Context) -> Remedy:
