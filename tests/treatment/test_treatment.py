@@ -820,10 +820,11 @@ def test_a_trial_scales_the_loss_as_a_training_step_does():
     """A transform that divides gradients by a scale gets them multiplied by it."""
     batches = data()
     plain, scaled = (
-        vj.cure(network(tx=tx), batches, steps=20, remedies=[remedies.lsuv(batches[0])], key=KEY)
+        vj.cure(network(tx=tx), batches, steps=20, remedies=[remedies.lsuv(context())], key=KEY)
         for tx in (optax.sgd(0.1), vj.dynamic_loss_scale(optax.sgd(0.1), initial_scale=2.0**10))
     )
     for a, b in zip(scaled.trials, plain.trials, strict=True):
+        assert len(a.losses) == 20
         np.testing.assert_allclose(a.losses, b.losses, rtol=1e-3)
 
 
