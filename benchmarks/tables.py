@@ -272,7 +272,8 @@ def front():
     known = _results("real_networks")
     held_out, *fresh = (known[part] for part in ("held_out", "fresh", "second_fresh"))
     new = [known[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
-    real, unknown = (_results("real_cures")[part] for part in ("second_fresh", "fourth_fresh"))
+    treated = _results("real_cures")
+    unknown = [treated[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation, data="mnist"):
@@ -283,10 +284,12 @@ def front():
         seeds = f"{len(scores)} seed" + "s" * (len(scores) > 1)
         return f"{100 * _mean(scores):.1f} % ({seeds})"
 
-    repaired, repaired_new = (
-        "{} of {}, {} by chance".format(*part["repaired"], part["control_repaired"][0])
-        for part in (real, unknown)
-    )
+    def repaired(*parts):
+        kinds = ("repaired", "control_repaired")
+        sums = (map(sum, zip(*(part[kind] for part in parts), strict=True)) for kind in kinds)
+        (ours, count), (chance, _) = sums
+        return f"{ours} of {count}, {chance} by chance"
+
     seen, cured = verdicts["held_out"], cures["fresh"]["summary"]
     sick, sound = seen["sick_cases"], seen["healthy_cases"]
 
@@ -314,7 +317,8 @@ def front():
         f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs "
         f"repaired, {cured['control_repaired']:.0%} by chance, for "
         f"{cured['cost']['median']:.2f} of a training run; of a fresh set of other networks "
-        f"{repaired}; of one of kinds in no set before {repaired_new} | "
+        f"{repaired(treated['second_fresh'])}; of three of kinds in no set before "
+        f"{repaired(*unknown)} | "
         "[cures](benchmarks/README.md#does-it-cure) |",
     ]
 
@@ -410,7 +414,9 @@ TABLES = {
     "real_cures": real_tables.cures,
     "real_cures, fresh": functools.partial(real_tables.cures, part="fresh"),
     "real_cures, second fresh": functools.partial(real_tables.cures, part="second_fresh"),
+    "real_cures, third fresh": functools.partial(real_tables.cures, part="third_fresh"),
     "real_cures, fourth fresh": functools.partial(real_tables.cures, part="fourth_fresh"),
+    "real_cures, fifth fresh": functools.partial(real_tables.cures, part="fifth_fresh"),
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
     "response": response,

@@ -32,19 +32,21 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
     accepted = " + ".join(treatment["accepted"])
     title = f"{'Cured' if treatment['after']['healthy'] else 'Improved'} by {accepted}"
     if not accepted:
-        known = treatment["before"].get("verdict") != "unknown"
-        title = "Nothing helped" if known else "No remedy does much better"
+        sick = treatment["before"].get("verdict", "sick") == "sick"
+        title = "Nothing helped" if sick else "No remedy does much better"
     if not treatment["trials"]:
         title = "Healthy: nothing to cure"
     caption = (
         f"training loss of each trial, {treatment['steps']} steps from the same parameters on the "
         f"same batches; all together cost {treatment['cost']:.0f} steps"
     )
-    if not treatment["trials"]:
-        caption = "no remedy was tried"
+    trials = treatment["trials"]
+    if not trials:
+        trials = _alone(treatment)
+        caption = "no remedy was tried" + f": {treatment['steps']} steps as it is" * bool(trials)
     with png_figure(path, 9, 4.8, title=title, caption=caption) as figure:
         axes = figure.subplots()
-        if not treatment["trials"]:
+        if not trials:
             axes.axis("off")
             nothing = "nothing is wrong with it: there is no race"
             axes.text(0.5, 0.5, nothing, ha="center", transform=axes.transAxes)
@@ -53,7 +55,7 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
         axes.set_ylabel("training loss")
         palette = [OKABE_ITO[name] for name in _COLORS]
         treated = 0
-        for trial in treatment["trials"]:
+        for trial in trials:
             smooth = _smooth(trial["losses"])
             if not smooth:
                 continue
@@ -75,6 +77,16 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
             elif min(losses) >= 0:
                 axes.set_ylim(bottom=0)
     return Path(path)
+
+
+def _alone(treatment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The training of a healthy network, as a trial."""
+    learning = treatment["after"].get("learning")
+    if learning is None:
+        return []
+    *losses, end = learning["losses"]
+    seen = {"losses": losses, "loss": end, "accuracy": None, "steps": len(losses)}
+    return [{"remedy": "as it is", "outcome": "untreated", **seen}]
 
 
 def _score(trial: Mapping[str, Any]) -> str:
