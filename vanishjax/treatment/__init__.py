@@ -32,9 +32,10 @@ them there in the first step. They see gradients and parameters only:
 >>> tx = vj.polar_growth(vj.deep_muon(0.01, total_steps=2250, layers=layers), layers=layers)
 """
 
+from vanishjax.treatment.context import Context
 from vanishjax.treatment.cure import cure
 from vanishjax.treatment.inputs import standardize_inputs
-from vanishjax.treatment.remedies import Context, fitting_remedies
+from vanishjax.treatment.remedies import fitting_remedies
 from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Trial

@@ -19,6 +19,7 @@ from vanishjax.health.diagnosis import judge
 from vanishjax.problem import Problem
 from vanishjax.transforms.safety import check_guards
 from vanishjax.treatment.batches import divide, sequence, stack
+from vanishjax.treatment.context import Context
 from vanishjax.treatment.doubt import course, doubted
 from vanishjax.treatment.judgement import (
     beats_constant,
@@ -32,7 +33,7 @@ from vanishjax.treatment.judgement import (
 )
 from vanishjax.treatment.loss import loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
-from vanishjax.treatment.remedies import Context, fitting_remedies
+from vanishjax.treatment.remedies import fitting_remedies
 from vanishjax.treatment.remedy import Remedy, in_order
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Outcome, Run, Trial, form, race, run_alike

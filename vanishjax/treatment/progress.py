@@ -10,7 +10,7 @@ import jax
 
 from vanishjax.health import Diagnosis
 from vanishjax.problem import Problem
-from vanishjax.treatment.remedies import Context
+from vanishjax.treatment.context import Context
 from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.trial import Run, Trial
 
