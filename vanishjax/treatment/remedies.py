@@ -408,14 +408,14 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
         if one.severity == "critical" or one.leaves_unknown or one.rule == "does_not_learn"
         if not _is_mended_in_code(one)
     }
-    problem = context.problem
-    rebuilt = problem.factory is not None and problem.config.get("residual", ...) is None
-    names = [name for name in fitting(rules) if name in KNOWN and (rebuilt or name != "rezero")]
-    if context.probe is not None:
-        had = traits(context.probe)
+    problem, seen = context.problem, context.probe
+    had = frozenset[str]() if seen is None else traits(seen)
+    unfit = set()
+    if problem.factory is None or problem.config.get("residual", ...) is not None:
+        unfit.add("rezero")
+    if "derivative" in had or not may_be_far(context.batch):
+        unfit.add("standardize")
+    names = [name for name in fitting(rules) if name in KNOWN and name not in unfit]
+    if seen is not None:
         names = [name for name in names if REMEDIES[name].needs in (None, *had)]
-        if "derivative" in had:
-            names = [name for name in names if name != "standardize"]
-    if not may_be_far(context.batch):
-        names = [name for name in names if name != "standardize"]
     return tuple(KNOWN[name](context) for name in names)
