@@ -191,9 +191,14 @@ def test_a_control_draws_what_does_not_refuse():
 def test_the_table_of_cures_shows_controls_where_they_are(controlled):
     row = {"network": "line", "seed": 0, "rules": ["bad_start"], "verdict": "sick", "cost": 86.0}
     row |= {"accepted": ["lsuv"], "closed": {"untreated": None, "cured": 0.9}, "repaired": True}
+    row["trials"] = [{"outcome": "untreated"}, {"outcome": "accepted"}]
     if controlled:
         row["control"] = {"accepted": None, "closed": 0.2, "repaired": False}
     table = real_tables.cures({"part": real_cures.summary([row]) | {"treated": [row]}}, "part")
     chance = " nothing | 0.20 |" if controlled else ""
     assert table[2] == f"| line | bad start | `lsuv` | diverges | **0.90** |{chance} 86 |"
     assert ("by chance 0 of 1" in table[-1]) == controlled
+    assert "line of code" not in table[-1]
+    coded = row | {"rules": ["nonfinite"], "trials": row["trials"][:1], "repaired": False}
+    table = real_tables.cures({"part": real_cures.summary([coded]) | {"treated": [coded]}}, "part")
+    assert table[-1].endswith("1 fail by a line of code, for which nothing was tried.")
