@@ -349,7 +349,7 @@ def test_what_needs_a_rectifier_refuses_before_it_looks(monkeypatch):
 
     found = vj.probe(network("tanh"), BATCH)
     monkeypatch.setattr(remedies, "probe", looked)
-    monkeypatch.setattr(remedies, "find_layers", looked)
+    monkeypatch.setattr("vanishjax.treatment.context.find_layers", looked)
     for name in ("looks_linear", "slow_looks_linear"):
         make = context(network("tanh"), probe=found)
         if name == "slow_looks_linear":
