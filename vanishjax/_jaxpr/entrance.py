@@ -6,7 +6,7 @@ from jax.extend.core import JaxprEqn, Literal, Var
 
 from vanishjax._jaxpr.output import PRODUCTS
 from vanishjax._jaxpr.program import Program
-from vanishjax._jaxpr.versions import inner_jaxprs
+from vanishjax._jaxpr.versions import inner_jaxprs, open_jaxpr
 
 
 def pure_inputs(program: Program) -> tuple[int, ...]:
@@ -48,5 +48,5 @@ def pure_inputs(program: Program) -> tuple[int, ...]:
 def _multiplies(eqn: JaxprEqn) -> bool:
     """Whether an equation is a product with a kernel, or holds one, as a loop over layers does."""
     return eqn.primitive.name in PRODUCTS or any(
-        _multiplies(inner) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
+        _multiplies(inner) for jaxpr in inner_jaxprs(eqn) for inner in open_jaxpr(jaxpr).eqns
     )

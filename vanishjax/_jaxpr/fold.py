@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from vanishjax._jaxpr.program import INLINED, on_device
-from vanishjax._jaxpr.versions import bind, called, constants, open_jaxpr
+from vanishjax._jaxpr.versions import bind, called, constants, inner_jaxprs, open_jaxpr
 
 Numbers = tuple[int, ...]  # of values
 
@@ -214,7 +214,5 @@ def _arrays_in(jaxpr: Any) -> Iterator[Any]:
     yield from constants(jaxpr)
     for eqn in open_jaxpr(jaxpr).eqns:
         yield from (a.val for a in eqn.invars if isinstance(a, Literal) and np.ndim(a.val))
-        for value in eqn.params.values():
-            for one in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(open_jaxpr(one), Jaxpr):
-                    yield from _arrays_in(one)
+        for one in inner_jaxprs(eqn):
+            yield from _arrays_in(one)

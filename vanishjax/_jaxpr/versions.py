@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,12 +61,12 @@ def has_jaxpr(eqn: JaxprEqn) -> bool:
     return any(isinstance(value, Jaxpr | ClosedJaxpr) for value in eqn.params.values())
 
 
-def inner_jaxprs(eqn: JaxprEqn) -> list[Any]:
-    """The jaxprs that an equation holds, its branches included."""
-    values = jax.tree.leaves(
-        list(eqn.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)
-    )
-    return [open_jaxpr(value) for value in values if isinstance(value, Jaxpr | ClosedJaxpr)]
+def inner_jaxprs(eqn: JaxprEqn) -> Iterator[Any]:
+    """The jaxprs that an equation holds, its branches included, open or closed as they are."""
+    for value in eqn.params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, Jaxpr | ClosedJaxpr):
+                yield one
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

@@ -183,7 +183,7 @@ def diagnose(
     if steps is not None:
         given = problem.plain_loss, gathered(problem.params), batch, problem.tx, steps
         learning = functools.partial(learn, *given, held_out=held_out)
-    moved = after_the_move(problem.gathered(), gathered(batch))
+    moved = after_the_move(problem, batch)
     verdict = judge(problem if moved is None else moved, batch, learning)
     return dataclasses.replace(verdict, is_moved=moved is not None)
 

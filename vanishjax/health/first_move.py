@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from vanishjax import numerics
 from vanishjax.compilation import jit_once
 from vanishjax.optimizers.deep_adam import DeepAdamState
-from vanishjax.problem import Problem, loss_alone
+from vanishjax.placement import gathered
+from vanishjax.problem import Problem
+from vanishjax.training.state import TrainState
+from vanishjax.training.step import local_step
 from vanishjax.transforms.reconditioning import ReconditionState
 from vanishjax.transforms.states import find_states
 
@@ -27,7 +29,7 @@ def after_the_move(problem: Problem, batch: Any) -> Problem | None:
     `deep_adam` and `recondition` do so in their first step, whatever the parameters were.
 
     Args:
-      problem: The network, on one device.
+      problem: The network.
       batch: What the first step sees.
 
     Returns:
@@ -41,21 +43,17 @@ def after_the_move(problem: Problem, batch: Any) -> Problem | None:
     """
     if problem.tx is None:
         return None
-    tx, loss_fn = optax.with_extra_args_support(problem.tx), problem.plain_loss
-    states = jax.eval_shape(tx.init, problem.params)
+    states = jax.eval_shape(problem.tx.init, problem.params)
     if not any(find_states(states, kind) for kind in _MOVERS):
         return None
+    whole = problem.gathered()
+    step = local_step(whole.plain_loss, whole.transform)
 
     def first(params: Any, batch: Any) -> tuple[Any, jax.Array]:
-        def value(params: Any) -> jax.Array:
-            loss: jax.Array = loss_alone(loss_fn(params, batch))
-            return loss
+        state, _ = step(TrainState.create(params, whole.transform), batch)
+        pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True)
+        far = [numerics.rms(y - x) > _FAR * numerics.rms(x) for y, x in pairs if jnp.ndim(x) > 1]
+        return state.params, jnp.any(jnp.stack(far))
 
-        loss, gradient = jax.value_and_grad(value)(params)
-        updates, _ = tx.update(gradient, tx.init(params), params, value=loss)
-        pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
-        far = [numerics.rms(step) > _FAR * numerics.rms(x) for step, x in pairs if jnp.ndim(x) > 1]
-        return optax.apply_updates(params, updates), jnp.any(jnp.stack(far))
-
-    params, moved = jit_once(first)(problem.params, batch)
+    params, moved = jit_once(first)(whole.params, gathered(batch))
     return dataclasses.replace(problem, params=params) if moved else None

@@ -335,8 +335,13 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         "does_not_learn": Fitting(
             ("another_rate", "labels", "cure"),
             (
-                *("standardize", "rate_by_10", "rate_x30", "lsuv", "slow_lsuv"),
-                *(*_REDRAWN, "adam_atan2"),
+                "standardize",
+                "rate_by_10",
+                "rate_x30",
+                "lsuv",
+                "slow_lsuv",
+                *_REDRAWN,
+                "adam_atan2",
             ),
         ),
     }

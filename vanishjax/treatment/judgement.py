@@ -152,12 +152,13 @@ def learns_by_itself(untreated: Run, before: Diagnosis) -> bool:
       learned already, so that it starts at half of that, need not learn more; and where that isn't
       known it gets the benefit of the doubt, if its loss is finite.
     """
-    constant = before.probe.constant_loss
-    known, falls = bool(np.isfinite(constant)), untreated.progress > 0
-    if before.verdict == "healthy":
-        falls |= not known or untreated.first < constant - _LEARNED * abs(constant)
-        known = True
-    return known and falls and untreated.finite and beats_constant(untreated, before)
+    if not (untreated.finite and beats_constant(untreated, before)):
+        return False
+    constant, falls = before.probe.constant_loss, untreated.progress > 0
+    if not np.isfinite(constant):
+        return before.verdict == "healthy"
+    has_learned = untreated.first < constant - _LEARNED * abs(constant)
+    return falls or (before.verdict == "healthy" and has_learned)
 
 
 def goes_farther(treated: Run, untreated: Run) -> tuple[bool, str]:

@@ -17,7 +17,7 @@ import optax
 
 from vanishjax import initializers, optimizers, transforms
 from vanishjax.health import REMEDIES, Finding, fitting, probe
-from vanishjax.health.advice import traits
+from vanishjax.health.advice import applicable, traits
 from vanishjax.health.remedies import RATES
 from vanishjax.problem import Problem
 from vanishjax.treatment.context import Context
@@ -74,7 +74,7 @@ def _lsuv(name: str, context: Context, variance: float) -> Remedy:
         params = initializers.small_output(loss_fn, params, context.batch, below=_MISSED)
         return dataclasses.replace(problem, params=params)
 
-    recipe = f"{_PCA}\n{_lsuv_code(variance)}\n{_OUTPUT}"
+    recipe = f"{_PCA}\n{_lsuv_code(variance=variance)}\n{_OUTPUT}"
     return Remedy(name, context.once(name, apply), recipe, part=_KERNELS)
 
 
@@ -88,8 +88,8 @@ def _check_changed(before: Any, after: Any) -> None:
         )
 
 
-def _lsuv_code(variance: float = 1.0) -> str:
-    said = "" if variance == 1 else f", variance={variance!r}"
+def _lsuv_code(**settings: Any) -> str:
+    said = "".join(f", {name}={value!r}" for name, value in settings.items() if value != 1)
     return f"params = vj.initializers.lsuv(loss_fn, params, batch{said})"
 
 
@@ -132,7 +132,7 @@ def zero_means(context: Context) -> Remedy:
         _check_changed(problem.params, params)
         return dataclasses.replace(problem, params=params)
 
-    recipe = f"{_lsuv_code()[:-1]}, orthogonal=False, variance=None)"
+    recipe = _lsuv_code(orthogonal=False, variance=None)
     return Remedy("zero_means", apply, recipe, local=True)
 
 
@@ -176,7 +176,7 @@ def tiny_lsuv(context: Context) -> Remedy:
     return Remedy(
         "tiny_lsuv",
         apply,
-        f"{_lsuv_code(TINY)}\n{steps.recipe}",
+        f"{_lsuv_code(variance=TINY)}\n{steps.recipe}",
         part=_KERNELS,
         safer_than="slow_small_lsuv",
     )
@@ -413,7 +413,8 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
     unfit = set()
     if problem.factory is None or problem.config.get("residual", ...) is not None:
         unfit.add("rezero")
-    if "derivative" in had or not may_be_far(context.batch):
+    fits = seen is None or applicable(["standardize"], seen)
+    if not (fits and may_be_far(context.batch)):
         unfit.add("standardize")
     names = [name for name in fitting(rules) if name in KNOWN and name not in unfit]
     if seen is not None:

@@ -83,9 +83,7 @@ class Treatment:
         return {
             "accepted": [remedy.name for remedy in self.accepted],
             "meaning": {
-                name: REMEDIES[name].text
-                for name in (remedy.name for remedy in self.accepted)
-                if name in REMEDIES
+                one.name: REMEDIES[one.name].text for one in self.accepted if one.name in REMEDIES
             },
             "recipe": self.recipe,
             "trials": [trial.to_dict() for trial in self.trials],
