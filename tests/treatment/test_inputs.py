@@ -61,12 +61,13 @@ def test_a_feature_that_is_constant_in_one_batch_is_not_blown_up():
 @pytest.mark.parametrize(
     ("loss_fn", "batch"),
     [
+        (regression, {"x": jnp.tile(jnp.array([*[1.0] * 7, 1e4]), (64, 1)), "y": X}),
         (regression, {"x": X, "y": 1e5 * X}),
         (lambda w, x: jnp.mean((affine(w, x) - x) ** 2), 1e5 + X),
         (lambda w, x: jnp.mean(affine(w, x + w["first"][0]) ** 2), 1e5 + X),
         (lambda w, x: jnp.mean(affine(w, jax.nn.one_hot(x, 8)) ** 2), jnp.arange(64) * 1000),
     ],
-    ids=["usual", "autoencoder", "positions", "tokens"],
+    ids=["all alike", "usual", "autoencoder", "positions", "tokens"],
 )
 def test_what_is_no_input_or_needs_nothing_is_refused(loss_fn, batch):
     with pytest.raises(ValueError, match="no input of the loss is far from zero mean and unit"):

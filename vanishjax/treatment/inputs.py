@@ -117,6 +117,8 @@ def _statistics(x: np.ndarray[Any, Any]) -> tuple[Any, Any] | None:
         sizes = np.sqrt(mean**2 + deviation**2)
         usual = float(np.median(sizes))
         if usual and sizes.max() > _UNEVEN * usual:
+            if not deviation.any():
+                return None  # examples that are all alike tell no deviation
             least = _LEAST * float(np.median(deviation[deviation > 0]))
             return _numbers(mean), _numbers(np.maximum(deviation, least))
     size = (whole_mean**2 + whole**2) ** 0.5
