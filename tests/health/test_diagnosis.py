@@ -601,7 +601,7 @@ def test_a_list_of_batches_in_the_place_of_one_is_said():
 
 
 @pytest.mark.parametrize("kind", ["deep_adam", "recondition", "adam"])
-def test_what_an_optimizer_moves_first_is_judged_where_it_goes(kind):
+def test_what_an_optimizer_moves_first_is_judged_where_it_goes(kind, tmp_path, figures):
     """The parameters given starve; what those optimizers train doesn't."""
     problem = vj.mlp_problem(8, (32,) * 48, 4, activation="sigmoid")
     layers = vj.find_layers(problem.params, problem.loss_fn, BATCH)
@@ -614,6 +614,8 @@ def test_what_an_optimizer_moves_first_is_judged_where_it_goes(kind):
     assert found.is_moved == (kind != "adam")
     assert found.healthy == (kind != "adam"), str(found)
     assert ("that the optimizer moves to" in str(found)) == found.is_moved
+    found.plot(tmp_path / "verdict.png")
+    assert ("that the optimizer moves to" in figures[0].get_supxlabel()) == found.is_moved
     # Parameters that are there already stay.
     shaped = vj.initializers.shaped(problem.loss_fn, problem.params, BATCH)
     assert not vj.diagnose(problem.loss_fn, shaped, BATCH, vj.adam(1e-3)).is_moved

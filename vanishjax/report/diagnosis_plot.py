@@ -44,6 +44,8 @@ def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     title = sick if findings else verdict.get("verdict", "healthy").capitalize()
     layers, batch, loss = len(probe["names"]), probe["batch_size"], _number(probe["loss"])
     caption = f"{layers} layers, batch of {batch}, loss {loss}"
+    if verdict.get("is_moved"):
+        caption += ", of the parameters that the optimizer moves to in its first step"
     with png_figure(path, 10, 4.6, title=title, caption=caption) as figure:
         waterfall, card = figure.subplots(1, 2, width_ratios=[3, 2])
         _waterfall(waterfall, probe)
