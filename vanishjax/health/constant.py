@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,9 @@ from vanishjax.training.scan import scan_steps
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
 
-_STEPS = 150
-# Each of them reaches 100 times as far: targets may be counted in cents, or in meters.
-_RATES = 0.1, 10.0, 1e3, 1e5
+# Targets may be counted in cents, or in meters, and a unit beside them be the logarithm of a width:
+# steps that grow by so much come to any size soon, each unit's to its own.
+_STEPS, _FIRST_STEP, _GROWTH, _LONGEST = 150, 0.01, 1.3, 1e30
 _SMALL, _LARGE = 2.0**-10, 2.0**10  # beside targets of unit size
 
 
@@ -26,7 +26,7 @@ class ConstantOutput(NamedTuple):
     """What a network's loss is if the last kernels put out the same for all inputs.
 
     Attributes:
-      loss: The least that was found, in 150 steps of Adam at each of several rates.
+      loss: The least that was found; see `best_constant`.
       nothing: The loss where all of it is 0.
       growth: The power with which it grows with large outputs: 1 for a cross-entropy, 2 for a
         square, 0 where it doesn't.
@@ -48,6 +48,29 @@ def constant_output(traced: TracedLoss, arguments: Sequence[Any]) -> ConstantOut
       What it is; NaN where the last kernel stands in a loop, or meets several inputs without a bias
       beside it.
     """
+    found = loss_of_constant(traced, arguments)
+    if found is None:
+        return ConstantOutput(*(jnp.full((), jnp.nan) for _ in ConstantOutput._fields))
+    loss, zeros = found
+    pattern = _pattern(zeros)
+    once, twice = (jnp.abs(loss(_times(size, pattern))) for size in (_LARGE, 2 * _LARGE))
+    least, _ = best_constant(loss, zeros)
+    return ConstantOutput(least, loss(zeros), jnp.log2(twice / once))
+
+
+def loss_of_constant(
+    traced: TracedLoss, arguments: Sequence[Any]
+) -> tuple[Callable[[Sequence[jax.Array]], jax.Array], list[jax.Array]] | None:
+    """The loss as a function of what the last kernels put out, biases beside them not counted.
+
+    Args:
+      traced: The loss.
+      arguments: The parameters' leaves, then the batch's arrays.
+
+    Returns:
+      The function of one array for each last kernel, and zeros of the shapes of one output for all
+      inputs, in the type to compute in; None where `constant_output` knows nothing.
+    """
     leaves = traced.layers.leaves
 
     def beside(number: int) -> int | None:
@@ -56,33 +79,50 @@ def constant_output(traced: TracedLoss, arguments: Sequence[Any]) -> ConstantOut
 
     found = _jaxpr.constant_tail(traced.program, traced.trace, traced.anatomy, arguments, beside)
     if found is None:
-        return ConstantOutput(*(jnp.full((), jnp.nan) for _ in ConstantOutput._fields))
+        return None
     tail, zeros = found
-    # Of another size for each unit: a softmax doesn't see what all have in common, and zeros, which
-    # are tried as well, have no direction.
-    # In the accumulator's type: in float16 Adam's eps is 0.
-    types = [numerics.accumulator_dtype(x.dtype) for x in zeros]
-    pattern = [
-        jnp.linspace(-1, 1, x.size).reshape(x.shape).astype(dtype)
-        for x, dtype in zip(zeros, types, strict=True)
-    ]
 
-    def loss(constants: Sequence[jax.Array]) -> jax.Array:
-        own = [x.astype(zero.dtype) for x, zero in zip(constants, zeros, strict=True)]
+    def loss(outputs: Sequence[jax.Array]) -> jax.Array:
+        own = [x.astype(zero.dtype) for x, zero in zip(outputs, zeros, strict=True)]
         value: jax.Array = tail(own)
         return value
 
-    def search(rate: jax.Array) -> jax.Array:
-        tx = optax.adam(rate)
-        step = local_step(lambda constants, _: loss(constants), tx)
-        start = TrainState.create(_times(_SMALL, pattern), tx)
-        _, metrics = scan_steps(step, start, batch_of=lambda _: (), length=_STEPS)
-        return jnp.nanmin(metrics["loss"])
+    # In the accumulator's type: in float16 Adam's eps is 0.
+    return loss, [x.astype(numerics.accumulator_dtype(x.dtype)) for x in zeros]
 
-    once, twice = (jnp.abs(loss(_times(size, pattern))) for size in (_LARGE, 2 * _LARGE))
-    nothing, least = tail(zeros), jnp.min(jax.lax.map(search, jnp.array(_RATES)))
-    best = jnp.where(nothing < least, nothing, least)
-    return ConstantOutput(best, nothing, jnp.log2(twice / once))
+
+def best_constant(
+    loss: Callable[[Sequence[jax.Array]], jax.Array], zeros: Sequence[jax.Array]
+) -> tuple[jax.Array, list[jax.Array]]:
+    """The least loss that one output for all inputs reaches, and that output.
+
+    Args:
+      loss: As `loss_of_constant` gives it.
+      zeros: As there.
+
+    Returns:
+      The best of 0 and of 150 steps of Rprop, of which each unit's grow or shrink on their own.
+    """
+    tx = optax.rprop(_FIRST_STEP, eta_plus=_GROWTH, min_step_size=0.0, max_step_size=_LONGEST)
+    # Each step tells where it was.
+    step = local_step(lambda x, _: (loss(x), {"output": x}), tx, has_aux=True)
+    start = TrainState.create(_times(_SMALL, _pattern(zeros)), tx)
+    _, seen = scan_steps(step, start, batch_of=lambda _: (), length=_STEPS)
+    best, nothing = jnp.nanargmin(seen["loss"]), loss(zeros)
+    least = seen["loss"][best]
+    outputs = [
+        jnp.where(nothing < least, zero, x[best])
+        for zero, x in zip(zeros, seen["output"], strict=True)
+    ]
+    return jnp.where(nothing < least, nothing, least), outputs
+
+
+def _pattern(zeros: Sequence[jax.Array]) -> list[jax.Array]:
+    """Of another size for each unit: a softmax doesn't see what all have in common.
+
+    Zeros, which are tried as well, have no direction.
+    """
+    return [jnp.linspace(-1, 1, x.size).reshape(x.shape).astype(x.dtype) for x in zeros]
 
 
 def _times(size: float, arrays: Sequence[jax.Array]) -> list[jax.Array]:

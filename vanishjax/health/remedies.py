@@ -97,6 +97,10 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "x = (x - x.mean(axis=0)) / x.std(axis=0)",
             unless=("derivative",),
         ),
+        "match_targets": Advice(
+            "a last layer that starts at the best constant output, as wide as the targets ask for",
+            "params = vj.treatment.match_targets(loss_fn, params, batch)",
+        ),
         "small_output": Advice(
             "a small last kernel: a variance of .01",
             "params = vj.initializers.small_output(loss_fn, params, batch)",
@@ -320,7 +324,9 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         "saturated_attention": Fitting(
             ("small_queries", "scaled_scores", "qk_norm"), ("standardize", "lsuv", "slow_lsuv")
         ),
-        "bad_start": Fitting(("small_output", "lsuv"), ("standardize", "slow_lsuv")),
+        "bad_start": Fitting(
+            ("small_output", "lsuv"), ("standardize", "match_targets", "slow_lsuv")
+        ),
         "memory": Fitting(("orthogonal_cell", "gates", "skip_time")),
         # What can't be looked into can't be scaled by what it puts out, but drawn anew.
         "unmeasured": Fitting(
@@ -336,6 +342,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             ("another_rate", "labels", "cure"),
             (
                 "standardize",
+                "match_targets",
                 "rate_by_10",
                 "rate_x30",
                 "lsuv",

@@ -51,12 +51,16 @@ def bad_start(seen: Examination) -> Finding | None:
     steps = float(np.max(away))
     remedies = advised("bad_start", probe)
     guess = probe.nothing_loss if np.isfinite(probe.nothing_loss) else probe.loss
+    # Where what the last kernel puts out is normalized, its size is nothing to the loss.
+    normalized = probe.loss_growth < _NORMALIZED
     far = ratio > BAD_START and steps > FAR_STEPS
     if far:
         why = (
             f"the last kernel is {steps:.0f} steps large: the first steps only undo its "
             "initialization."
         )
+    elif normalized and probe.frozen:
+        return None  # the best that another network gives to one output is no guess
     elif guess < _TRIVIAL * probe.constant_loss and ratio > (
         HOPELESS_START if probe.loss_growth < _SQUARE else HOPELESS_SQUARES
     ):
@@ -64,8 +68,6 @@ def bad_start(seen: Examination) -> Finding | None:
             "what the network puts out is far too large: its inputs, its kernels or a temperature "
             "are, or the targets are too small."
         )
-        # Where what the last kernel puts out is normalized, its size is nothing to the loss.
-        normalized = probe.loss_growth < _NORMALIZED
         remedies = ("cooler",) if normalized else ("standardize", *remedies)
     else:
         return None
@@ -107,7 +109,7 @@ def far_targets(seen: Examination) -> Finding | None:
         },
         f"The best constant output is more than {steps:.0f} steps away: the targets are far too "
         "large for what the network puts out.",
-        ("standardize_targets",),
+        ("match_targets", "standardize_targets"),
     )
 
 

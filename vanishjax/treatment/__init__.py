@@ -35,6 +35,7 @@ them there in the first step. They see gradients and parameters only:
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.cure import cure
 from vanishjax.treatment.inputs import standardize_inputs
+from vanishjax.treatment.outputs import match_targets
 from vanishjax.treatment.remedies import fitting_remedies
 from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.treatment import Treatment
@@ -47,5 +48,6 @@ __all__ = [
     "Trial",
     "cure",
     "fitting_remedies",
+    "match_targets",
     "standardize_inputs",
 ]

@@ -22,6 +22,7 @@ from vanishjax.health.remedies import RATES
 from vanishjax.problem import Problem
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.inputs import Standardized, may_be_far, standardize_inputs
+from vanishjax.treatment.outputs import match_targets as matched
 from vanishjax.treatment.remedy import Remedy
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
@@ -152,14 +153,25 @@ def small_output(context: Context) -> Remedy:
     return _started("small_output", initializers.small_output, context, local=True)
 
 
-def _started(name: str, make: Callable[..., Any], context: Context, **settings: Any) -> Remedy:
-    """An initializer that sees the loss, the parameters and a batch; settings of the remedy."""
+def match_targets(context: Context) -> Remedy:
+    """A last layer that starts where the targets are. See `vanishjax.treatment.match_targets`."""
+    return _started("match_targets", matched, context, "treatment", local=True)
+
+
+def _started(
+    name: str,
+    make: Callable[..., Any],
+    context: Context,
+    room: str = "initializers",
+    **settings: Any,
+) -> Remedy:
+    """What sees the loss, the parameters and a batch, and makes others; settings of the remedy."""
 
     def apply(problem: Problem) -> Problem:
         params = make(problem.plain_loss, problem.params, context.batch)
         return dataclasses.replace(problem, params=params)
 
-    recipe = f"params = vj.initializers.{name}(loss_fn, params, batch)"
+    recipe = f"params = vj.{room}.{name}(loss_fn, params, batch)"
     return Remedy(name, context.once(name, apply), recipe, **settings)
 
 
@@ -366,7 +378,7 @@ def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
 
 
 _NEW_KERNELS = (lsuv, small_lsuv, looks_linear, identity_attention, redraw)
-_SMALL = (standardize, small_output, small_queries, small_branches, zero_means)
+_SMALL = (standardize, match_targets, small_output, small_queries, small_branches, zero_means)
 KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
     {make.__name__: make for make in (*_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}
     | {make.__name__: make for make in (adam_atan2, muon, deep_muon, clip)}
