@@ -145,6 +145,8 @@ def test_a_starving_network_is_found_and_named(sick):
     assert "Weakest gradient, hidden_0/kernel: " in ran.out
     assert f"saved model.safetensors, train.json, curves.png, monitor.png in {folder}" in ran.out
     assert f"next: tensorboard --logdir {folder / 'events'}" in ran.out
+    assert "next: vanishjax diagnose, or cure, with the same options" in ran.out
+    assert "next: vanishjax predict" not in ran.out
 
 
 def test_without_a_terminal_each_epoch_is_one_plain_line(sick):

@@ -116,6 +116,7 @@ def show_results(plan: Plan, result: dict[str, Any], folder: Path, *, observed: 
         return
     score = result[f"test_{plan.score}"]
     print(f"test loss {result['test_loss']:.4f}  test {plan.score.replace('_', ' ')} {score:.4f}")
+    found = observed and result["monitor"]["findings"]
     if observed:
         print(report.monitor_summary(result["monitor"]))
     files = [*FILES, MONITOR_FILE] if observed else FILES
@@ -123,7 +124,9 @@ def show_results(plan: Plan, result: dict[str, Any], folder: Path, *, observed: 
     print(f"saved {', '.join(files)} in {place}")
     if plan.options.tensorboard is not None:
         print(f"next: tensorboard --logdir {printable(plan.options.tensorboard)}")
-    if plan.dataset.image_shape is not None and plan.dataset.classes is not None:
+    if found:
+        print("next: vanishjax diagnose, or cure, with the same options for the network and data")
+    elif plan.dataset.image_shape is not None and plan.dataset.classes is not None:
         print(f"next: vanishjax predict IMAGE.png --model {place}")
 
 
