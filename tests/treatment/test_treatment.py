@@ -415,11 +415,16 @@ def run(held_out, first=0.0):
 @pytest.mark.parametrize(
     ("start", "end", "length", "kept_up", "part"),
     [
+        # One that starts from somewhere else is compared from the lower of both starts.
+        (3.6, 0.6, np.inf, True, "half of the "),
+        (3.6, 0.6, 1, False, "the "),
+        (9.9, 2.0, np.inf, False, "half of the "),
+        (1.6, 0.9, np.inf, True, "half of the "),
+        (1.6, 1.2, np.inf, False, "half of the "),
         (2.3, 0.9, np.inf, True, "half of the "),
         (2.3, 1.4, np.inf, True, "half of the "),
         (2.3, 1.4, 20, True, "half of the "),
         (2.3, 1.6, np.inf, False, "half of the "),
-        (1.6, 0.9, np.inf, False, "half of the "),
         (2.3, 0.1, np.inf, True, "half of the "),
         (2.3, 1.1, 15, True, "0.67 of the "),
         (2.3, 1.2, 15, False, "0.67 of the "),
@@ -434,9 +439,10 @@ def test_a_slower_run_must_come_the_farther_the_shorter_the_training(
     fast = run(np.array([0.4, 0.6]), 2.3)  # 1.8 down
     found, said = keeps_up(run(np.array([end, end]), start), fast, length)
     assert found == kept_up
+    lower = min(start, 2.3)
     assert said == (
-        f"the loss fell by {start - end:.3g}, {'at least' if kept_up else 'less than'} {part}"
-        f"faster one's 1.8{', and slower is safer' if kept_up else ''}"
+        f"the loss came {lower - end:.3g} below {lower:.3g}, {'at least' if kept_up else 'less than'} "
+        f"{part}faster one's {lower - 0.5:.3g}{', and slower is safer' if kept_up else ''}"
     )
 
 

@@ -59,7 +59,8 @@ def keeps_up(slow: Run, fast: Run, length: float) -> tuple[bool, str]:
 
     What a slower rate loses in the first steps it may more than win back: a few steps may go well
     at a rate that many don't. In a short training it has no time to: there it must come as far as
-    the fast one, and in one of twice the length or more half as far.
+    the fast one, and in one of twice the length or more half as far. Both are counted from the
+    lower of their starts: the faster one may be of other kernels.
 
     Args:
       slow: The run of the more careful one.
@@ -70,11 +71,11 @@ def keeps_up(slow: Run, fast: Run, length: float) -> tuple[bool, str]:
       The answer, and the numbers behind it in words.
     """
     share = min(max(_SHORT / length, _HALF), 1.0)
-    kept_up = slow.progress >= min(share * fast.progress, fast.progress)
+    start, came, most = _below_start(slow, fast)
+    kept_up = came >= min(share * most, most)
     relation = "at least" if kept_up else "less than"
     part = {1.0: "the", _HALF: "half of the"}.get(share, f"{share:.2g} of the")
-    said = f"the loss fell by {slow.progress:.3g}, {relation} {part} faster one's "
-    said += f"{fast.progress:.3g}"
+    said = f"the loss came {came:.3g} below {start:.3g}, {relation} {part} faster one's {most:.3g}"
     return kept_up, f"{said}, and slower is safer" if kept_up else said
 
 
