@@ -341,3 +341,86 @@ def test_stacks_do_not_wait_for_each_other():
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.stdout == "done\n", done.stderr
+
+
+class WeightNormalized(nn.Module):
+    """Kernels that are normalized, and get their size from gains beside them."""
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(4):
+            x = jnp.tanh(nn.WeightNorm(nn.Dense(16))(x))
+        return nn.Dense(3)(x)
+
+
+def own_gains(params, x, *, gained=True):
+    preactivations = []
+    for layer in params:
+        kernel = layer["w"] / jnp.linalg.norm(layer["w"], axis=0)
+        x = x @ (kernel * layer["g"] if gained else kernel) + layer["b"]
+        preactivations.append(x)
+        x = jnp.tanh(x)
+    return preactivations
+
+
+def gained_params():
+    sizes = [(6, 16), (16, 16), (16, 16), (16, 3)]
+    return [
+        {
+            "w": jax.random.normal(jax.random.key(i), size),
+            "g": jnp.full(size[1], 0.1),
+            "b": jnp.full(size[1], 0.3),
+        }
+        for i, size in enumerate(sizes)
+    ]
+
+
+def test_a_normalized_kernel_gets_its_size_by_its_gain():
+    def loss_fn(params, batch):
+        return cross_entropy(own_gains(params, batch[0])[-1], batch[1])
+
+    params = gained_params()
+    new = lsuv(loss_fn, params, BATCH)
+    for z in own_gains(new, BATCH[0]):
+        assert float(z.std()) == pytest.approx(1, rel=1e-3)
+        np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-4)
+    # The gains of a layer stay alike: only how large they are was at fault.
+    assert all(float(jnp.ptp(layer["g"])) < 1e-5 for layer in new)
+
+    def scanned_loss(tree, batch):
+        h = jnp.tanh(own_gains([tree["first"]], batch[0])[0])
+
+        def body(h, layer):
+            return jnp.tanh(own_gains([layer], h)[0]), None
+
+        h, _ = jax.lax.scan(body, h, tree["stack"])
+        return cross_entropy(own_gains([tree["last"]], h)[0], batch[1])
+
+    first, *hidden, last = params
+    tree = {"first": first, "stack": jax.tree.map(lambda *x: jnp.stack(x), *hidden), "last": last}
+    stacked = lsuv(scanned_loss, tree, BATCH)
+    for i, layer in enumerate(new[1:-1]):
+        np.testing.assert_allclose(stacked["stack"]["g"][i], layer["g"], rtol=1e-4)
+
+
+def test_flax_weight_norm_gets_unit_variance():
+    model = WeightNormalized()
+    variables = model.init(jax.random.key(0), BATCH[0])
+    params = jax.tree.map(lambda x: 0.1 * x if x.ndim == 1 else x, variables["params"])
+
+    def loss_fn(params, batch):
+        return cross_entropy(model.apply({"params": params}, batch[0]), batch[1])
+
+    found = vj.probe(loss_fn, lsuv(loss_fn, params, BATCH), BATCH)
+    np.testing.assert_allclose(found.preactivation_rms, 1, rtol=1e-3)
+
+
+def test_a_kernel_that_nothing_can_size_is_left_alone():
+    def loss_fn(params, batch):
+        return cross_entropy(10 * own_gains(params, batch[0], gained=False)[-1], batch[1])
+
+    params = gained_params()
+    new = lsuv(loss_fn, params, BATCH)
+    for before, after in zip(params, new, strict=True):
+        np.testing.assert_array_equal(before["w"], after["w"])
+        np.testing.assert_array_equal(before["b"], after["b"])

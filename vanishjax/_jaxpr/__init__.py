@@ -10,6 +10,7 @@ from vanishjax._jaxpr.entrance import pure_inputs
 from vanishjax._jaxpr.examine import Path
 from vanishjax._jaxpr.fold import Folded
 from vanishjax._jaxpr.intake import kernel_inputs
+from vanishjax._jaxpr.made import degrees, made_kernels
 from vanishjax._jaxpr.origin import (
     Origin,
     Span,
@@ -61,6 +62,7 @@ __all__ = [
     "constant_tail",
     "copied",
     "custom_function",
+    "degrees",
     "dissect",
     "dummies_for",
     "find_origin",
@@ -70,6 +72,7 @@ __all__ = [
     "library_function",
     "links",
     "log_rms",
+    "made_kernels",
     "parameter_uses",
     "place_of",
     "pure_inputs",

@@ -97,12 +97,16 @@ def constant_tail(
 
 
 def _products(jaxpr: Any, kernel: Var) -> int:
-    """How many products a kernel is a factor of, those included that no data goes into."""
+    """How many products a kernel is a factor of, those included that no data goes into.
+
+    Not those with itself or with a number: a penalty's.
+    """
     same, count = {kernel}, 0
     for eqn in jaxpr.eqns:
-        if same.isdisjoint(atom for atom in eqn.invars if not isinstance(atom, Literal)):
+        atoms = {atom for atom in eqn.invars if not isinstance(atom, Literal)}
+        if same.isdisjoint(atoms):
             continue
-        count += eqn.primitive.name in _PRODUCTS
+        count += eqn.primitive.name in _PRODUCTS and not atoms <= same
         if eqn.primitive.name in _MOVES:
             same.update(eqn.outvars)
     return count

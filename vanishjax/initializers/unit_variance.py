@@ -85,6 +85,10 @@ def lsuv(
     return adjusted(found, kernels, orthogonal=orthogonal, variance=variance)
 
 
+# How far a power may be from 1, for rounding.
+_LINEAR = 0.05
+
+
 class Adjustable(NamedTuple):
     """A kernel that can be adjusted.
 
@@ -96,6 +100,8 @@ class Adjustable(NamedTuple):
       lookup: Whether that is a lookup.
       repeats: The taps of the places where it meets other inputs.
       shifts: Whether its bias goes with it there.
+      sized: The number of the parameter that its output grows with, and the axes that loops run
+        along: itself, or the gain of a kernel that is normalized.
     """
 
     number: int
@@ -105,6 +111,7 @@ class Adjustable(NamedTuple):
     lookup: bool
     repeats: frozenset[int] = frozenset()
     shifts: bool = True
+    sized: tuple[int, tuple[int, ...]] = (-1, ())
 
 
 def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
@@ -119,13 +126,16 @@ def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
     looped = {use.leaf: tuple(sorted(use.axes)) for use in trace.uses}
     lookups = {use.leaf for use in trace.uses if use.equation.primitive.name == "gather"}
     numbers = {leaf.path: number for number, leaf in enumerate(layers.leaves)}
-    repeated = _repeated(found)
+    repeated, sizes = _repeated(found), _sizes(found)
     kernels = []
     for site in anatomy.sites.values():
         leaf, several = layers.leaves[site.leaf], repeated.get(site.leaf, ())
         scanned = len(anatomy.lengths[site.tap]) == len(site.axes)
         once = uses[site.leaf] == 1 and scanned
         if not leaf.is_matrix or not (once or several[:1] == (site.tap,)):
+            continue
+        sized = sizes.get(site.leaf, site.leaf)
+        if sized is None:
             continue
         bias = bias_of(leaf, layers.leaves)
         partner, shifts = None, False
@@ -136,9 +146,49 @@ def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
                 shifts = uses[number] == uses[site.leaf]
         lookup = site.leaf in lookups
         kernels.append(
-            Adjustable(site.leaf, leaf, partner, site, lookup, frozenset(several[1:]), shifts)
+            Adjustable(
+                site.leaf,
+                leaf,
+                partner,
+                site,
+                lookup,
+                frozenset(several[1:]),
+                shifts,
+                (sized, looped[sized]),
+            )
         )
     return kernels
+
+
+def _sizes(found: Network) -> dict[int, int | None]:
+    """For kernels that are made of several parameters, the one that their output grows with.
+
+    As the gain of weight normalization, where the kernel itself has no say in its size. None where
+    no such parameter is found.
+    """
+    program, trace, anatomy = found.traced.program, found.traced.trace, found.traced.anatomy
+    made = _jaxpr.made_kernels(program, trace)
+    if not made:
+        return {}
+    taps = {site.leaf: site.tap for site in anatomy.sites.values() if site.leaf in made}
+    uses = collections.Counter(use.leaf for use in trace.uses)
+    beside: dict[int, list[int]] = {leaf: [leaf] for leaf in taps}
+    for leaf, own in beside.items():
+        places = {use.position for use in trace.uses if use.leaf == leaf}
+        own += sorted(
+            {use.leaf for use in trace.uses if use.position in places and uses[use.leaf] == 1}
+            - {leaf}
+        )
+    sizes: dict[int, int | None] = dict.fromkeys(taps)
+    for one in range(max(map(len, beside.values()))):
+        scaled = {leaf: own[one] for leaf, own in beside.items() if one < len(own)}
+        run = functools.partial(_jaxpr.degrees, program, anatomy, frozenset(scaled.values()))
+        powers = jit_once(run)(found.leaves, found.inputs)
+        for leaf, other in scaled.items():
+            power = np.asarray(powers[taps[leaf]])
+            if sizes[leaf] is None and (np.abs(power - 1) < _LINEAR).all():
+                sizes[leaf] = other
+    return sizes
 
 
 def _repeated(found: Network) -> dict[int, tuple[int, ...]]:
@@ -261,7 +311,13 @@ def _adjusted(
             jnp.transpose(x, (*order, *range(len(order), x.ndim))) for x in kept[tap]
         )
         matrices = jnp.moveaxis(numerics.upcast(started[kernel.number]), axes, range(len(order)))
-        keep(kernel.number, axes, matrices * _over(scale, matrices), alive)
+        sized, along = kernel.sized
+        if sized == kernel.number:
+            matrices = matrices * _over(scale, matrices)
+        else:
+            gains = jnp.moveaxis(numerics.upcast(leaves[sized]), along, range(len(along)))
+            keep(sized, along, gains * _over(scale, gains), alive)
+        keep(kernel.number, axes, matrices, alive)
         if kernel.bias is not None:
             number, axes = kernel.bias
             keep(number, axes, shift, alive)

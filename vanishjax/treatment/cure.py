@@ -34,7 +34,7 @@ from vanishjax.treatment.judgement import (
 from vanishjax.treatment.loss import loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.remedies import fitting_remedies
-from vanishjax.treatment.remedy import Remedy, in_order
+from vanishjax.treatment.remedy import OPTIMIZER, Remedy, in_order
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Outcome, Run, Trial, form, race, run_alike
 
@@ -110,7 +110,7 @@ def cure(
       >>> print(treatment.recipe)
       params = vj.initializers.pca(loss_fn, params, batch)
       params = vj.initializers.lsuv(loss_fn, params, batch)
-      params = vj.initializers.small_output(loss_fn, params, batch, below=0.4)
+      params = vj.treatment.match_targets(loss_fn, params, batch, below=0.4)
       tx = optax.chain(tx, optax.scale(0.3))
     """
     if not isinstance(problem, Problem):
@@ -369,6 +369,10 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
     if not proven:
         return then
     remedy, run, after, _ = proven[0]
+    if remedy.part == OPTIMIZER:
+        # New kernels may have been of no use to one that didn't move them: they are tried again.
+        tried = frozenset(one.name for one, _ in raced.runs if one is not None)
+        then = dataclasses.replace(then, tried=tried)
     return dataclasses.replace(
         then,
         start=run.problem,

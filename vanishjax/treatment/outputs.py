@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vanishjax import _jaxpr, numerics
+from vanishjax import _jaxpr, initializers, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.health.constant import best_constant, loss_of_constant
 from vanishjax.initializers.network import Network, network
@@ -21,14 +21,14 @@ from vanishjax.problem import MISSING, Problem
 _SHARE = 0.3
 # How far apart they may lie: powers of 2.
 _LEAST, _MOST = -64, 64
-_REFUSAL = (
-    "the last layer can't be matched to the targets: its kernel has no bias beside it, stands in a "
-    "loop, or meets several inputs"
-)
 
 
 def match_targets(
-    loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any = MISSING
+    loss_fn: Callable[..., Any] | Problem,
+    params: Any = MISSING,
+    batch: Any = MISSING,
+    *,
+    below: float | None = None,
 ) -> Any:
     r"""Starts the last layer at the best constant output, as wide as the targets ask for.
 
@@ -48,13 +48,16 @@ def match_targets(
         Or a `Problem`, with the batch alone beside it.
       params: Its parameters.
       batch: A few hundred examples, the batch axis first.
+      below: If given, a last kernel that has no bias beside it, stands in a loop, is normalized or
+        meets several inputs is no error: it is made small, if that brings the loss below so many
+        times what it was. See `vanishjax.initializers.small_output`.
 
     Returns:
       New parameters: the last kernels', and their biases'.
 
     Raises:
-      ValueError: A last kernel has no bias beside it, stands in a loop, or meets several inputs;
-        the loss isn't a scalar, or a leaf isn't a real floating-point array.
+      ValueError: A last kernel is such a one, and `below` isn't given; the loss isn't a scalar, or
+        a leaf isn't a real floating-point array.
 
     Example:
       >>> import vanishjax as vj
@@ -71,16 +74,34 @@ def match_targets(
       mean of the targets; Lin et al., Focal loss, 2017, section 4.1, at the classes' shares.
     """
     found = network(loss_fn, params, batch)
+    try:
+        run = functools.partial(_matched, found, _heads(found))
+        return found.with_leaves(jit_once(run)(found.leaves, found.inputs))
+    except _CannotMatchError:
+        if below is None:
+            raise
+        return initializers.small_output(loss_fn, params, batch, below=below)
+
+
+class _CannotMatchError(ValueError):
+    def __init__(self) -> None:
+        super().__init__(
+            "the last layer can't be matched to the targets: its kernel has no bias beside it, "
+            "stands in a loop, is normalized, or meets several inputs"
+        )
+
+
+def _heads(found: Network) -> list[tuple[Adjustable, int]]:
+    """The last kernels, each with the number of its bias."""
     heads = {
         kernel.site.tap: (kernel, kernel.bias[0])
         for kernel in adjustable(found)
-        if kernel.bias is not None and not kernel.repeats
+        if kernel.bias is not None and not kernel.repeats and kernel.sized[0] == kernel.number
     }
     taps = [site.tap for site in found.traced.anatomy.last_sites]
     if not taps or not heads.keys() >= set(taps):
-        raise ValueError(_REFUSAL)
-    run = functools.partial(_matched, found, [heads[tap] for tap in taps])
-    return found.with_leaves(jit_once(run)(found.leaves, found.inputs))
+        raise _CannotMatchError
+    return [heads[tap] for tap in taps]
 
 
 def _matched(
@@ -91,24 +112,26 @@ def _matched(
 ) -> list[jax.Array]:
     """The leaves, those of heads, kernels with the numbers of their biases, matched."""
     of_constant = loss_of_constant(found.traced, [*leaves, *inputs])
-    if of_constant is None:
-        raise ValueError(_REFUSAL)
-    loss, zeros = of_constant
     kernels = [kernel for kernel, _ in heads]
-    _, best = best_constant(loss, zeros)
+    axes = [kernel.site.output_samples for kernel in kernels]
     put_out = _outputs(found, kernels, leaves, inputs)
+    of_one = [jnp.mean(y, own, keepdims=True) for y, own in zip(put_out, axes, strict=True)]
+    # A kernel that is also a factor of something else isn't replaced by what it puts out here.
+    if of_constant is None or [x.shape for x in of_constant[1]] != [x.shape for x in of_one]:
+        raise _CannotMatchError
+    loss, zeros = of_constant
+    _, best = best_constant(loss, zeros)
     slopes = jax.grad(loss)(
         [jnp.broadcast_to(x, y.shape) for x, y in zip(best, put_out, strict=True)]
     )
-    axes = [kernel.site.output_samples for kernel in kernels]
+    # What the slope of one example's own loss would be.
     pulls = [
         numerics.rms(slope, own, keepdims=True) * (slope.size // one.size)
         for slope, own, one in zip(slopes, axes, best, strict=True)
     ]
+    widths = _widths(loss, best, pulls)
     matched = list(leaves)
-    for kernel, own, y, slope, width in zip(
-        kernels, axes, put_out, slopes, _widths(loss, best, pulls), strict=True
-    ):
+    for kernel, own, y, slope, width in zip(kernels, axes, put_out, slopes, widths, strict=True):
         apart = y - jnp.mean(y, own, keepdims=True)
         size = numerics.rms(apart, own, keepdims=True)
         # What carries nothing but rounding errors isn't blown up.
@@ -123,7 +146,8 @@ def _matched(
     ):
         bias = leaves[number]
         shift = (constant - jnp.mean(y, own, keepdims=True)).reshape(bias.shape)
-        matched[number] = numerics.saturating_cast(numerics.upcast(bias) + shift, bias.dtype)
+        moved = numerics.upcast(bias) + jnp.where(jnp.isfinite(shift), shift, 0.0)
+        matched[number] = numerics.saturating_cast(moved, bias.dtype)
     return matched
 
 

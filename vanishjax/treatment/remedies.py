@@ -23,7 +23,7 @@ from vanishjax.problem import Problem
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.inputs import Standardized, may_be_far, standardize_inputs
 from vanishjax.treatment.outputs import match_targets as matched
-from vanishjax.treatment.remedy import Remedy
+from vanishjax.treatment.remedy import KERNELS, OPTIMIZER, RATE, ROUNDING, Remedy
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
 # (layers / depth) to the power of 3/2. Adam's .003 times 1, .3, .1 and .03 were tried on tanh and
@@ -44,13 +44,12 @@ LOSS_SCALE = 2.0**10
 
 # A linear chain of isometries has a ln chi of 0 in every layer.
 _LINEAR = 0.1
-_KERNELS, _OPTIMIZER, _ROUNDING, _RATE = "kernels", "optimizer", "rounding", "rate"
 _LAYERS = "layers = vj.find_layers(params, loss_fn, batch)"
 _PCA = "params = vj.initializers.pca(loss_fn, params, batch)"
-# New kernels put out unit variance, by which targets of a tenth are far missed. Where a small
-# output brings the loss below so many times that, it is small.
+# New kernels put out unit variance and zero mean, by which other targets are far missed. A last
+# layer that can't be matched to them is made small, if that brings the loss below so many times it.
 _MISSED = 0.4
-_OUTPUT = f"params = vj.initializers.small_output(loss_fn, params, batch, below={_MISSED})"
+_OUTPUT = f"params = vj.treatment.match_targets(loss_fn, params, batch, below={_MISSED})"
 
 
 def lsuv(context: Context) -> Remedy:
@@ -72,11 +71,11 @@ def _lsuv(name: str, context: Context, variance: float) -> Remedy:
         params = initializers.pca(loss_fn, problem.params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch, variance=variance)
         _check_changed(problem.params, params)
-        params = initializers.small_output(loss_fn, params, context.batch, below=_MISSED)
+        params = matched(loss_fn, params, context.batch, below=_MISSED)
         return dataclasses.replace(problem, params=params)
 
     recipe = f"{_PCA}\n{_lsuv_code(variance=variance)}\n{_OUTPUT}"
-    return Remedy(name, context.once(name, apply), recipe, part=_KERNELS)
+    return Remedy(name, context.once(name, apply), recipe, part=KERNELS)
 
 
 def _check_changed(before: Any, after: Any) -> None:
@@ -189,7 +188,7 @@ def tiny_lsuv(context: Context) -> Remedy:
         "tiny_lsuv",
         apply,
         f"{_lsuv_code(variance=TINY)}\n{steps.recipe}",
-        part=_KERNELS,
+        part=KERNELS,
         safer_than="slow_small_lsuv",
     )
 
@@ -224,13 +223,13 @@ def looks_linear(context: Context) -> Remedy:
 
     drawn = f"params = vj.initializers.looks_linear(key, params, layers)\n{_PCA}"
     recipe = f"{_LAYERS}\nkey = {context.key_code}\n{drawn}"
-    return Remedy("looks_linear", context.once("looks_linear", apply), recipe, part=_KERNELS)
+    return Remedy("looks_linear", context.once("looks_linear", apply), recipe, part=KERNELS)
 
 
 def identity_attention(context: Context) -> Remedy:
     """Equal orthogonal queries and keys: attention that starts near the identity."""
     make = initializers.identity_attention
-    return _started("identity_attention", make, context, part=_KERNELS)
+    return _started("identity_attention", make, context, part=KERNELS)
 
 
 def redraw(context: Context) -> Remedy:
@@ -241,13 +240,13 @@ def redraw(context: Context) -> Remedy:
         params = initializers.redraw(context.key, problem.params, context.layers)
         params = initializers.pca(loss_fn, params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch)
-        params = initializers.small_output(loss_fn, params, context.batch, below=_MISSED)
+        params = matched(loss_fn, params, context.batch, below=_MISSED)
         return dataclasses.replace(problem, params=params)
 
     drawn = "params = vj.initializers.redraw(key, params, layers)"
     made = f"{drawn}\n{_PCA}\n{_lsuv_code()}\n{_OUTPUT}"
     recipe = f"{_LAYERS}\nkey = {context.key_code}\n{made}"
-    return Remedy("redraw", context.once("redraw", apply), recipe, part=_KERNELS)
+    return Remedy("redraw", context.once("redraw", apply), recipe, part=KERNELS)
 
 
 def rezero(_: Context) -> Remedy:
@@ -312,7 +311,7 @@ def _optimizer(
         return dataclasses.replace(problem, tx=tx)
 
     kept = "" if scale is None else f"\n{_scaled_code(scale)}"
-    return Remedy(name, apply, code + kept, part=_OPTIMIZER)
+    return Remedy(name, apply, code + kept, part=OPTIMIZER)
 
 
 def clip(context: Context) -> Remedy:
@@ -362,12 +361,12 @@ def _last(name: str, make: Callable[[], optax.GradientTransformation]) -> Remedy
     def apply(problem: Problem) -> Problem:
         return dataclasses.replace(problem, tx=optax.chain(problem.transform, make()))
 
-    return Remedy(name, apply, f"tx = optax.chain(tx, vj.{name}())", part=_ROUNDING, wraps=1)
+    return Remedy(name, apply, f"tx = optax.chain(tx, vj.{name}())", part=ROUNDING, wraps=1)
 
 
 def _rated(name: str, factor: float) -> Callable[[Context], Remedy]:
     """So many times the learning rate: for one at which nothing is learned in any type."""
-    return lambda _: Remedy(name, lambda problem: problem, part=_RATE, rate=factor)
+    return lambda _: Remedy(name, lambda problem: problem, part=RATE, rate=factor)
 
 
 def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:

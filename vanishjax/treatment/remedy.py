@@ -10,6 +10,9 @@ import optax
 
 from vanishjax.problem import Problem
 
+# What remedies set; see `Remedy.part`.
+KERNELS, OPTIMIZER, ROUNDING, RATE = "kernels", "optimizer", "rounding", "rate"
+
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:

@@ -1,0 +1,113 @@
+"""Kernels that are made of parameters before the data meets them, as by weight normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, Var
+
+from vanishjax._jaxpr.adjustment import adjusted_forward
+from vanishjax._jaxpr.anatomy import Anatomy, Site
+from vanishjax._jaxpr.program import Program
+from vanishjax._jaxpr.uses import Trace
+from vanishjax._jaxpr.versions import open_jaxpr
+
+# What leaves a kernel's numbers what they are.
+_MOVES = frozenset(
+    {
+        "broadcast_in_dim",
+        "convert_element_type",
+        "copy",
+        "dynamic_slice",
+        "expand_dims",
+        "gather",
+        "optimization_barrier",
+        "reduce_precision",
+        "reshape",
+        "rev",
+        "slice",
+        "squeeze",
+        "transpose",
+    }
+)
+
+
+def made_kernels(program: Program, trace: Trace) -> frozenset[int]:
+    """The parameters that meet the data as something else than themselves, moved or cast.
+
+    Args:
+      program: The loss.
+      trace: The uses of its parameters.
+
+    Returns:
+      Their numbers. One inside a function that isn't looked into may be among them.
+    """
+    jaxpr = program.closed.jaxpr
+    products: dict[int, set[int]] = {}
+    for use in trace.uses:
+        if use.matrix is not None:
+            products.setdefault(use.leaf, set()).add(id(use.equation))
+    return frozenset(
+        leaf
+        for leaf, uses in products.items()
+        if not uses <= set(_met(jaxpr, frozenset({jaxpr.invars[leaf]})))
+    )
+
+
+def _met(jaxpr: Any, same: frozenset[Var]) -> Iterator[int]:
+    """The equations that take in one of some variables, moved or cast at most."""
+    for eqn in jaxpr.eqns:
+        taken = [not isinstance(atom, Literal) and atom in same for atom in eqn.invars]
+        if not any(taken):
+            continue
+        yield id(eqn)
+        if eqn.primitive.name in _MOVES:
+            same = same.union(eqn.outvars)
+        elif eqn.primitive.name == "scan":
+            body = open_jaxpr(eqn.params["jaxpr"])
+            inside = (one for one, own in zip(body.invars, taken, strict=True) if own)
+            yield from _met(body, frozenset(inside))
+
+
+def degrees(
+    program: Program,
+    anatomy: Anatomy,
+    scaled: frozenset[int],
+    leaves: Sequence[jax.Array],
+    inputs: Sequence[jax.Array],
+) -> dict[int, jax.Array]:
+    r"""With what power each kernel's output grows with some parameters, all else left as it is.
+
+    By Euler's theorem: where :math:`y(c w) = c^p y(w)`, the derivative along w is p y.
+
+    Args:
+      program: The loss.
+      anatomy: Where its kernels meet the data.
+      scaled: The numbers of the parameters.
+      leaves: The parameters.
+      inputs: The batch's arrays.
+
+    Returns:
+      By the sites' taps, loops' lengths leading: 1 for a kernel as it is, 0 for one that is
+      normalized; NaN where it puts out nothing.
+    """
+
+    def outputs(leaves: list[jax.Array]) -> dict[int, jax.Array]:
+        def keep(_: Site, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jax.lax.stop_gradient(y), y
+
+        return adjusted_forward(program, anatomy, keep, [*leaves, *inputs])
+
+    along = [x if number in scaled else jnp.zeros_like(x) for number, x in enumerate(leaves)]
+    put_out, grown = jax.jvp(outputs, (list(leaves),), (along,))
+    loops = {site.tap: len(site.axes) for site in anatomy.sites.values()}
+
+    def power(tap: int) -> jax.Array:
+        y, change = (x[tap].astype(jnp.float32) for x in (put_out, grown))
+        axes = tuple(range(loops[tap], y.ndim))
+        return jnp.sum(y * change, axes) / jnp.sum(y * y, axes)
+
+    return {tap: power(tap) for tap in put_out}
