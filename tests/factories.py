@@ -1,5 +1,6 @@
 """Every transform and optimizer that the package exports, made with its defaults."""
 
+import functools
 import inspect
 
 import optax
@@ -21,7 +22,10 @@ _TRANSFORMS = (optax.GradientTransformation, optax.GradientTransformationExtraAr
 
 
 def factories() -> dict:
-    """Name -> function of no arguments that makes the transform; found by return type."""
+    """Name -> function of no arguments that makes the transform; found by return type.
+
+    Each makes it once: what is compiled for one test serves the next.
+    """
     found = {}
     for name in vj.__all__:
         factory = getattr(vj, name)
@@ -32,5 +36,5 @@ def factories() -> dict:
             continue
         parameters = signature.parameters.values()
         arguments = {p.name: REQUIRED[p.name] for p in parameters if p.default is p.empty}
-        found[name] = lambda factory=factory, arguments=arguments: factory(**arguments)
+        found[name] = functools.cache(functools.partial(factory, **arguments))
     return found

@@ -11,7 +11,7 @@ from tests.factories import factories
 from vanishjax.training import TrainState, make_train_step
 
 FACTORIES = factories()
-every_factory = pytest.mark.parametrize("name", FACTORIES)
+every_factory = pytest.mark.parametrize("name", FACTORIES, scope="module")
 
 
 HEALTHY = {"w": jnp.eye(2), "b": jnp.ones(2)}

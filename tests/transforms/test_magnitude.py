@@ -17,6 +17,8 @@ from tests.trajectory import run
 from vanishjax import numerics
 
 FACTORIES = factories()
+# All tests of one after those of another: they share programs.
+every_factory = pytest.mark.parametrize("name", FACTORIES, scope="module")
 STEPS = 6
 WIDE = (1e-36, 1e-20, 1e-8, 1e20, 1e36)
 MAGNITUDES = {
@@ -65,7 +67,7 @@ def assert_finite(tree):
 
 
 @every_type
-@pytest.mark.parametrize("name", FACTORIES)
+@every_factory
 def test_finite_and_zeros_stay_zeros(name, dtype):
     tx = FACTORIES[name]()
     # In pairs by one program, which is compiled sooner than one for all; in float32 all together.
@@ -263,7 +265,7 @@ def test_a_norm_beyond_the_largest_number(factory):
     np.testing.assert_allclose(large["w"], small["w"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@every_factory
 def test_constants_give_what_arguments_give(name):
     """XLA reorders the products of what it knows: 1e-30^2 times 1e30^2 is 0 times infinity.
 
@@ -281,17 +283,19 @@ def test_constants_give_what_arguments_give(name):
 
         return jax.lax.scan(step, (params, tx.init(params)), None, length=3)[1]
 
-    for magnitude in (0.0, 1e-36, 1e20):
-        gradient = jax.tree.map(lambda x, m=magnitude: jnp.full_like(x, m), params)
-        known, given = jax.jit(lambda g=gradient: run(g))(), jax.jit(run)(gradient)
-        if name == "deep_muon":
-            assert_finite((known, given))
-            continue
+    magnitudes = (0.0, 1e-36, 1e20)
+    gradients = [
+        jax.tree.map(lambda x, m=magnitude: jnp.full_like(x, m), params) for magnitude in magnitudes
+    ]
+    given = [jax.jit(run)(gradient) for gradient in gradients]
+    known = jax.jit(lambda: [run(gradient) for gradient in gradients])()
+    if name == "deep_muon":
+        assert_finite((known, given))
+        return
+    for magnitude, *both in zip(magnitudes, known, given, strict=True):
         rest = 1e-6 * magnitude if name in ("center", "deflate") else 1e-36
         jax.tree.map(
-            lambda a, b, rest=rest: np.testing.assert_allclose(a, b, rtol=1e-4, atol=rest),
-            known,
-            given,
+            lambda a, b, rest=rest: np.testing.assert_allclose(a, b, rtol=1e-4, atol=rest), *both
         )
 
 
@@ -305,7 +309,7 @@ SPREADING = {"clip_by_layer_norm", "normalize_by_layer", "scale_by_trust_ratio",
 SIGNED = {"lion", "scale_by_lion", "scale_by_sign"}
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@every_factory
 def test_what_is_not_finite_shows_in_large_leaves(name):
     tx, params = FACTORIES[name](), {"kernel": jnp.ones(LARGE), "bias": jnp.ones(LARGE[1])}
     step = jax.jit(lambda g: tx.update(g, tx.init(params), params)[0])
@@ -346,7 +350,7 @@ def trained(tx, gradient):
 WITH_ZEROS = jnp.array([[0.3, 0.0], [-1.0, 2.0], [0.0, 0.1]])
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@every_factory
 def test_gradients_through_an_optimizer_are_finite(name):
     tx = FACTORIES[name]()
     through = jax.jit(jax.grad(lambda g: trained(tx, g)))

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from typing import NamedTuple
 
 import chex
@@ -19,7 +20,8 @@ from tests.factories import PAIRED, REQUIRED, ROUNDING, factories
 from vanishjax import numerics
 
 FACTORIES = factories()
-every_factory = pytest.mark.parametrize("name", FACTORIES)
+# All tests of one after those of another: they share programs, and keep few.
+every_factory = pytest.mark.parametrize("name", FACTORIES, scope="module")
 
 
 def test_the_factories_are_found():
@@ -34,9 +36,15 @@ def tree(dtype=jnp.float32):
     }
 
 
+@functools.cache
+def normal(seed, place, shape, dtype):
+    key = jax.random.split(jax.random.key(seed), 99)[place]
+    return jax.random.normal(key, shape).astype(dtype)
+
+
 def gradient(params, seed=0):
-    keys = iter(jax.random.split(jax.random.key(seed), 99))
-    return jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape).astype(p.dtype), params)
+    place = itertools.count()
+    return jax.tree.map(lambda p: normal(seed, next(place), p.shape, p.dtype), params)
 
 
 def run(tx, params, steps=3):
@@ -141,7 +149,7 @@ def test_zero_gradients_give_finite_updates(name):
 def test_zeros_stay_zeros(name):
     # With parameters at zero, weight decay adds nothing either.
     tx, params = FACTORIES[name](), optax.tree.zeros_like(tree())
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     chex.assert_trees_all_equal(updates, params)
 
 
@@ -198,30 +206,34 @@ class Pair(NamedTuple):
     bias: jax.Array | None
 
 
+TREES = {
+    "none": {"a": jnp.ones(2), "b": None},
+    "namedtuple": Pair(jnp.ones((2, 2)), None),
+    "list": [jnp.ones(2), (jnp.ones(()),)],
+    "python-number": {"number": 0.5, "array": jnp.ones(3)},
+    "bare": jnp.ones(3),
+    "empty": {"empty": jnp.zeros((0, 3)), "one": jnp.ones((1, 1))},
+}
+
+
 @every_factory
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"a": jnp.ones(2), "b": None},
-        Pair(jnp.ones((2, 2)), None),
-        [jnp.ones(2), (jnp.ones(()),)],
-        {"number": 0.5, "array": jnp.ones(3)},
-        jnp.ones(3),
-        {"empty": jnp.zeros((0, 3)), "one": jnp.ones((1, 1))},
-    ],
-    ids=["none", "namedtuple", "list", "python-number", "bare", "empty"],
-)
-def test_trees(name, params):
-    tx = FACTORIES[name]()
-    if name in PAIRED and any(jnp.ndim(x) > 1 for x in jax.tree.leaves(params)):
-        with pytest.raises(ValueError, match=r"(weight|empty): no bias beside it"):
-            tx.init(params)
-        return
-    grads = jax.tree.map(lambda p: 0.1 * p, params)
-    updates, _ = tx.update(grads, tx.init(params), params)
-    chex.assert_trees_all_equal_structs(updates, params)
-    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
-    chex.assert_tree_all_finite(updates)
+def test_trees(name):
+    tx, trees = FACTORIES[name](), dict(TREES)
+    if name in PAIRED:
+        for kind in ("namedtuple", "empty"):
+            with pytest.raises(ValueError, match=r"(weight|empty): no bias beside it"):
+                tx.init(trees.pop(kind))
+
+    @jax.jit  # all by one program, to which a number in a tree is a number
+    def updated():
+        grads = {kind: jax.tree.map(lambda p: 0.1 * p, params) for kind, params in trees.items()}
+        return {kind: tx.update(grads[kind], tx.init(p), p)[0] for kind, p in trees.items()}
+
+    found = updated()
+    for kind, params in trees.items():
+        assert jax.tree.structure(found[kind]) == jax.tree.structure(params), kind
+        assert jax.tree.map(jnp.shape, found[kind]) == jax.tree.map(jnp.shape, params), kind
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found[kind])), kind
 
 
 @every_factory
@@ -268,14 +280,20 @@ def test_inject_hyperparams(name):
     chex.assert_trees_all_close(with_injection, plain, rtol=1e-4, atol=1e-5)
 
 
+@functools.cache
+def dense():
+    """A Flax module, its inputs, its parameters, and their gradients."""
+    module, x = nn.Dense(2), jnp.linspace(-1.0, 2.0, 12).reshape(3, 4) ** 2
+    params = module.init(jax.random.key(0), x)["params"]
+    grads = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x) ** 2))(params)
+    return module, x, params, grads
+
+
 @every_factory
 def test_flax_train_state_and_nnx_optimizer(name):
-    module = nn.Dense(2)
-    x = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4) ** 2
-    params = module.init(jax.random.key(0), x)["params"]
+    module, x, params, grads = dense()
     state = TrainState.create(apply_fn=module.apply, params=params, tx=FACTORIES[name]())
-    grads = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x) ** 2))(params)
-    after = state.apply_gradients(grads=grads)
+    after = jax.jit(lambda state: state.apply_gradients(grads=grads))(state)
     assert int(after.step) == 1
     chex.assert_tree_all_finite(after.params)
 
