@@ -389,7 +389,10 @@ class Layers:
                 continue
             number = self._numbers.get(bare(name))
             if number is None:
-                raise ValueError(f"{name}: no such parameter when the layers were found")
+                raise ValueError(
+                    f"{name}: no such parameter when the layers were found; find_layers finds "
+                    "those of this network"
+                )
             shape, expected = np.shape(value), self.leaves[number].shape
             if shape != expected:
                 raise ValueError(f"{name}: expected shape {expected}, got {shape}")
