@@ -9,9 +9,10 @@ from typing import Any
 import jax
 
 from vanishjax import _jaxpr
+from vanishjax.compilation import jit_once
 from vanishjax.layers.traced import TracedLoss, traced_loss
 from vanishjax.placement import gathered, placed_like
-from vanishjax.problem import network_of
+from vanishjax.problem import loss_alone, network_of
 from vanishjax.validation import check_floating
 
 
@@ -36,6 +37,11 @@ class Network:
     inputs: list[Any]
     traced: TracedLoss
     given: Any
+
+    def losses(self, params: Any) -> tuple[jax.Array, jax.Array]:
+        """The loss on the batch of the parameters given, and of others."""
+        loss = jit_once(lambda params, batch: loss_alone(self.loss_fn(params, batch)))
+        return loss(self.params, self.batch), loss(gathered(params), self.batch)
 
     def with_leaves(self, leaves: Sequence[Any]) -> Any:
         """Parameters of other arrays, where those given lie."""

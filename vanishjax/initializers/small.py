@@ -18,8 +18,7 @@ from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.initializers.network import Network, network
 from vanishjax.initializers.unit_variance import adjustable, adjusted
-from vanishjax.placement import gathered
-from vanishjax.problem import MISSING, Problem, loss_alone
+from vanishjax.problem import MISSING, Problem
 
 # Of what a network puts out at first: logits of a tenth are as good as a uniform guess.
 _OUTPUT = 0.01
@@ -178,8 +177,7 @@ def small_output(
     small = _small_output(found, heads)
     if below is None:
         return small
-    loss = jit_once(lambda params, batch: loss_alone(found.loss_fn(params, batch)))
-    before, after = loss(found.params, found.batch), loss(gathered(small), found.batch)
+    before, after = found.losses(small)
     return small if after < below * before else found.given
 
 

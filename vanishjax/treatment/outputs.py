@@ -16,9 +16,12 @@ from vanishjax.initializers.network import Network, network
 from vanishjax.initializers.unit_variance import Adjustable, adjustable
 from vanishjax.problem import MISSING, Problem
 
-# Of how far the targets lie apart. Three-layer regressions learned as much at .2 to .5 of it, and
-# at 1 a little less.
-_SHARE = 0.3
+# Of how far the targets lie apart: the first at which the loss is so near to that of the best
+# constant output, as a part of it. Three-layer regressions learned as much at .2 to .5, and at 1 a
+# little less.
+_SHARES, _NEAR = (0.3, 0.15, 0.08, 0.04, 0.02), 0.15
+# So much of an example's pull tells how far it reaches.
+_ENOUGH = 0.5
 # How far apart they may lie: powers of 2.
 _LEAST, _MOST = -64, 64
 
@@ -39,25 +42,27 @@ def match_targets(
 
     with c the constant output of least loss, and delta how far from it the examples pull: that is
     the move at which the slope of the mean loss has grown to the root mean square of the slopes of
-    single examples at c. The sign is the one with which the loss is less. For a squared error c is
-    the mean of the targets and delta their standard deviation; for a cross-entropy c is the
-    logarithm of the classes' shares.
+    single examples at c. The sign is the one with which the loss is less, and for many classes .3
+    is less too, down to .02, so that the loss is within 15% of the best constant output's. For a
+    squared error c is the mean of the targets and delta their standard deviation; for a
+    cross-entropy c is the logarithm of the classes' shares.
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. It's traced, and run once.
         Or a `Problem`, with the batch alone beside it.
       params: Its parameters.
       batch: A few hundred examples, the batch axis first.
-      below: If given, a last kernel that has no bias beside it, stands in a loop, is normalized or
-        meets several inputs is no error: it is made small, if that brings the loss below so many
-        times what it was. See `vanishjax.initializers.small_output`.
+      below: If given, what can't be matched is no error: a last layer is then made small, if that
+        brings the loss below so many times what it was (`vanishjax.initializers.small_output`),
+        or left as it is.
 
     Returns:
       New parameters: the last kernels', and their biases'.
 
     Raises:
-      ValueError: A last kernel is such a one, and `below` isn't given; the loss isn't a scalar, or
-        a leaf isn't a real floating-point array.
+      ValueError: A last kernel has no bias beside it, stands in a loop, is normalized or meets
+        several inputs, or the loss doesn't fall by it, and `below` isn't given; the loss isn't a
+        scalar, or a leaf isn't a real floating-point array.
 
     Example:
       >>> import vanishjax as vj
@@ -76,7 +81,11 @@ def match_targets(
     found = network(loss_fn, params, batch)
     try:
         run = functools.partial(_matched, found, _heads(found))
-        return found.with_leaves(jit_once(run)(found.leaves, found.inputs))
+        matched = found.with_leaves(jit_once(run)(found.leaves, found.inputs))
+        before, after = found.losses(matched)
+        if not after < before:
+            raise _CannotMatchError("the loss doesn't fall by it")
+        return matched
     except _CannotMatchError:
         if below is None:
             raise
@@ -84,11 +93,13 @@ def match_targets(
 
 
 class _CannotMatchError(ValueError):
-    def __init__(self) -> None:
-        super().__init__(
-            "the last layer can't be matched to the targets: its kernel has no bias beside it, "
-            "stands in a loop, is normalized, or meets several inputs"
-        )
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the last layer can't be matched to the targets: {reason}")
+
+
+_NO_HEADS = (
+    "its kernel has no bias beside it, stands in a loop, is normalized, or meets several inputs"
+)
 
 
 def _heads(found: Network) -> list[tuple[Adjustable, int]]:
@@ -100,7 +111,7 @@ def _heads(found: Network) -> list[tuple[Adjustable, int]]:
     }
     taps = [site.tap for site in found.traced.anatomy.last_sites]
     if not taps or not heads.keys() >= set(taps):
-        raise _CannotMatchError
+        raise _CannotMatchError(_NO_HEADS)
     return [heads[tap] for tap in taps]
 
 
@@ -118,9 +129,9 @@ def _matched(
     of_one = [jnp.mean(y, own, keepdims=True) for y, own in zip(put_out, axes, strict=True)]
     # A kernel that is also a factor of something else isn't replaced by what it puts out here.
     if of_constant is None or [x.shape for x in of_constant[1]] != [x.shape for x in of_one]:
-        raise _CannotMatchError
+        raise _CannotMatchError(_NO_HEADS)
     loss, zeros = of_constant
-    _, best = best_constant(loss, zeros)
+    least, best = best_constant(loss, zeros)
     slopes = jax.grad(loss)(
         [jnp.broadcast_to(x, y.shape) for x, y in zip(best, put_out, strict=True)]
     )
@@ -129,17 +140,31 @@ def _matched(
         numerics.rms(slope, own, keepdims=True) * (slope.size // one.size)
         for slope, own, one in zip(slopes, axes, best, strict=True)
     ]
-    widths = _widths(loss, best, pulls)
-    matched = list(leaves)
-    for kernel, own, y, slope, width in zip(kernels, axes, put_out, slopes, widths, strict=True):
-        apart = y - jnp.mean(y, own, keepdims=True)
-        size = numerics.rms(apart, own, keepdims=True)
+    apart, scales = [], []
+    for kernel, own, y, mean, slope, width in zip(
+        kernels, axes, put_out, of_one, slopes, _widths(loss, best, pulls), strict=True
+    ):
+        apart.append(y - mean)
+        size = numerics.rms(apart[-1], own, keepdims=True)
         # What carries nothing but rounding errors isn't blown up.
         alive = size > 4 * float(jnp.finfo(kernel.site.dtype).eps) * numerics.rms(y)
-        wrong_way = jnp.sum(slope * (apart / size), own, keepdims=True) > 0
-        scale = _SHARE * jnp.where(wrong_way, -width, width) / size
-        scale = jnp.where(alive & jnp.isfinite(width), scale, 1.0)
-        matched[kernel.number] = _scaled(kernel, leaves[kernel.number], scale)
+        wrong_way = jnp.sum(slope * (apart[-1] / size), own, keepdims=True) > 0
+        scale = jnp.where(wrong_way, -width, width) / size
+        scales.append(jnp.where(alive & jnp.isfinite(width), scale, 0.0))
+    # Many classes take less: what is far for one alone isn't for all at once.
+    shares = jnp.array(_SHARES)
+    losses = jnp.stack(
+        [
+            loss([x + share * s * y for x, s, y in zip(best, scales, apart, strict=True)])
+            for share in _SHARES
+        ]
+    )
+    fits = losses <= least + _NEAR * jnp.abs(least)
+    share = jnp.where(fits.any(), shares[jnp.argmax(fits)], shares[-1])
+    matched = list(leaves)
+    for kernel, scale in zip(kernels, scales, strict=True):
+        factor = jnp.where(scale == 0, 1.0, share * scale)
+        matched[kernel.number] = _scaled(kernel, leaves[kernel.number], factor)
     # The means are those of kernels rounded to their type.
     for (_, number), own, y, constant in zip(
         heads, axes, _outputs(found, kernels, matched, inputs), best, strict=True
@@ -174,30 +199,39 @@ def _widths(
 ) -> list[jax.Array]:
     """How far each unit is to be from the best constant; NaN where that isn't found.
 
-    The units move farther and farther, each until the loss pulls back as an example does. It then
-    stays there: what others need may be far too much for it.
+    The units move farther and farther, each until the loss pulls back nearly as an example does. It
+    then stays there: what others need may be far too much for it.
     """
     slopes = jax.grad(loss)
     # A softmax doesn't see what all units have in common.
     signs = [jnp.where(jnp.arange(x.size) % 2, -1.0, 1.0).reshape(x.shape) for x in best]
+    # One of n units that moves half of them pulls back by 1 / n at most, where examples pull by
+    # 1 / sqrt(n).
+    enough = [_ENOUGH / x.size**0.5 * pull for x, pull in zip(best, pulls, strict=True)]
 
-    def move(widths: list[jax.Array], size: jax.Array) -> tuple[list[jax.Array], None]:
-        moves = [jnp.where(jnp.isnan(width), size, width) for width in widths]
-        both = (
-            slopes([x + way * s * m for x, s, m in zip(best, signs, moves, strict=True)])
+    def move(moves: list[jax.Array], size: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+        tried = [jnp.where(jnp.isnan(own), size, own) for own in moves]
+        up, down = (
+            slopes([x + way * s * m for x, s, m in zip(best, signs, tried, strict=True)])
             for way in (1.0, -1.0)
         )
-        found = []
-        for width, m, sign, up, down, pull in zip(widths, moves, signs, *both, pulls, strict=True):
-            back = sign * (up - down) / 2
-            reached = jnp.isnan(width) & (back >= pull / 2) & (pull > 0)
-            # As far as it would be by a square.
-            found.append(jnp.where(reached, m * pull / back, width))
-        return found, None
+        back = [s * (a - b) / 2 for s, a, b in zip(signs, up, down, strict=True)]
+        there = [b >= least for b, least in zip(back, enough, strict=True)]
+        settled = [
+            jnp.where(now & (pull > 0), m, own)
+            for now, pull, m, own in zip(there, pulls, tried, moves, strict=True)
+        ]
+        # As far as it would be by a square.
+        widths = [m * pull / b for m, pull, b in zip(tried, pulls, back, strict=True)]
+        return settled, [
+            jnp.where(jnp.isnan(own) & ~jnp.isnan(new), width, jnp.nan)
+            for own, new, width in zip(moves, settled, widths, strict=True)
+        ]
 
     nothing = [jnp.full_like(x, jnp.nan) for x in best]
-    widths, _ = jax.lax.scan(move, nothing, 2.0 ** jnp.arange(_LEAST, _MOST))
-    return widths
+    _, widths = jax.lax.scan(move, nothing, 2.0 ** jnp.arange(_LEAST, _MOST))
+    # Each has one, of when it came to stay.
+    return [jnp.nanmax(x, axis=0) for x in widths]
 
 
 def _scaled(kernel: Adjustable, x: jax.Array, scale: jax.Array) -> jax.Array:
