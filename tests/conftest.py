@@ -37,8 +37,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     # What compiles in less is read, and written, no sooner.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
-# What modules make while they are collected is compiled as quickly as most tests are, see below.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 # Tracing makes many objects that live long: walking them all so often takes 5% of the time.
 gc.set_threshold(20_000, 20, 50)

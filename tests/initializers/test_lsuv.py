@@ -424,3 +424,17 @@ def test_a_kernel_that_nothing_can_size_is_left_alone():
     for before, after in zip(params, new, strict=True):
         np.testing.assert_array_equal(before["w"], after["w"])
         np.testing.assert_array_equal(before["b"], after["b"])
+
+
+def test_a_normalized_kernel_beside_what_has_no_forward_derivative():
+    @jax.custom_vjp
+    def same(x):
+        return x
+
+    same.defvjp(lambda x: (x, None), lambda _, g: (g,))
+
+    def loss_fn(params, batch):
+        return cross_entropy(own_gains(params, same(batch[0]))[-1], batch[1])
+
+    new = lsuv(loss_fn, gained_params(), BATCH)
+    assert float(own_gains(new, BATCH[0])[-1].std()) == pytest.approx(1, rel=1e-3)

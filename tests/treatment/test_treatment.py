@@ -57,7 +57,7 @@ def test_a_collapsed_sigmoid_network_is_cured(cured):
         "lsuv": "accepted",
         "small_lsuv": "better",
         "slow_lsuv": "accepted",  # not as far yet, and more certain to get there
-        "slow_small_lsuv": "better",
+        "slow_small_lsuv": "no better",
     }
     assert [remedy.name for remedy in treatment.accepted] == ["slow_lsuv"]
     assert not treatment.before.healthy
@@ -254,7 +254,12 @@ def test_what_lowers_the_loss_but_not_the_cause_is_not_accepted():
 def test_what_takes_the_cause_away_gets_more_time_where_nothing_helped():
     """From unit variance the loss starts higher than a constant output's, and falls below later."""
     problem = network(depth=8, tx=optax.sgd(0.1))
-    given = [remedies.lsuv(context(problem)), remedies.clip(context(problem))]
+
+    def unmatched(problem):
+        params = vj.initializers.lsuv(problem.plain_loss, problem.params, data()[0])
+        return dataclasses.replace(problem, params=params)
+
+    given = [vj.Remedy("lsuv", unmatched), remedies.clip(context(problem))]
     seen = []
     treatment = vj.cure(problem, data(), steps=4, remedies=given, key=KEY, on_trial=seen.append)
     told = [(trial.remedy, trial.steps, trial.outcome) for trial in treatment.trials]
@@ -498,7 +503,7 @@ def test_in_a_short_training_a_slower_form_must_come_as_far():
     assert [one.name for one in treatment.accepted] == ["lsuv"]
 
 
-@pytest.mark.parametrize(("variance", "accepted"), [(0.5, "local"), (0.2, "lsuv")])
+@pytest.mark.parametrize(("variance", "accepted"), [(0.4, "local"), (0.2, "lsuv")])
 def test_of_two_that_get_about_as_far_the_one_that_changes_less_is_taken(variance, accepted):
     """From the lower start the smaller kernels come about .9 and .7 as far as the others."""
 
@@ -661,7 +666,8 @@ def test_new_kernels_meet_targets_of_a_tenth():
         8, (32,) * 12, 1, activation="sigmoid", loss="squared_error", tx=vj.adam(3e-3)
     )
     batches = [(x, jnp.sin(2 * x[:, :1]) / 10) for x, _ in data()]
-    treatment = vj.cure(problem, batches, steps=STEPS)
+    given = [remedies.lsuv(remedies.Context(problem, batches[0]))]
+    treatment = vj.cure(problem, batches, steps=STEPS, remedies=given)
     assert treatment.accepted, str(treatment)
     start = problem.loss_fn(treatment.start.params, batches[0])
     assert start < 1.5 * jnp.mean(batches[0][1] ** 2) + 0.02
@@ -853,9 +859,15 @@ def solved(scale, **options):
     return vj.Problem(loss, params, optax.adam(3e-3), **options)
 
 
+@functools.cache
+def treated(factor):
+    problem = solved(factor)
+    return problem, vj.cure(problem, data(4, 32), steps=20)
+
+
 def test_what_cannot_be_measured_is_treated_if_it_does_not_learn_by_itself():
     """Its loss falls by a half, and stands at 1e20."""
-    treatment = vj.cure(solved(60.0), data(4, 32), steps=20)
+    _, treatment = treated(60.0)
     assert treatment.before.verdict == "unknown"
     assert names(treatment) == {
         "untreated": "untreated",
@@ -871,8 +883,7 @@ def test_what_cannot_be_measured_is_treated_if_it_does_not_learn_by_itself():
 
 
 def test_what_cannot_be_measured_and_learns_by_itself_is_left_alone():
-    problem = solved(1.0)
-    treatment = vj.cure(problem, data(4, 32), steps=20)
+    problem, treatment = treated(1.0)
     assert treatment.before.verdict == "unknown"
     outcomes = names(treatment)
     assert outcomes.pop("untreated") == "untreated"
@@ -891,7 +902,7 @@ def test_what_cannot_be_measured_and_learns_by_itself_is_left_alone():
 def test_a_race_over_many_decades_is_drawn_on_a_logarithmic_axis(
     factor, scale, title, tmp_path, figures
 ):
-    vj.cure(solved(factor), data(4, 32), steps=20).plot(tmp_path / "race.png")
+    treated(factor)[1].plot(tmp_path / "race.png")
     (figure,) = figures
     (axes,) = figure.axes
     assert axes.get_yscale() == scale

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, Var
 
+from vanishjax import numerics
 from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Site
 from vanishjax._jaxpr.program import Program
@@ -81,7 +82,7 @@ def degrees(
 ) -> dict[int, jax.Array]:
     r"""With what power each kernel's output grows with some parameters, all else left as it is.
 
-    By Euler's theorem: where :math:`y(c w) = c^p y(w)`, the derivative along w is p y.
+    Measured at twice the parameters: :math:`y(2 w) = 2^p y(w)`.
 
     Args:
       program: The loss.
@@ -95,19 +96,14 @@ def degrees(
       normalized; NaN where it puts out nothing.
     """
 
-    def outputs(leaves: list[jax.Array]) -> dict[int, jax.Array]:
+    def sizes(factor: float) -> dict[int, jax.Array]:
         def keep(_: Site, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jax.lax.stop_gradient(y), y
+            size = numerics.rms(y)
+            # What comes after sees the same, whatever the size was.
+            return (y / jnp.where(size > 0, size, 1.0)).astype(y.dtype), size
 
-        return adjusted_forward(program, anatomy, keep, [*leaves, *inputs])
+        own = [factor * x if number in scaled else x for number, x in enumerate(leaves)]
+        return adjusted_forward(program, anatomy, keep, [*own, *inputs])
 
-    along = [x if number in scaled else jnp.zeros_like(x) for number, x in enumerate(leaves)]
-    put_out, grown = jax.jvp(outputs, (list(leaves),), (along,))
-    loops = {site.tap: len(site.axes) for site in anatomy.sites.values()}
-
-    def power(tap: int) -> jax.Array:
-        y, change = (x[tap].astype(jnp.float32) for x in (put_out, grown))
-        axes = tuple(range(loops[tap], y.ndim))
-        return jnp.sum(y * change, axes) / jnp.sum(y * y, axes)
-
-    return {tap: power(tap) for tap in put_out}
+    before, after = sizes(1.0), sizes(2.0)
+    return {tap: jnp.log2(after[tap] / before[tap]) for tap in before}

@@ -180,7 +180,7 @@ def _sizes(found: Network) -> dict[int, int | None]:
             - {leaf}
         )
     sizes: dict[int, int | None] = dict.fromkeys(taps)
-    for one in range(max(map(len, beside.values()))):
+    for one in range(max(map(len, beside.values()), default=0)):
         scaled = {leaf: own[one] for leaf, own in beside.items() if one < len(own)}
         run = functools.partial(_jaxpr.degrees, program, anatomy, frozenset(scaled.values()))
         powers = jit_once(run)(found.leaves, found.inputs)
