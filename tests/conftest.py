@@ -68,7 +68,7 @@ def _few_memory_maps():
 _OPTIMIZED = {
     "training",
     "test_atlas.py",
-    "test_layered_transforms.py",
+    "test_layered_rounding.py",
     "test_numerics.py",
     "test_response.py",
     "test_rounding.py",
