@@ -50,8 +50,13 @@ def kill(run: subprocess.Popen[bytes], folder: Path, seconds: float, in_save: bo
 
     wait(run, lambda: set(saves.glob("*")) - before)
     time.sleep(seconds)
-    if in_save:
+    while in_save:
         wait(run, unfinished)
+        # A fast save can end between the look and the blow: it's looked at again while it rests.
+        run.send_signal(signal.SIGSTOP)
+        if unfinished():
+            break
+        run.send_signal(signal.SIGCONT)
     run.send_signal(signal.SIGKILL)
     run.wait()
     return bool(unfinished())
