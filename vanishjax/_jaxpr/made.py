@@ -12,28 +12,22 @@ from jax.extend.core import Literal, Var
 from vanishjax import numerics
 from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Site
+from vanishjax._jaxpr.output import MOVES
 from vanishjax._jaxpr.program import Program
 from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.versions import open_jaxpr
 
 # What leaves a kernel's numbers what they are.
-_MOVES = frozenset(
-    {
-        "broadcast_in_dim",
-        "convert_element_type",
-        "copy",
-        "dynamic_slice",
-        "expand_dims",
-        "gather",
-        "optimization_barrier",
-        "reduce_precision",
-        "reshape",
-        "rev",
-        "slice",
-        "squeeze",
-        "transpose",
-    }
-)
+_SAME = MOVES | {
+    "copy",
+    "dynamic_slice",
+    "expand_dims",
+    "gather",
+    "optimization_barrier",
+    "reduce_precision",
+    "rev",
+    "slice",
+}
 
 
 def made_kernels(program: Program, trace: Trace) -> frozenset[int]:
@@ -47,30 +41,33 @@ def made_kernels(program: Program, trace: Trace) -> frozenset[int]:
       Their numbers. One inside a function that isn't looked into may be among them.
     """
     jaxpr = program.closed.jaxpr
-    products: dict[int, set[int]] = {}
-    for use in trace.uses:
-        if use.matrix is not None:
-            products.setdefault(use.leaf, set()).add(id(use.equation))
+    numbers = range(len(program.ranks))
+    met = set(_met(jaxpr, {jaxpr.invars[number]: frozenset({number}) for number in numbers}))
     return frozenset(
-        leaf
-        for leaf, uses in products.items()
-        if not uses <= set(_met(jaxpr, frozenset({jaxpr.invars[leaf]})))
+        use.leaf
+        for use in trace.uses
+        if use.matrix is not None and (use.leaf, id(use.equation)) not in met
     )
 
 
-def _met(jaxpr: Any, same: frozenset[Var]) -> Iterator[int]:
-    """The equations that take in one of some variables, moved or cast at most."""
+def _met(jaxpr: Any, same: dict[Var, frozenset[int]]) -> Iterator[tuple[int, int]]:
+    """Parameters and the equations that take them in as they are, moved or cast at most."""
     for eqn in jaxpr.eqns:
-        taken = [not isinstance(atom, Literal) and atom in same for atom in eqn.invars]
-        if not any(taken):
+        taken = [same.get(atom) for atom in eqn.invars if not isinstance(atom, Literal)]
+        own = frozenset[int]().union(*(one for one in taken if one))
+        if not own:
             continue
-        yield id(eqn)
-        if eqn.primitive.name in _MOVES:
-            same = same.union(eqn.outvars)
+        yield from ((number, id(eqn)) for number in own)
+        if eqn.primitive.name in _SAME:
+            same |= dict.fromkeys(eqn.outvars, own)
         elif eqn.primitive.name == "scan":
             body = open_jaxpr(eqn.params["jaxpr"])
-            inside = (one for one, own in zip(body.invars, taken, strict=True) if own)
-            yield from _met(body, frozenset(inside))
+            inside = {
+                one: same[atom]
+                for one, atom in zip(body.invars, eqn.invars, strict=True)
+                if not isinstance(atom, Literal) and atom in same
+            }
+            yield from _met(body, inside)
 
 
 def degrees(

@@ -16,6 +16,17 @@ from vanishjax._jaxpr.versions import shape_of
 
 PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 LOOKUPS = frozenset({"gather"})
+# What a kernel may pass on its way to the data, whole and with the same numbers.
+MOVES = frozenset(
+    {
+        "broadcast_in_dim",
+        "convert_element_type",
+        "reshape",
+        "squeeze",
+        "stop_gradient",
+        "transpose",
+    }
+)
 _SAME_NAMES = "convert_element_type copy name reduce_precision reshard sharding_constraint"
 _SAME = frozenset(_SAME_NAMES.split())
 _SUMS = frozenset({"add", "add_any"})

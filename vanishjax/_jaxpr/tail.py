@@ -9,23 +9,13 @@ import jax.numpy as jnp
 from jax.extend.core import Literal, Var
 
 from vanishjax._jaxpr.anatomy import Anatomy, Site
-from vanishjax._jaxpr.output import PRODUCTS
+from vanishjax._jaxpr.output import MOVES, PRODUCTS
 from vanishjax._jaxpr.program import Program, on_device
 from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.versions import bind, dtype_of, shape_of
 
 # A kernel of one output is multiplied entry by entry on the way back.
 _PRODUCTS = PRODUCTS | {"mul"}
-_MOVES = frozenset(
-    {
-        "broadcast_in_dim",
-        "convert_element_type",
-        "reshape",
-        "squeeze",
-        "stop_gradient",
-        "transpose",
-    }
-)
 
 
 def constant_tail(
@@ -107,7 +97,7 @@ def _products(jaxpr: Any, kernel: Var) -> int:
         if same.isdisjoint(atoms):
             continue
         count += eqn.primitive.name in _PRODUCTS and not atoms <= same
-        if eqn.primitive.name in _MOVES:
+        if eqn.primitive.name in MOVES:
             same.update(eqn.outvars)
     return count
 

@@ -19,6 +19,7 @@ from vanishjax.training.step import local_step
 # Targets may be counted in cents, or in meters, and a unit beside them be the logarithm of a width:
 # steps that grow by so much come to any size soon, each unit's to its own.
 _STEPS, _FIRST_STEP, _GROWTH, _LONGEST = 150, 0.01, 1.3, 1e30
+# Where the best of a unit is at infinity, so near to the least loss, as a part of it, is as good.
 _NEAR = 0.02
 _SMALL, _LARGE = 2.0**-10, 2.0**10  # beside targets of unit size
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -169,19 +169,34 @@ def small_output(
       Zhang et al., Fixup initialization, 2019, section 3, starts the last layer at zero.
     """
     found = network(loss_fn, params, batch)
-    heads = found.traced.anatomy.last_sites
-    if not heads or found.traced.anatomy.lengths[heads[0].tap]:
-        if below is not None:
-            return found.given
+    if below is not None:
+        return smaller_output(found, below)
+    if not _is_outside_loops(found):
         raise ValueError("the last kernel can't be made small: it stands in a loop")
-    small = _small_output(found, heads)
-    if below is None:
-        return small
+    return _small_output(found)
+
+
+def smaller_output(found: Network, below: float) -> Any:
+    """`small_output` of a network that is traced already.
+
+    Args:
+      found: It.
+      below: As there.
+    """
+    if not _is_outside_loops(found):
+        return found.given
+    small = _small_output(found)
     before, after = found.losses(small)
     return small if after < below * before else found.given
 
 
-def _small_output(found: Network, heads: Sequence[_jaxpr.Site]) -> Any:
+def _is_outside_loops(found: Network) -> bool:
+    heads = found.traced.anatomy.last_sites
+    return bool(heads) and not found.traced.anatomy.lengths[heads[0].tap]
+
+
+def _small_output(found: Network) -> Any:
+    heads = found.traced.anatomy.last_sites
     anatomy = found.traced.anatomy
     kernels = [kernel for kernel in adjustable(found) if kernel.site in heads]
     if kernels:

@@ -172,13 +172,15 @@ def _sizes(found: Network) -> dict[int, int | None]:
         return {}
     taps = {site.leaf: site.tap for site in anatomy.sites.values() if site.leaf in made}
     uses = collections.Counter(use.leaf for use in trace.uses)
-    beside: dict[int, list[int]] = {leaf: [leaf] for leaf in taps}
-    for leaf, own in beside.items():
-        places = {use.position for use in trace.uses if use.leaf == leaf}
-        own += sorted(
-            {use.leaf for use in trace.uses if use.position in places and uses[use.leaf] == 1}
-            - {leaf}
-        )
+    met = collections.defaultdict(set)
+    for use in trace.uses:
+        met[use.position].add(use.leaf)
+    # What meets the data with each kernel and nowhere else.
+    partners: dict[int, set[int]] = {leaf: set() for leaf in taps}
+    for use in trace.uses:
+        if use.leaf in taps:
+            partners[use.leaf] |= {one for one in met[use.position] if uses[one] == 1}
+    beside = {leaf: [leaf, *sorted(own - {leaf})] for leaf, own in partners.items()}
     sizes: dict[int, int | None] = dict.fromkeys(taps)
     for one in range(max(map(len, beside.values()), default=0)):
         scaled = {leaf: own[one] for leaf, own in beside.items() if one < len(own)}
@@ -279,9 +281,7 @@ def _adjusted(
         if kernel.bias is not None:
             mean = jnp.mean(wide, axis=site.output_samples, keepdims=True)
         size = numerics.rms(wide - mean)
-        # What carries nothing but rounding errors isn't blown up to unit size.
-        noise = 4 * float(jnp.finfo(y.dtype).eps) * numerics.rms(wide)
-        alive = (size > noise) & jnp.isfinite(size)
+        alive = varies(size, wide, y.dtype)
         wanted = deviations[kernel.site.tap]
         scale = jnp.ones_like(size)
         if wanted is not None:
@@ -322,6 +322,18 @@ def _adjusted(
             number, axes = kernel.bias
             keep(number, axes, shift, alive)
     return results
+
+
+def varies(size: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    """Whether what tells inputs apart is more than rounding errors, not to be blown up.
+
+    Args:
+      size: Its root mean square.
+      y: What a kernel put out.
+      dtype: The type that it was computed in.
+    """
+    noise = 4 * float(jnp.finfo(dtype).eps) * numerics.rms(y)
+    return (size > noise) & jnp.isfinite(size)
 
 
 def _over(x: jax.Array, values: jax.Array) -> jax.Array:

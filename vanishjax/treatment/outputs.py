@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vanishjax import _jaxpr, initializers, numerics
+from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.health.constant import best_constant, loss_of_constant
 from vanishjax.initializers.network import Network, network
-from vanishjax.initializers.unit_variance import Adjustable, adjustable
+from vanishjax.initializers.small import smaller_output
+from vanishjax.initializers.unit_variance import Adjustable, adjustable, varies
 from vanishjax.problem import MISSING, Problem
 
 # Of how far the targets lie apart: the first at which the loss is so near to that of the best
@@ -89,7 +90,7 @@ def match_targets(
     except _CannotMatchError:
         if below is None:
             raise
-        return initializers.small_output(loss_fn, params, batch, below=below)
+        return smaller_output(found, below)
 
 
 class _CannotMatchError(ValueError):
@@ -146,20 +147,17 @@ def _matched(
     ):
         apart.append(y - mean)
         size = numerics.rms(apart[-1], own, keepdims=True)
-        # What carries nothing but rounding errors isn't blown up.
-        alive = size > 4 * float(jnp.finfo(kernel.site.dtype).eps) * numerics.rms(y)
         wrong_way = jnp.sum(slope * (apart[-1] / size), own, keepdims=True) > 0
         scale = jnp.where(wrong_way, -width, width) / size
-        scales.append(jnp.where(alive & jnp.isfinite(width), scale, 0.0))
+        alive = varies(size, y, kernel.site.dtype) & jnp.isfinite(width)
+        scales.append(jnp.where(alive, scale, 0.0))
+
+    def loss_at(share: jax.Array) -> jax.Array:
+        return loss([x + share * s * y for x, s, y in zip(best, scales, apart, strict=True)])
+
     # Many classes take less: what is far for one alone isn't for all at once.
     shares = jnp.array(_SHARES)
-    losses = jnp.stack(
-        [
-            loss([x + share * s * y for x, s, y in zip(best, scales, apart, strict=True)])
-            for share in _SHARES
-        ]
-    )
-    fits = losses <= least + _NEAR * jnp.abs(least)
+    fits = jax.lax.map(loss_at, shares) <= least + _NEAR * jnp.abs(least)
     share = jnp.where(fits.any(), shares[jnp.argmax(fits)], shares[-1])
     matched = list(leaves)
     for kernel, scale in zip(kernels, scales, strict=True):
@@ -209,29 +207,28 @@ def _widths(
     # 1 / sqrt(n).
     enough = [_ENOUGH / x.size**0.5 * pull for x, pull in zip(best, pulls, strict=True)]
 
-    def move(moves: list[jax.Array], size: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-        tried = [jnp.where(jnp.isnan(own), size, own) for own in moves]
+    def move(
+        settled: tuple[list[jax.Array], list[jax.Array]], size: jax.Array
+    ) -> tuple[tuple[list[jax.Array], list[jax.Array]], None]:
+        tried = [jnp.where(jnp.isnan(own), size, own) for own in settled[0]]
         up, down = (
             slopes([x + way * s * m for x, s, m in zip(best, signs, tried, strict=True)])
             for way in (1.0, -1.0)
         )
-        back = [s * (a - b) / 2 for s, a, b in zip(signs, up, down, strict=True)]
-        there = [b >= least for b, least in zip(back, enough, strict=True)]
-        settled = [
-            jnp.where(now & (pull > 0), m, own)
-            for now, pull, m, own in zip(there, pulls, tried, moves, strict=True)
-        ]
-        # As far as it would be by a square.
-        widths = [m * pull / b for m, pull, b in zip(tried, pulls, back, strict=True)]
-        return settled, [
-            jnp.where(jnp.isnan(own) & ~jnp.isnan(new), width, jnp.nan)
-            for own, new, width in zip(moves, settled, widths, strict=True)
-        ]
+        moves, widths = [], []
+        for own, width, sign, m, a, b, pull, least in zip(
+            *settled, signs, tried, up, down, pulls, enough, strict=True
+        ):
+            back = sign * (a - b) / 2
+            now = jnp.isnan(own) & (back >= least) & (pull > 0)
+            moves.append(jnp.where(now, m, own))
+            # As far as it would be by a square.
+            widths.append(jnp.where(now, m * pull / back, width))
+        return (moves, widths), None
 
     nothing = [jnp.full_like(x, jnp.nan) for x in best]
-    _, widths = jax.lax.scan(move, nothing, 2.0 ** jnp.arange(_LEAST, _MOST))
-    # Each has one, of when it came to stay.
-    return [jnp.nanmax(x, axis=0) for x in widths]
+    (_, widths), _ = jax.lax.scan(move, (nothing, nothing), 2.0 ** jnp.arange(_LEAST, _MOST))
+    return widths
 
 
 def _scaled(kernel: Adjustable, x: jax.Array, scale: jax.Array) -> jax.Array:

@@ -20,9 +20,9 @@ from vanishjax.health import REMEDIES, Finding, fitting, probe
 from vanishjax.health.advice import applicable, traits
 from vanishjax.health.remedies import RATES
 from vanishjax.problem import Problem
+from vanishjax.treatment import outputs
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.inputs import Standardized, may_be_far, standardize_inputs
-from vanishjax.treatment.outputs import match_targets as matched
 from vanishjax.treatment.remedy import KERNELS, OPTIMIZER, RATE, ROUNDING, Remedy
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
@@ -71,7 +71,7 @@ def _lsuv(name: str, context: Context, variance: float) -> Remedy:
         params = initializers.pca(loss_fn, problem.params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch, variance=variance)
         _check_changed(problem.params, params)
-        params = matched(loss_fn, params, context.batch, below=_MISSED)
+        params = outputs.match_targets(loss_fn, params, context.batch, below=_MISSED)
         return dataclasses.replace(problem, params=params)
 
     recipe = f"{_PCA}\n{_lsuv_code(variance=variance)}\n{_OUTPUT}"
@@ -154,7 +154,7 @@ def small_output(context: Context) -> Remedy:
 
 def match_targets(context: Context) -> Remedy:
     """A last layer that starts where the targets are. See `vanishjax.treatment.match_targets`."""
-    return _started("match_targets", matched, context, "treatment", local=True)
+    return _started("match_targets", outputs.match_targets, context, "treatment", local=True)
 
 
 def _started(
@@ -240,7 +240,7 @@ def redraw(context: Context) -> Remedy:
         params = initializers.redraw(context.key, problem.params, context.layers)
         params = initializers.pca(loss_fn, params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch)
-        params = matched(loss_fn, params, context.batch, below=_MISSED)
+        params = outputs.match_targets(loss_fn, params, context.batch, below=_MISSED)
         return dataclasses.replace(problem, params=params)
 
     drawn = "params = vj.initializers.redraw(key, params, layers)"
