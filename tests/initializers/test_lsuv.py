@@ -438,3 +438,31 @@ def test_a_normalized_kernel_beside_what_has_no_forward_derivative():
 
     new = lsuv(loss_fn, gained_params(), BATCH)
     assert float(own_gains(new, BATCH[0])[-1].std()) == pytest.approx(1, rel=1e-3)
+
+
+class Latents(nn.Module):
+    """Latents that are parameters look at the data: positions that no input tells apart."""
+
+    @nn.compact
+    def __call__(self, x):
+        latents = self.param("latents", nn.initializers.normal(1.0), (5, 16))
+        h = jnp.broadcast_to(latents, (len(x), 5, 16))
+        h = h + nn.MultiHeadDotProductAttention(2, name="cross")(h, x[..., None])
+        h = h + nn.MultiHeadDotProductAttention(2, name="own")(h, h)
+        return nn.Dense(3, name="out")(h.mean(axis=1))
+
+
+def test_positions_that_are_parameters_share_a_bias():
+    model = Latents()
+    params = model.init(jax.random.key(0), BATCH[0])["params"]
+
+    def loss_fn(params, batch):
+        return cross_entropy(model.apply({"params": params}, batch[0]), batch[1])
+
+    new = lsuv(loss_fn, params, BATCH)
+    _, seen = model.apply({"params": new}, BATCH[0], capture_intermediates=True)
+    own = seen["intermediates"]["own"]
+    for name in ("query", "key", "value"):
+        (y,) = own[name]["__call__"]
+        np.testing.assert_allclose(y.mean(axis=(0, 1)), 0, atol=1e-4)
+        assert float(vj.numerics.rms(y)) == pytest.approx(1, rel=1e-3)

@@ -59,6 +59,12 @@ class Site:
         """The number type of the kernel's output, and so of its cotangent."""
         return str(dtype_of(self.output))
 
+    @property
+    def output_units(self) -> int:
+        """How many numbers the kernel puts out for one input."""
+        shape = enumerate(shape_of(self.output.aval))
+        return math.prod(n for axis, n in shape if axis not in self.output_samples)
+
 
 class Passing(NamedTuple):
     """An event: a tap is passed, on a site's output or else on a bottleneck between sites.

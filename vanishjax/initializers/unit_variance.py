@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -141,7 +142,8 @@ def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
         partner, shifts = None, False
         if centered and bias is not None:
             number = numbers[bias.path]
-            if uses[number] == 1 or (several and looped.get(number) == ()):
+            alone = uses[number] == 1 or (several and looped.get(number) == ())
+            if alone and _is_added_to(site, bias, looped[number]):
                 partner = number, looped[number]
                 shifts = uses[number] == uses[site.leaf]
         lookup = site.leaf in lookups
@@ -158,6 +160,21 @@ def adjustable(found: Network, *, centered: bool = True) -> list[Adjustable]:
             )
         )
     return kernels
+
+
+def _is_added_to(site: _jaxpr.Site, bias: Leaf, along: tuple[int, ...]) -> bool:
+    """Whether a bias has as many units as a kernel's output.
+
+    Queries of latents, which are parameters, meet no data before the scores of attention do: their
+    bias isn't added to those.
+
+    Args:
+      site: Where the kernel meets the data.
+      bias: The bias beside it.
+      along: The bias's axes that loops run along.
+    """
+    own = (n for axis, n in enumerate(bias.shape) if axis not in along)
+    return site.output_units == math.prod(own)
 
 
 def _sizes(found: Network) -> dict[int, int | None]:
