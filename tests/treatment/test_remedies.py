@@ -38,8 +38,9 @@ PROBLEM = network()
 
 
 def context(problem=PROBLEM, **settings):
-    settings = {"learning_rate": RATE, "total_steps": 77, "key": KEY} | settings
-    return Context(problem, BATCH, **settings)
+    # A step of 30 times the size of kernels, for remedies that look at it.
+    given = {"learning_rate": RATE, "total_steps": 77, "key": KEY, "relative_step": 30.0}
+    return Context(problem, BATCH, **given | settings)
 
 
 def run_recipe(recipe, problem, batch=BATCH):
@@ -104,7 +105,7 @@ def test_a_recipe_is_what_was_tried(name):
         ("clip", "muon"),
         ("loss_scale", "clip", "muon"),
         ("loss_scale", "slow_redraw"),
-        ("stochastic_round", "rate_x30"),
+        ("stochastic_round", "rate_by_10"),
     ],
     ids="+".join,
 )
@@ -453,36 +454,74 @@ def test_saturated_attention_is_cured():
     assert treatment.after.healthy
 
 
-@pytest.mark.parametrize(
-    ("rate", "given"),
-    [(3e-6, None), (2e-5, ("rate_x30", "rate_x300"))],
-)
-def test_a_rate_too_small_in_any_type_is_raised(rate, given):
+def test_a_rate_too_small_in_any_type_is_raised():
     """As 16-bit parameters lose the updates; rounding them with care learns nothing either."""
+    rate = 3e-6
     sick = transformer()
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), sick.params)
     sick = dataclasses.replace(sick, params=narrow, tx=optax.adam(rate))
-    tried = given and [KNOWN[name](Context(sick, TOKENS[0])) for name in given]
-    treatment = vj.cure(sick, TOKENS, steps=40, remedies=tried)
+    treatment = vj.cure(sick, TOKENS, steps=40)
     assert treatment.trials[0].rules == ("lost_updates",)
     outcomes = {trial.remedy: trial.outcome for trial in treatment.trials}
-    if given is None:
-        assert outcomes["stochastic_round"] == outcomes["kahan_sum"] == "no better"
-    (accepted,) = treatment.accepted
-    assert accepted.part == "rate"
+    assert outcomes["stochastic_round"] == outcomes["kahan_sum"] == "no better"
+    # At a rate at which the network learns, what rounding loses of it may count.
+    accepted, *rounding = treatment.accepted
+    assert accepted.name == "fit_rate"
+    assert {one.part for one in rounding} <= {"rounding"}
     assert 1e-4 < accepted.rate * rate < 1e-2
-    assert treatment.recipe == f"tx = optax.chain(tx, optax.scale({accepted.rate!r}))"
+    assert f"tx = optax.chain(tx, optax.scale({accepted.rate!r}))" in treatment.recipe
     assert_recipe_makes(sick, treatment.recipe, treatment.start, treatment.batch)
     assert treatment.after.healthy
 
 
 def test_one_rate_takes_the_place_of_another_and_comes_before_rounding():
     """What is scaled after it was rounded is no longer what the parameters can hold."""
-    small, large, rounding = (
-        KNOWN[name](context()) for name in ("rate_x30", "rate_x300", "stochastic_round")
+    fit, by_10, rounding = (
+        KNOWN[name](context()) for name in ("fit_rate", "rate_by_10", "stochastic_round")
     )
-    assert large.follows((rounding, small)) == (rounding,)
-    assert in_order((rounding, large)) == (large, rounding)
+    assert by_10.follows((rounding, fit)) == (rounding,)
+    assert in_order((rounding, by_10)) == (by_10, rounding)
+
+
+RATES = {
+    "adam .3": (optax.adam(0.3), "learning_rate", "critical"),
+    "adam 3": (optax.adam(3.0), "learning_rate", "critical"),
+    "sgd 100": (optax.sgd(100.0), "learning_rate", "critical"),
+    "sgd 10, momentum": (optax.sgd(10.0, momentum=0.9), "learning_rate", "critical"),
+    "adam 1e-7": (optax.adam(1e-7), "learning_rate", "warning"),
+    "sgd 1e-6": (optax.sgd(1e-6), "learning_rate", "warning"),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_rate_of_any_size_is_brought_to_where_it_learns(name):
+    tx, rule, severity = RATES[name]
+    problem = vj.mlp_problem(8, (64,) * 3, 4, activation="relu", tx=tx)
+    keys = jax.random.split(jax.random.key(1), 12)
+    teacher = jax.random.normal(KEY, (8, 4))
+    inputs = [jax.random.normal(key, (64, 8)) for key in keys]
+    batches = [(x, jnp.argmax(x @ teacher, axis=1)) for x in inputs]
+    treatment = vj.cure(problem, batches, steps=40)
+    found = {one.rule: one.severity for one in treatment.before.findings}
+    assert found[rule] == severity
+    assert treatment.accepted[0].name == "fit_rate"
+    assert treatment.after.healthy
+    (fitted,) = (trial for trial in treatment.trials if trial.remedy == "fit_rate")
+    assert fitted.loss < 0.8
+    assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
+
+
+def test_a_rate_that_fits_is_left_alone():
+    healthy = dataclasses.replace(context(), relative_step=0.02)
+    with pytest.raises(ValueError, match=r"changes kernels by 2.0e-02 of their size already"):
+        KNOWN["fit_rate"](healthy).treat(PROBLEM)
+    unknown = dataclasses.replace(context(), relative_step=None)
+    with pytest.raises(ValueError, match="no kernel is known to move"):
+        KNOWN["fit_rate"](unknown).treat(PROBLEM)
+    small = dataclasses.replace(context(), relative_step=1e-6)
+    with pytest.raises(ValueError, match=r"changes kernels by 1.0e-06 of their size alone"):
+        KNOWN["rate_by_10"](small).treat(PROBLEM)
+    assert KNOWN["fit_rate"](small).rate == 1e4
 
 
 def test_what_is_not_for_a_transformer_refuses_by_name_without_training():

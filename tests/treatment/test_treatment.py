@@ -151,7 +151,7 @@ def test_a_network_that_only_looks_healthy_is_treated():
     assert [trial.remedy for trial in told] == [trial.remedy for trial in treatment.trials]
     (found, *_) = treatment.before.findings
     assert found.rule == "does_not_learn"
-    assert "rate_x30" in [remedy.name for remedy in treatment.accepted]
+    assert "fit_rate" in [remedy.name for remedy in treatment.accepted]
     assert treatment.trials[0].outcome == "untreated"
     assert "does not learn: " in str(treatment)
 

@@ -24,6 +24,7 @@ from vanishjax.health.origin import fault_of
 from vanishjax.health.probe import probe
 from vanishjax.health.response import Response, effectiveness, step_response
 from vanishjax.health.rules import apply_rules
+from vanishjax.health.step_size import relative_step
 from vanishjax.layers import Layers
 from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, network_of
@@ -38,6 +39,8 @@ class Diagnosis:
       probe: The measurements.
       effectiveness: For each layer of parameters (`probe.parameters.layers`) the share of its step
         that the optimizer takes; None if none was given.
+      relative_step: One step of the median kernel that moves, as a part of its usual size, .01 or
+        so where networks train; NaN if none is known to move, None if no optimizer was given.
       learning: Some steps of training; None if none were asked for.
       is_moved: Whether it is of the parameters that the optimizer moves to in its first step, as
         `deep_adam` and `recondition` do, not of those that were given.
@@ -54,6 +57,7 @@ class Diagnosis:
     effectiveness: np.ndarray[Any, Any] | None = None
     learning: Learning | None = None
     is_moved: bool = False
+    relative_step: float | None = None
 
     @property
     def losses(self) -> np.ndarray[Any, Any] | None:
@@ -91,6 +95,7 @@ class Diagnosis:
             "effectiveness": json_value(self.effectiveness),
             "learning": None if self.learning is None else json_value(self.learning.to_dict()),
             "is_moved": self.is_moved,
+            "relative_step": json_value(self.relative_step),
         }
 
     def plot(self, path: str | Path) -> Path:
@@ -214,7 +219,8 @@ def judge(
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
     seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learned)
-    return Diagnosis(apply_rules(seen), measured, share, learned)
+    part = relative_step(parameters, step)
+    return Diagnosis(apply_rules(seen), measured, share, learned, relative_step=part)
 
 
 def _step_rms(response: Response, gradient_rms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -224,4 +230,7 @@ def _step_rms(response: Response, gradient_rms: np.ndarray[Any, Any]) -> np.ndar
         wanted = np.log(gradient_rms)
     steps = np.asarray(response.update_rms, np.float64)
     places = np.abs(sizes[:, None] - wanted).argmin(axis=0)
-    return np.asarray(steps[places, np.arange(len(gradient_rms))])
+    # The sizes are octaves apart: what is proportional to the gradient is so between them too.
+    off = np.where(np.isfinite(wanted), wanted - sizes[places], 0.0)
+    degree = np.asarray(response.degree, np.float64)
+    return np.asarray(steps[places, np.arange(len(gradient_rms))] * np.exp(degree * off))

@@ -29,6 +29,7 @@ Rule = Literal[
     "unmeasured",
     "memory",
     "lost_updates",
+    "learning_rate",
     "does_not_learn",
 ]
 Severity = Literal["critical", "warning", "note"]

@@ -36,15 +36,6 @@ def _slow(advice: Advice) -> Advice:
     )
 
 
-# A rate that 16-bit parameters lose nearly whole may be far below what even float32 would learn at:
-# in bfloat16 a few in a hundred of LeCun's entries move at 1e-5, and networks train at 1e-3 or so.
-# At 2e-6 a transformer, the tuning network, closes -.41, .78 and 1.0 of its gap at these times it.
-LARGER_RATES: Mapping[str, float] = MappingProxyType(
-    {f"rate_x{factor:.0f}": factor for factor in (30.0, 300.0, 1000.0)}
-)
-# All that are tried: one at which nothing is learned may be too large as well.
-RATES: Mapping[str, float] = MappingProxyType({"rate_by_10": 0.1, **LARGER_RATES})
-
 # `lsuv` leaves kernels alone that take in their own work, as a recurrent cell's do.
 _KERNELS: Mapping[str, Advice] = {
     "lsuv": Advice(
@@ -84,13 +75,14 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "kahan_sum": Advice(
             "keep what rounding takes off each step", "tx = optax.chain(tx, vj.kahan_sum())"
         ),
-        **{
-            name: Advice(
-                f"{factor:,g} times the learning rate",
-                f"tx = optax.chain(tx, optax.scale({factor!r}))",
-            )
-            for name, factor in RATES.items()
-        },
+        "rate_by_10": Advice(
+            "a tenth of the learning rate", "tx = optax.chain(tx, optax.scale(0.1))"
+        ),
+        "fit_rate": Advice(
+            "a learning rate at which a step changes kernels by a hundredth of their size",
+            "step = vj.diagnose(loss_fn, params, batch, tx).relative_step; "
+            "tx = optax.chain(tx, optax.scale(0.01 / step))",
+        ),
         # A differential equation's inputs are what it differentiates by.
         "standardize": Advice(
             "standardize the inputs",
@@ -335,8 +327,12 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "lost_updates": Fitting(
             ("stochastic_round", "kahan_sum", "float32", "larger_rate"),
-            tuple(LARGER_RATES),
+            # A rate that 16-bit parameters lose nearly whole may be far below what even float32
+            # would learn at: in bfloat16 a few in a hundred of LeCun's entries move at 1e-5, and
+            # networks train at 1e-3 or so.
+            ("fit_rate",),
         ),
+        "learning_rate": Fitting(("fit_rate",), ("adam_atan2",)),
         # No rule has seen why.
         "does_not_learn": Fitting(
             ("another_rate", "labels", "cure"),
@@ -344,7 +340,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
                 "standardize",
                 "match_targets",
                 "rate_by_10",
-                "rate_x30",
+                "fit_rate",
                 "lsuv",
                 "slow_lsuv",
                 *_REDRAWN,

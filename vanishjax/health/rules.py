@@ -31,6 +31,7 @@ from vanishjax.health.starvation import (
     vanishing_gradient,
     zero_gradient,
 )
+from vanishjax.health.step_size import learning_rate
 from vanishjax.health.unmeasured import unmeasured
 
 # Share of the last features' energy that tells inputs apart. Adam trains sigmoid networks of depth
@@ -337,6 +338,7 @@ RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
     "underflow": underflow,
     "blind_optimizer": blind_optimizer,
     "lost_updates": lost_updates,
+    "learning_rate": learning_rate,
     "unmeasured": unmeasured,
     "memory": memory,
     "does_not_learn": lambda seen: does_not_learn(seen.learning),
@@ -373,6 +375,9 @@ def apply_rules(seen: Examination) -> tuple[Finding, ...]:
     findings = [found for rule in RULES.values() if (found := rule(seen)) is not None]
     critical = {found.rule for found in findings if found.severity == "critical"}
     explained = frozenset[Rule]().union(*(_EXPLAINS.get(rule, frozenset()) for rule in critical))
+    # A gradient that is far too large or too small makes such steps.
+    if critical - {"learning_rate"}:
+        explained |= {"learning_rate"}
     left = [found for found in findings if found.rule not in explained]
     return tuple(sorted(left, key=lambda found: _SEVERITIES.index(found.severity)))
 

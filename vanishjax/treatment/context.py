@@ -26,6 +26,7 @@ class Context:
       key: Draws parameters.
       probe: What was measured of the network, if it was: what needs another kind of network isn't
         tried, or refuses at once.
+      relative_step: Of the untreated problem's transform; see `vanishjax.Diagnosis`.
       loss_scale: Of the untreated problem's transform, if it scales the loss: another optimizer
         takes its place within.
       made: By remedy what it made of which problem: a slower form of it makes the same.
@@ -37,6 +38,7 @@ class Context:
     total_steps: int = 1000
     key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
     probe: Probe | None = None
+    relative_step: float | None = None
     loss_scale: float | None = None
     made: dict[str, tuple[Problem, Problem]] = dataclasses.field(default_factory=dict)
 

@@ -136,6 +136,7 @@ def cure(
             total_steps=10 * steps if total_steps is None else total_steps,
             key=remedy_key,
             probe=before.probe,
+            relative_step=before.relative_step,
             loss_scale=loss_scale(problem),
         ),
         sequence(trained_on, steps, order_key),

@@ -18,12 +18,12 @@ import optax
 from vanishjax import initializers, optimizers, transforms
 from vanishjax.health import REMEDIES, Finding, fitting, probe
 from vanishjax.health.advice import applicable, traits
-from vanishjax.health.remedies import RATES
+from vanishjax.health.step_size import USUAL_STEP
 from vanishjax.problem import Problem
 from vanishjax.treatment import outputs
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.inputs import Standardized, may_be_far, standardize_inputs
-from vanishjax.treatment.remedy import KERNELS, OPTIMIZER, RATE, ROUNDING, Remedy
+from vanishjax.treatment.remedy import KERNELS, OPTIMIZER, ROUNDING, Remedy
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
 # (layers / depth) to the power of 3/2. Adam's .003 times 1, .3, .1 and .03 were tried on tanh and
@@ -41,6 +41,9 @@ MUON_RATE = 10
 
 # The gradients of 16-bit networks are computed this many times as large at first.
 LOSS_SCALE = 2.0**10
+
+# A rate is fit as it is if it's less than so many times too large or too small.
+_FITS = 4.0
 
 # A linear chain of isometries has a ln chi of 0 in every layer.
 _LINEAR = 0.1
@@ -364,9 +367,31 @@ def _last(name: str, make: Callable[[], optax.GradientTransformation]) -> Remedy
     return Remedy(name, apply, f"tx = optax.chain(tx, vj.{name}())", part=ROUNDING, wraps=1)
 
 
-def _rated(name: str, factor: float) -> Callable[[Context], Remedy]:
-    """So many times the learning rate: for one at which nothing is learned in any type."""
-    return lambda _: Remedy(name, lambda problem: problem, part=RATE, rate=factor)
+def rate_by_10(context: Context) -> Remedy:
+    """A tenth of the learning rate."""
+    part = context.relative_step
+
+    def apply(problem: Problem) -> Problem:
+        if part is not None and part * _FITS < USUAL_STEP:
+            raise ValueError(f"a step changes kernels by {part:.1e} of their size alone")
+        return problem
+
+    return Remedy("rate_by_10", apply, part=OPTIMIZER, rate=0.1)
+
+
+def fit_rate(context: Context) -> Remedy:
+    """A learning rate at which a step changes kernels by a hundredth of their usual size."""
+    part = math.nan if context.relative_step is None else context.relative_step
+    factor = float(f"{USUAL_STEP / part:.1g}") if math.isfinite(part) else math.nan
+
+    def apply(problem: Problem) -> Problem:
+        if not math.isfinite(part):
+            raise ValueError("no kernel is known to move")
+        if 1 / _FITS < factor < _FITS:
+            raise ValueError(f"a step changes kernels by {part:.1e} of their size already")
+        return problem
+
+    return Remedy("fit_rate", apply, part=OPTIMIZER, rate=factor)
 
 
 def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
@@ -382,7 +407,7 @@ KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
     {make.__name__: make for make in (*_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}
     | {make.__name__: make for make in (adam_atan2, muon, deep_muon, clip)}
     | {make.__name__: make for make in (stochastic_round, kahan_sum, loss_scale)}
-    | {name: _rated(name, factor) for name, factor in RATES.items()}
+    | {make.__name__: make for make in (rate_by_10, fit_rate)}
     | {f"slow_{make.__name__}": _slow(make) for make in _NEW_KERNELS}
 )
 """What makes each remedy that can be tried, by its id in `vanishjax.health.REMEDIES`."""

@@ -11,7 +11,7 @@ import optax
 from vanishjax.problem import Problem
 
 # What remedies set; see `Remedy.part`.
-KERNELS, OPTIMIZER, ROUNDING, RATE = "kernels", "optimizer", "rounding", "rate"
+KERNELS, OPTIMIZER, ROUNDING = "kernels", "optimizer", "rounding"
 
 
 @dataclasses.dataclass(frozen=True)

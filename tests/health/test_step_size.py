@@ -1,0 +1,77 @@
+"""Steps far too large or too small, told before the first one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vanishjax as vj
+
+BATCH = jax.random.normal(jax.random.key(0), (32, 8)), jnp.arange(32) % 4
+
+
+def network(tx, **settings):
+    return vj.mlp_problem(8, (64,) * 2, 4, **({"activation": "tanh"} | settings), tx=tx)
+
+
+def found(problem):
+    return {one.rule: one for one in vj.diagnose(problem, BATCH).findings}
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.5])
+def test_adams_step_is_its_rate_over_the_kernels_entries(rate):
+    """8 inputs and 64: entries of 1 / sqrt(8) and 1 / 8."""
+    verdict = vj.diagnose(network(optax.adam(rate)), BATCH)
+    np.testing.assert_allclose(verdict.relative_step, 8 * rate, rtol=0.05)
+    assert verdict.to_dict()["relative_step"] == verdict.relative_step
+    plain = network(None)
+    assert vj.diagnose(plain.loss_fn, plain.params, BATCH).relative_step is None
+
+
+@pytest.mark.parametrize(
+    ("tx", "severity"),
+    [
+        (optax.adam(1e-3), None),
+        (optax.adam(0.05), None),
+        (optax.adam(0.5), "critical"),
+        (optax.adam(10.0), "critical"),
+        (optax.adam(1e-7), "warning"),
+        (optax.sgd(0.1), None),
+        (optax.sgd(1e3), "critical"),
+        (optax.sgd(1e-6), "warning"),
+        (optax.adam(optax.linear_schedule(0.0, 1e-3, 100)), None),
+        (vj.muon(0.02), None),
+        (optax.lion(1e-4), None),
+    ],
+)
+def test_a_rate_is_told_where_it_is_far_off(tx, severity):
+    one = found(network(tx)).get("learning_rate")
+    assert (one and one.severity) == severity
+    if one:
+        assert one.evidence["relative_step"] == vj.diagnose(network(tx), BATCH).relative_step
+
+
+def test_what_the_gradient_makes_large_is_not_the_rates_fault():
+    problem = network(optax.sgd(1e3), activation="relu")
+    dead = jax.tree.map(lambda x: x - 30.0 * (x.ndim == 1), problem.params)
+    rules = found(dataclasses.replace(problem, params=dead))
+    assert "dead_units" in rules
+    assert "learning_rate" not in rules
+
+
+def test_branches_that_start_at_zero_stand_still_at_any_rate():
+    """Nearly all kernels get no gradient yet: what the others take counts."""
+    problem = vj.mlp_problem(8, (64,) * 8, 4, residual="rezero", tx=optax.adam(1e-3))
+    verdict = vj.diagnose(problem, BATCH)
+    assert verdict.healthy
+    assert 1e-3 < verdict.relative_step < 1e-1
+    assert "learning_rate" not in {one.rule for one in verdict.findings}
+
+
+def test_kernels_that_start_small_are_judged_by_what_they_grow_to():
+    problem = network(optax.adam(1e-3))
+    small = jax.tree.map(lambda x: 1e-3 * x, problem.params)
+    assert "learning_rate" not in found(dataclasses.replace(problem, params=small))
