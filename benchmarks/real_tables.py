@@ -14,6 +14,7 @@ _NAMES = {
     "third_fresh": "fresh, third set",
     "fourth_fresh": "fresh, fourth set",
     "fifth_fresh": "fresh, fifth set",
+    "sixth_fresh": "fresh, sixth set",
     "tuning": "tuning",
 }
 
