@@ -825,8 +825,9 @@ def test_a_signal_that_shrinks_to_zero_is_named_by_what_shrinks_it():
 def shown(name):
     """The scales of the picture: name -> words and place."""
     found = diagnosed(name).to_dict()
-    rules = {one["rule"] for one in found["findings"] if one["severity"] == "critical"}
-    return {scale: rest for scale, *rest in _scales(found["probe"], rules)}
+    critical = [one for one in found["findings"] if one["severity"] == "critical"]
+    evidence = {one["rule"]: one["evidence"] for one in critical}
+    return {scale: rest for scale, *rest in _scales(found["probe"], evidence)}
 
 
 def test_the_picture_shows_what_is_wrong_on_a_scale_of_its_own():

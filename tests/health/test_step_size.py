@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import vanishjax as vj
+from vanishjax.report.diagnosis_plot import _scales
 
 BATCH = jax.random.normal(jax.random.key(0), (32, 8)), jnp.arange(32) % 4
 
@@ -75,3 +76,24 @@ def test_kernels_that_start_small_are_judged_by_what_they_grow_to():
     problem = network(optax.adam(1e-3))
     small = jax.tree.map(lambda x: 1e-3 * x, problem.params)
     assert "learning_rate" not in found(dataclasses.replace(problem, params=small))
+
+
+def test_the_picture_shows_what_the_verdict_names():
+    """Every other way to die is far: the mark beyond the middle is the one in the title."""
+    verdict = vj.diagnose(network(optax.adam(10.0)), BATCH)
+    evidence = {one.rule: one.evidence for one in verdict.findings}
+    places = {name: place for name, _, place in _scales(verdict.to_dict()["probe"], evidence)}
+    assert places.pop("rate") > 0.5
+    assert max(places.values()) < 0.5
+
+    problem = network(optax.adam(1e-3))
+
+    def squares(params, batch):
+        targets = 3e5 + 5e4 * batch[0][:, :4]
+        return jnp.mean((problem.predict_fn(params, batch[0]) - targets) ** 2)
+
+    far = vj.diagnose(squares, problem.params, BATCH, problem.tx)
+    evidence = {one.rule: one.evidence for one in far.findings}
+    places = {name: place for name, _, place in _scales(far.to_dict()["probe"], evidence)}
+    assert places.pop("start") > 0.5
+    assert max(places.values()) < 0.5

@@ -60,7 +60,7 @@ def learning_rate(seen: Examination) -> Finding | None:
         "critical" if large else "warning",
         (),
         {"relative_step": part},
-        f"One step changes kernels by {part:.1e} of their usual size: the learning rate is far too "
-        + ("large." if large else "small, unless it is still warming up."),
+        f"One step changes kernels by {part:.3g} times their usual size: the learning rate is far "
+        + ("too large." if large else "too small, unless it is still warming up."),
         FITTING["learning_rate"].advised,
     )

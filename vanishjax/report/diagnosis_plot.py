@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _LINES = {
 # Where the middle of each scale lies: as the rules have it for an adaptive optimizer.
 _DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
 _DEAD_TOKENS = {"token_energy": 3e-4, "token_detail": 5e-5}
+_DEAD_START, _DEAD_STEP, _USUAL_STEP = 1.5, 1.0, 0.01
 _UNITS = {"dead_units": "dead_fraction", "saturated_units": "saturated_fraction"}
 
 
@@ -94,7 +95,7 @@ def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
 
 def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> None:
     """Scales from healthy (left) to dead (right), a mark on each."""
-    scales = _scales(probe, {one["rule"] for one in findings})
+    scales = _scales(probe, {one["rule"]: one["evidence"] for one in findings})
     for row, (name, text, place) in enumerate(scales):
         y = len(scales) - 1 - row
         axes.plot([0, 0.5], [y, y], color=OKABE_ITO["green"], linewidth=6, solid_capstyle="butt")
@@ -125,7 +126,7 @@ def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, A
 
 
 def _scales(
-    probe: Mapping[str, Any], critical: Collection[str]
+    probe: Mapping[str, Any], critical: Mapping[str, Mapping[str, float]]
 ) -> list[tuple[str, str, float | None]]:
     """What is measured, its value in words, and its place from 0 to 1; from .5 on it's dead."""
     features = slice(0, max(1, len(probe["names"]) - 1))
@@ -157,7 +158,19 @@ def _scales(
         if rule in critical:
             share = max((x for x in probe[field] if x is not None), default=0.0)
             scales.append(("units", f"{field.removesuffix('_fraction')} {share:.0%}", share))
+    if "bad_start" in critical:
+        ratio = critical["bad_start"]["loss_ratio"]
+        said = f"loss {_number(ratio)} times a constant's"
+        scales.append(("start", said, _logarithm(ratio, _DEAD_START)))
+    if "learning_rate" in critical:
+        step = critical["learning_rate"]["relative_step"]
+        place = _logarithm(step / _USUAL_STEP, _DEAD_STEP / _USUAL_STEP)
+        scales.append(("rate", f"a step of {_number(step)} kernels", place))
     return scales
+
+
+def _logarithm(value: float, dead: float) -> float:
+    return min(max(math.log(value) / (2 * math.log(dead)), 0.0), 1.0)
 
 
 def _place(value: float | None, scale: Callable[[float], float]) -> float | None:
