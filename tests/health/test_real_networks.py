@@ -845,3 +845,12 @@ def test_the_picture_shows_what_is_wrong_on_a_scale_of_its_own():
         assert {"magnitude", "mean", "rank"} <= set(scales)
         for scale in {"positions", "attention", "units"} & set(scales):
             assert scales[scale][1] < 0.5
+
+
+def test_inputs_on_a_line_are_not_shown_as_a_collapse():
+    """Features of one number have a rank of one, and train."""
+    x = jnp.linspace(-1, 1, 64)[:, None]
+    problem = vj.mlp_problem(1, (32,) * 3, 1, activation="tanh", loss="squared_error")
+    verdict = vj.diagnose(problem, (x, x**2))
+    assert verdict.healthy
+    assert [name for name, *_ in _scales(verdict.to_dict()["probe"], {})] == ["magnitude", "mean"]

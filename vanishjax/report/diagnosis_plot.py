@@ -166,7 +166,10 @@ def _scales(
         step = critical["learning_rate"]["relative_step"]
         place = _logarithm(step / _USUAL_STEP, _DEAD_STEP / _USUAL_STEP)
         scales.append(("rate", f"a step of {_number(step)} kernels", place))
-    return scales
+    if critical:
+        return scales
+    # The rules know more than the whole network's number: inputs that lie on a line, skips.
+    return [scale for scale in scales if scale[2] is None or scale[2] < 0.5]
 
 
 def _logarithm(value: float, dead: float) -> float:
