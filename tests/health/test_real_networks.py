@@ -854,3 +854,43 @@ def test_inputs_on_a_line_are_not_shown_as_a_collapse():
     verdict = vj.diagnose(problem, (x, x**2))
     assert verdict.healthy
     assert [name for name, *_ in _scales(verdict.to_dict()["probe"], {})] == ["magnitude", "mean"]
+
+
+@pytest.mark.parametrize("unrolled", [True, False])
+def test_saturated_gates_of_one_kernel_are_told_whatever_they_let_through(unrolled):
+    """The tanh of an LSTM's cell is small where its gates are closed, and is no gate itself."""
+    width = 32
+
+    def loss_fn(params, batch):
+        def step(carry, x):
+            h, c = carry
+            gates = jnp.concatenate([x, h], axis=-1) @ params["gates"]["w"] + params["gates"]["b"]
+            i, g, f, o = jnp.split(gates, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), None
+
+        rows, labels = batch
+        carry = (jnp.zeros((len(rows), width)),) * 2
+        if unrolled:
+            for x in rows.swapaxes(0, 1):
+                carry, _ = step(carry, x)
+        else:
+            carry, _ = jax.lax.scan(step, carry, rows.swapaxes(0, 1))
+        logits = carry[0] @ params["head"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "gates": {
+            "w": jax.random.normal(keys[0], (8 + width, 4 * width)) / (8 + width) ** 0.5,
+            "b": jnp.zeros(4 * width),
+        },
+        "head": jax.random.normal(keys[1], (width, 4)) / width**0.5,
+    }
+    batch = jax.random.normal(keys[2], (32, 8, 8)), jnp.arange(32) % 4
+    assert vj.diagnose(loss_fn, params, batch, optax.adam(1e-3)).healthy
+    large = params | {"gates": {"w": 60.0 * params["gates"]["w"], "b": params["gates"]["b"]}}
+    (found,) = vj.diagnose(loss_fn, large, batch, optax.adam(1e-3)).findings
+    assert found.rule == "saturated_units"
+    assert all(name.startswith("gates/w") for name in found.layers)

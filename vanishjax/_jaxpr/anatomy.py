@@ -325,7 +325,9 @@ class _Surgeon:
                     len(watched), "softmax", axes, taps=taps, positions=positions, width=width
                 )
         gates = {v: node for v in self._gates if (node := self.paths.known(v)) is not None}
-        for variable, taps in zip(gates, paths.feeding(list(gates.values()), sites), strict=True):
+        # A tanh of what gates let through, such as an LSTM's of its cell, is no gate of a kernel's.
+        feeding = paths.feeding(list(gates.values()), sites, apart=True)
+        for variable, taps in zip(gates, feeding, strict=True):
             if taps:
                 kind = _GATES[self._gates[variable].primitive.name]
                 watched[variable] = Watched(len(watched), kind, (), taps=taps)

@@ -54,19 +54,22 @@ class Paths:
         reached = self._reached({self.loss: 1}, looping=True)
         return [bool(reached[node]) or node == self.loss for node in self.taps]
 
-    def feeding(self, nodes: Sequence[int], sites: Collection[int]) -> list[tuple[int, ...]]:
+    def feeding(
+        self, nodes: Sequence[int], sites: Collection[int], *, apart: bool = False
+    ) -> list[tuple[int, ...]]:
         """For each node the taps that lead to it without another in between.
 
         Args:
           nodes: The nodes.
           sites: Numbers of the taps that stand on kernels' outputs.
+          apart: Whether none of the other nodes may be in between either.
 
         Returns:
           Their numbers; none for a node after which no other tap comes.
         """
         later = self._reached(self._marks(), looping=False)
         wanted = {node: 1 << i for i, node in enumerate(nodes) if later[node]}
-        closed = {self.taps[tap] for tap in sites}
+        closed = {self.taps[tap] for tap in sites} | set(nodes if apart else ())
         reached = self._reached(wanted, looping=False, closed=closed)
         return [
             tuple(tap for tap in sites if reached[self.taps[tap]] >> i & 1)
@@ -149,8 +152,8 @@ class Paths:
                 changed |= new & ~reached[start] != 0
                 reached[start] |= new
             for start, end in reversed(self.edges):
-                new = marks.get(end, 0) | reached[end]
-                if new & ~reached[start] and end not in closed:
+                new = marks.get(end, 0) | (0 if end in closed else reached[end])
+                if new & ~reached[start]:
                     reached[start] |= new
                     changed = True
             changed &= looping and bool(self.returns)

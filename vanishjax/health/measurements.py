@@ -105,7 +105,7 @@ class Probe:
         share of its rows that are all but one-hot.
       gates: For each tanh and sigmoid of what several kernels or a part of one put out, as in a
         recurrent cell that splits a kernel's output into gates, the names of the layers that feed
-        it and the share of its slopes below 5 % of the steepest.
+        it and the share of its slopes below 5 % of the steepest. Not what other gates lead to.
       heads: The layers after which none comes: the last one, or those of heads side by side.
       constant_loss: The least loss that one output of the heads for all inputs reaches; NaN where
         the last layer stands in a loop.
