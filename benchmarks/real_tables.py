@@ -15,6 +15,7 @@ _NAMES = {
     "fourth_fresh": "fresh, fourth set",
     "fifth_fresh": "fresh, fifth set",
     "sixth_fresh": "fresh, sixth set",
+    "sixth_fresh_again": "fresh, sixth set, looked at before",
     "tuning": "tuning",
 }
 
