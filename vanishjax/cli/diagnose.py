@@ -47,6 +47,7 @@ FIELDS = {
     "effectiveness": "how much of its gradient the optimizer's first step uses, a value a layer",
     "learning": "null without --steps; else steps, the loss at start and end, and learns",
     "is_moved": "whether it is of parameters that the optimizer moves to in its first step",
+    "relative_step": "one step of the median kernel that moves, as a part of its usual size",
 }
 
 BATCH_SIZE = 256

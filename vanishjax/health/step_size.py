@@ -12,8 +12,8 @@ from vanishjax.health.finding import Finding
 from vanishjax.health.measurements import ParameterGradients
 from vanishjax.health.remedies import FITTING
 
-# One step of the median kernel, over its usual size. At the best of their rates 57 networks of 20
-# kinds take .004 to .1 of it, with a median of .02.
+# One step of the median kernel, over its usual size. At the best of the rates tried the networks
+# that train in `benchmarks.real_networks`, of 52 kinds, take .002 to .1 of it, half of them .02.
 USUAL_STEP = 0.01
 # Ten times the most of them.
 TOO_LARGE = 1.0
@@ -26,8 +26,8 @@ _STILL = 1e-3
 def relative_step(parameters: ParameterGradients, step_rms: np.ndarray[Any, Any]) -> float:
     """One step of the median kernel that moves, as a part of its usual size.
 
-    That is its own size, or that of LeCun's entries, 1 / sqrt(fan-in), if it is smaller: kernels
-    that start small grow.
+    That is its own size, or that of LeCun's entries, 1 / sqrt(fan-in), where it is less than that:
+    kernels that start small grow.
 
     Args:
       parameters: What was measured of them.
