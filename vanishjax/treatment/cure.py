@@ -373,7 +373,10 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
     if remedy.part == OPTIMIZER:
         # New kernels may have been of no use to one that didn't move them: they are tried again.
         tried = frozenset(one.name for one, _ in raced.runs if one is not None)
+        tried |= {one.name for one in progress.accepted if one.part == OPTIMIZER}
         then = dataclasses.replace(then, tried=tried)
+    # Where nothing but the rate was wrong, the network is as good as one that is healthy.
+    rated = remedy.rate != 1 and remedy.part == OPTIMIZER and learns_by_itself(run, setting.before)
     return dataclasses.replace(
         then,
         start=run.problem,
@@ -381,7 +384,7 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
         best=run,
         accepted=(*remedy.follows(progress.accepted), remedy),
         # A slower form that keeps up with what cured the network has cured it too.
-        cured=progress.cured or (after.verdict != "sick" and learns(run, untreated)),
+        cured=progress.cured or (after.verdict != "sick" and (rated or learns(run, untreated))),
     )
 
 
