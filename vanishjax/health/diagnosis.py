@@ -24,7 +24,6 @@ from vanishjax.health.origin import fault_of
 from vanishjax.health.probe import probe
 from vanishjax.health.response import Response, effectiveness, step_response
 from vanishjax.health.rules import apply_rules
-from vanishjax.health.step_size import relative_step
 from vanishjax.layers import Layers
 from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, network_of
@@ -219,8 +218,7 @@ def judge(
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
     seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learned)
-    part = relative_step(parameters, step)
-    return Diagnosis(apply_rules(seen), measured, share, learned, relative_step=part)
+    return Diagnosis(apply_rules(seen), measured, share, learned, relative_step=seen.relative_step)
 
 
 def _step_rms(response: Response, gradient_rms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

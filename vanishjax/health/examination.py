@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from vanishjax.health.origin import Fault
 # less than 8.4; `benchmarks.diagnosis` tries both on others.
 ADAPTIVE_REACH = 30.0
 LINEAR_REACH = 8.4
+# Kernels that move by less than this part of what others do stand still.
+_STILL = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +53,27 @@ class Examination:
     def is_linear(self) -> bool:
         """Whether the optimizer's steps shrink with the gradients (SGD, momentum)."""
         return self.degree is not None and bool(np.median(self.degree) > 0.5)
+
+    @functools.cached_property
+    def relative_step(self) -> float | None:
+        """One step of the median kernel that moves, as a part of its usual size.
+
+        That is its own size, or that of LeCun's entries, 1 / sqrt(fan-in), where it is less than
+        that: kernels that start small grow. None without an optimizer, NaN where no kernel is known
+        to move.
+        """
+        if self.step_rms is None:
+            return None
+        parameters = self.probe.parameters
+        homes = parameters.layers.homes
+        inputs = [math.prod(leaf.shape[axis] for axis in leaf.inputs) for leaf in homes]
+        usual = np.fmax(parameters.parameter_rms, np.fmax(inputs, 1) ** -0.5)
+        kernels = np.array([leaf.is_matrix for leaf in homes], bool)
+        parts = self.step_rms[kernels] / usual[kernels]
+        parts = parts[np.isfinite(parts) & (parts > 0)]
+        # Branches that end at zero get no gradient yet, whatever the rate is.
+        moved = parts[parts > _STILL * np.max(parts, initial=0.0)]
+        return float(np.median(moved)) if len(moved) else math.nan
 
     @property
     def reach(self) -> float:

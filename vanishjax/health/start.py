@@ -9,7 +9,7 @@ import numpy as np
 from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
-from vanishjax.health.step_size import TOO_LARGE, relative_step
+from vanishjax.health.step_size import TOO_LARGE
 from vanishjax.layers.matrices import bias_places
 
 # The first loss over that of the best constant output. Networks that train start at .4 to 3.05 of
@@ -124,7 +124,7 @@ def faint_inputs(seen: Examination) -> Finding | None:
     probe, parameters = seen.probe, seen.probe.parameters
     if seen.step_rms is None or not len(probe) or not (probe.preactivation_rms > 0).all():
         return None
-    if relative_step(parameters, seen.step_rms) > TOO_LARGE:
+    if seen.relative_step is not None and seen.relative_step > TOO_LARGE:
         return None  # such a step drowns inputs of any size
     steps = seen.step_rms[bias_places(parameters.layers)]
     steps = steps[np.isfinite(steps)]
