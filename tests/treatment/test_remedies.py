@@ -82,9 +82,11 @@ def assert_recipe_makes(problem, recipe, treated, batch=BATCH):
 
 
 ATTENTION = ("small_queries", "small_branches", "identity_attention", "slow_identity_attention")
+RECURRENT = ("long_memory", "slow_long_memory")
+ELSEWHERE = ("rezero", *ATTENTION, *RECURRENT)
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("rezero", *ATTENTION)])
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ELSEWHERE])
 def test_a_recipe_is_what_was_tried(name):
     # Inputs of unit size need no remedy.
     batch = jax.tree.map(lambda x: x + (name == "standardize") * 1000, BATCH)
@@ -196,7 +198,8 @@ def test_what_cure_tries_is_in_the_order_of_the_table():
     places = [list(REMEDIES).index(name) for name in tried]
     assert places == sorted(places)
     assert tried[0] == "loss_scale"
-    assert fitting(["memory"])[0] not in KNOWN
+    assert fitting(["memory"])[0] == "long_memory"
+    assert fitting(["memory"])[-1] not in KNOWN
 
 
 def test_a_finding_takes_remedies_of_the_table_alone():
@@ -425,6 +428,24 @@ def test_what_is_for_attention_refuses_other_networks_by_name():
     for name, said in zip(ATTENTION, reasons, strict=True):
         with pytest.raises(ValueError, match=said):
             KNOWN[name](context()).treat(PROBLEM)
+
+
+def test_what_is_for_recurrent_networks():
+    rnn = nn.RNN(nn.LSTMCell(6))
+    batch = jax.random.normal(KEY, (8, 12, 3))
+
+    def loss_fn(params, x):
+        return jnp.mean((rnn.apply(params, x)[:, -1] - 1) ** 2)
+
+    problem = vj.Problem(loss_fn, rnn.init(KEY, batch), optax.adam(1e-3))
+    for name in RECURRENT:
+        remedy = KNOWN[name](dataclasses.replace(context(problem), batch=batch))
+        assert_recipe_makes(problem, remedy.lines, remedy.treat(problem), batch)
+        # Cells can be opened whatever kernels were drawn.
+        assert remedy.part not in {one.part for one in (KNOWN["redraw"](context()),)}
+        with pytest.raises(ValueError, match="no cell was found that could remember longer"):
+            KNOWN[name](context()).treat(PROBLEM)
+    assert KNOWN["slow_long_memory"](context()).rate == remedies.SLOWER
 
 
 def test_depth_counts_kernels_alone():

@@ -3,6 +3,8 @@
 from vanishjax._jaxpr.activation import Activation
 from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
+from vanishjax._jaxpr.carried import Response, fed, kept_by, responses, summed
+from vanishjax._jaxpr.cells import Cell, Gate, Shape, find_cells, find_gates, shape_of_activation
 from vanishjax._jaxpr.chain import Link, links
 from vanishjax._jaxpr.contraction import Matrix
 from vanishjax._jaxpr.dropout import without_dropout
@@ -38,9 +40,11 @@ __all__ = [
     "WHOLE",
     "Activation",
     "Anatomy",
+    "Cell",
     "Cut",
     "Event",
     "Folded",
+    "Gate",
     "Link",
     "Looping",
     "Matrix",
@@ -50,6 +54,8 @@ __all__ = [
     "Paths",
     "Place",
     "Program",
+    "Response",
+    "Shape",
     "Site",
     "Span",
     "Step",
@@ -65,9 +71,13 @@ __all__ = [
     "degrees",
     "dissect",
     "dummies_for",
+    "fed",
+    "find_cells",
+    "find_gates",
     "find_origin",
     "flatten",
     "is_array",
+    "kept_by",
     "kernel_inputs",
     "library_function",
     "links",
@@ -76,9 +86,12 @@ __all__ = [
     "parameter_uses",
     "place_of",
     "pure_inputs",
+    "responses",
+    "shape_of_activation",
     "spans_of",
     "split_arrays",
     "steps_of",
+    "summed",
     "tapped_loss",
     "trace_loss",
     "user_place",

@@ -57,6 +57,11 @@ _KERNELS: Mapping[str, Advice] = {
         "equal orthogonal queries and keys, so large that each position attends to itself",
         "params = vj.initializers.identity_attention(loss_fn, params, batch)",
     ),
+    "long_memory": Advice(
+        "recurrent cells that start with a long memory: open gates, orthogonal kernels",
+        "params = vj.initializers.long_memory(loss_fn, params, batch)",
+        needs="recurrent",
+    ),
     "redraw": Advice(
         "draw the kernels anew, set biases to 0, then lsuv",
         "params = vj.initializers.redraw(jax.random.key(0), params, layers)",
@@ -262,6 +267,7 @@ _SMOOTH = ("lsuv", "small_lsuv", "slow_lsuv", "slow_small_lsuv")
 _MIRRORED = ("looks_linear", "slow_looks_linear")
 _DEEP = (*_SMOOTH, *_MIRRORED)
 _REDRAWN = ("redraw", "slow_redraw")
+_REMEMBERING = ("long_memory", "slow_long_memory")
 
 # What is advised did best in `benchmarks.cure` on networks of that cause, and nothing that failed
 # there is (`tests/treatment/test_remedies.py`).
@@ -276,7 +282,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "mean_collapse": Fitting(
             ("slow_looks_linear", "lsuv", "centered_activation", "rezero", "deep_muon"),
-            ("standardize", *_DEEP),
+            ("standardize", *_REMEMBERING, *_DEEP),
         ),
         "rank_collapse": Fitting(("slow_looks_linear", "lsuv", "rezero", "muon"), _DEEP),
         "vanishing_gradient": Fitting(
@@ -287,19 +293,20 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
                 "unit_slope",
                 "larger_kernels",
                 "unit_kernels",
+                "long_memory",
                 "orthogonal_cell",
                 "gates",
                 "deep_muon",
             ),
-            ("small_branches", *_DEEP, "adam_atan2"),
+            ("small_branches", *_DEEP, "slow_long_memory", "adam_atan2"),
         ),
         "exploding_gradient": Fitting(
             ("small_branches", "slow_looks_linear", "slow_small_lsuv", "tiny_lsuv", "rezero"),
-            ("standardize", *_DEEP, *_REDRAWN, "clip"),
+            ("standardize", *_REMEMBERING, *_DEEP, *_REDRAWN, "clip"),
         ),
         "saturated_units": Fitting(
             ("lsuv", "redraw", "standardize", "layer_norm"),
-            ("zero_means", "slow_lsuv", "slow_redraw"),
+            ("zero_means", *_REMEMBERING, "slow_lsuv", "slow_redraw"),
         ),
         "dead_units": Fitting(
             ("redraw", "leaky_relu", "smaller_rate"),
@@ -319,7 +326,9 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         "bad_start": Fitting(
             ("small_output", "lsuv"), ("standardize", "match_targets", "slow_lsuv")
         ),
-        "memory": Fitting(("orthogonal_cell", "gates", "skip_time")),
+        "memory": Fitting(
+            ("long_memory", "orthogonal_cell", "gates", "skip_time"), ("slow_long_memory",)
+        ),
         # What can't be looked into can't be scaled by what it puts out, but drawn anew.
         "unmeasured": Fitting(
             ("contract", "solve_better", "derivative", "larger_inside"),
@@ -341,6 +350,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
                 "match_targets",
                 "rate_by_10",
                 "fit_rate",
+                *_REMEMBERING,
                 "lsuv",
                 "slow_lsuv",
                 *_REDRAWN,

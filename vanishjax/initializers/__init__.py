@@ -6,7 +6,7 @@ where it takes a ``bias_init``. What a bias initializer can't do, because it doe
 does the same for any model, by looking at data instead of theory; `looks_linear` is for rectifiers.
 `redraw` is for parameters beyond repair. `small_branches`, `small_queries` and `small_output` touch
 nothing but the kernels that they name: for transformers and other residual networks.
-`identity_attention` is for attention without skip connections.
+`identity_attention` is for attention without skip connections, `long_memory` for recurrent cells.
 `shaped` goes further, to plain chains of a thousand layers and more; `delta_orthogonal` is for
 convolutions. `pca` turns the first kernels of any of these toward what the inputs are made of.
 """
@@ -22,6 +22,7 @@ from vanishjax.initializers.mirrored import looks_linear
 from vanishjax.initializers.named import INITIALIZERS, Initialization, initialization
 from vanishjax.initializers.principal import pca
 from vanishjax.initializers.redrawn import redraw
+from vanishjax.initializers.remembering import long_memory
 from vanishjax.initializers.shaped import shaped
 from vanishjax.initializers.shaping import delta_orthogonal
 from vanishjax.initializers.small import small_branches, small_output, small_queries
@@ -37,6 +38,7 @@ __all__ = [
     "delta_orthogonal",
     "identity_attention",
     "initialization",
+    "long_memory",
     "looks_linear",
     "lsuv",
     "pca",

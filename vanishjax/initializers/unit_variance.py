@@ -363,11 +363,12 @@ def _orthogonal(kernel: Leaf, x: jax.Array) -> jax.Array:
     matrices, laid_out = kernel.matrices(numerics.upcast(x))
     # One after the other: on two cores XLA's decompositions of several stacks wait for each other's
     # threads forever.
-    factors = jax.lax.map(_polar_factor, matrices.reshape(-1, *matrices.shape[-2:]))
+    factors = jax.lax.map(polar_factor, matrices.reshape(-1, *matrices.shape[-2:]))
     return laid_out(factors.reshape(matrices.shape)).astype(x.dtype)
 
 
-def _polar_factor(matrix: jax.Array) -> jax.Array:
+def polar_factor(matrix: jax.Array) -> jax.Array:
+    """The orthogonal matrix nearest to one."""
     left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     # A kernel of zeros is meant to be one.
     return numerics.matmul(left, right) * jnp.any(values > 0)

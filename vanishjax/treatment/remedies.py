@@ -23,7 +23,7 @@ from vanishjax.problem import Problem
 from vanishjax.treatment import outputs
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.inputs import Standardized, may_be_far, standardize_inputs
-from vanishjax.treatment.remedy import KERNELS, OPTIMIZER, ROUNDING, Remedy
+from vanishjax.treatment.remedy import CELLS, KERNELS, OPTIMIZER, ROUNDING, Remedy
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
 # (layers / depth) to the power of 3/2. Adam's .003 times 1, .3, .1 and .03 were tried on tanh and
@@ -175,6 +175,11 @@ def _started(
 
     recipe = f"params = vj.{room}.{name}(loss_fn, params, batch)"
     return Remedy(name, context.once(name, apply), recipe, **settings)
+
+
+def long_memory(context: Context) -> Remedy:
+    """Recurrent cells that remember from the start: see `vanishjax.initializers.long_memory`."""
+    return _started("long_memory", initializers.long_memory, context, part=CELLS, local=True)
 
 
 def tiny_lsuv(context: Context) -> Remedy:
@@ -397,11 +402,12 @@ def fit_rate(context: Context) -> Remedy:
 def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
     # Most of a block's kernels stand side by side. At .3 of the rate 10 and 12 blocks without skips
     # learn nearly all that they do at their best; at the twentieth for 75 kernels in a row, half.
-    beside = make is identity_attention
+    # A cell's kernels are few.
+    beside = make in (identity_attention, long_memory)
     return lambda context: slower(make(context), 1 if beside else context.depth)
 
 
-_NEW_KERNELS = (lsuv, small_lsuv, looks_linear, identity_attention, redraw)
+_NEW_KERNELS = (lsuv, small_lsuv, looks_linear, identity_attention, long_memory, redraw)
 _SMALL = (standardize, match_targets, small_output, small_queries, small_branches, zero_means)
 KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
     {make.__name__: make for make in (*_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}

@@ -11,7 +11,7 @@ import optax
 from vanishjax.problem import Problem
 
 # What remedies set; see `Remedy.part`.
-KERNELS, OPTIMIZER, ROUNDING = "kernels", "optimizer", "rounding"
+KERNELS, CELLS, OPTIMIZER, ROUNDING = "kernels", "cells", "optimizer", "rounding"
 
 
 @dataclasses.dataclass(frozen=True)
