@@ -60,6 +60,7 @@ BENCHMARKS = {
     "verdict_cost": Benchmark(),
     "headline": Benchmark(data=True, needs_data=True),
     "deep_chains": Benchmark(data=True, needs_data=True),
+    "long_memory": Benchmark(),
     "coordinate_check": Benchmark(data=True, needs_data=True),
     "deep_convolutions": Benchmark(data=True, needs_data=True),
     "cure": Benchmark(data=True),
