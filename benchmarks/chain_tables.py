@@ -142,3 +142,21 @@ def _change(size):
     if size is None:
         return "no number"
     return f"{size:.2f}" if size < 10 else f"{size:.0f}" if size < 1e4 else f"{size:.0e}"
+
+
+def long_memory(results):
+    """Accuracy by lag, a row for each cell and start."""
+    lags = sorted({one["lag"] for one in results})
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for one in results:
+        accuracies = one["test_accuracy"]["samples"]
+        rows.setdefault((one["cell"], one["start"]), {})[one["lag"]] = percent(accuracies)
+    order = list(dict.fromkeys(cell for cell, _ in rows))
+    return [
+        f"| cell | start | {' | '.join(f'lag {lag}' for lag in lags)} |",
+        "|---" * (len(lags) + 2) + "|",
+        *(
+            f"| {cell} | {start} | {' | '.join(row.get(lag, '') for lag in lags)} |"
+            for (cell, start), row in sorted(rows.items(), key=lambda one: order.index(one[0][0]))
+        ),
+    ]

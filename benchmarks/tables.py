@@ -397,6 +397,7 @@ TABLES = {
     "headline": chain_tables.headline,
     "headline, beyond": chain_tables.beyond,
     "headline, healthy": chain_tables.healthy,
+    "long_memory": chain_tables.long_memory,
     "lost_peers": lost_peers,
     "low_precision": low_precision,
     "monitoring": speed_tables.monitoring,

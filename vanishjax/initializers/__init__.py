@@ -7,7 +7,7 @@ does the same for any model, by looking at data instead of theory; `looks_linear
 `redraw` is for parameters beyond repair. `small_branches`, `small_queries` and `small_output` touch
 nothing but the kernels that they name: for transformers and other residual networks.
 `identity_attention` is for attention without skip connections. `long_memory` is for recurrent cells
-in a scan over time: LSTMs and GRUs whose gates start half open, as most libraries' do, forget in ten
+in a scan over time: LSTMs and GRUs whose gates start half open, as in most libraries, forget in ten
 steps, and learn nothing of what lies further back.
 `shaped` goes further, to plain chains of a thousand layers and more; `delta_orthogonal` is for
 convolutions. `pca` turns the first kernels of any of these toward what the inputs are made of.
