@@ -26,7 +26,6 @@ LAGS = (25, 50, 100)
 RATES = (1e-2, 3e-3, 1e-3)
 STEPS = 800
 OURS, LIBRARY = "long_memory", "as Flax starts it"
-TX = functools.partial(optax.chain, optax.clip_by_global_norm(1.0))
 CELLS = {
     "LSTM": functools.partial(nn.LSTMCell, WIDTH),
     "GRU": functools.partial(nn.GRUCell, WIDTH),
@@ -111,7 +110,7 @@ def train(cell, start, lag, rate, seeds, steps):
         return STARTS[cell][start](params, jax.random.fold_in(key, 2), lag)
 
     first = jax.tree.map(lambda *x: jnp.stack(x), *map(begin, range(seeds)))
-    tx = TX(optax.adam(rate))
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
     def run(params, seed):
         def step(carry, number):
@@ -154,6 +153,7 @@ def main():
     options = parser.parse_args()
     lags, seeds, steps = ((10,), 1, 50) if options.quick else (LAGS, options.seeds, STEPS)
     settings = {"rates": RATES, "steps": steps, "seeds": seeds, "batch": BATCH, "width": WIDTH}
+    settings |= {"quick": options.quick}
     results = []
     for lag in lags:
         for cell in CELLS:
@@ -162,7 +162,6 @@ def main():
                 results.append(found)
                 accuracy = found["test_accuracy"]["median"]
                 print(f"{cell}, lag {lag}, {start}: {accuracy:.3f} at {found['rate']}", flush=True)
-                settings |= {"quick": options.quick}
                 record.write("long_memory", options.out, settings, results)
 
 

@@ -28,12 +28,12 @@ def kept_by(program: Program, gates: Sequence[Gate], arguments: Sequence[Any]) -
       For each `[units]`, summed over all else: positive, negative, or 0 of what is no gate on what
       its own loop hands on.
     """
-    kept: dict[int, jax.Array] = {}
     loops: dict[int, list[JaxprEqn]] = {}
     for gate in gates:
         loops.setdefault(id(gate.loop), []).append(gate.sigmoid)
-    _Keeping(loops, kept)(program.closed.jaxpr, program.closed.consts, arguments)
-    return [kept.get(id(gate.sigmoid), jnp.zeros(gate.units)) for gate in gates]
+    run = _Keeping(loops)
+    run(program.closed.jaxpr, program.closed.consts, arguments)
+    return [run.found.get(id(gate.sigmoid), jnp.zeros(gate.units)) for gate in gates]
 
 
 def summed(
@@ -112,20 +112,19 @@ def responses(
 class _Keeping(Evaluator):
     """Notes for each gate what a larger argument keeps of the values of its own loop."""
 
-    def __init__(self, loops: Mapping[int, Sequence[JaxprEqn]], kept: dict[int, jax.Array]) -> None:
-        self._loops, self._kept = loops, kept
+    def __init__(self, loops: Mapping[int, Sequence[JaxprEqn]]) -> None:
+        self.found: dict[int, jax.Array] = {}
+        self._loops = loops
 
     def scan(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         def step(arguments: Sequence[Any], _: None) -> tuple[list[Any], dict[int, jax.Array]]:
-            inner: dict[int, jax.Array] = {}
-            outputs = _Keeping(self._loops, inner).body(eqn, arguments)
+            inner = _Keeping(self._loops)
+            outputs = inner.body(eqn, arguments)
             sigmoids = self._loops.get(id(eqn), ())
-            if sigmoids:
-                inner |= _shares(eqn, sigmoids, arguments)
-            return outputs, inner
+            return outputs, inner.found | _shares(eqn, sigmoids, arguments)
 
-        results, kept = self.loop(eqn, operands, None, step)
-        self._kept.update({number: jnp.sum(share, axis=0) for number, share in kept.items()})
+        results, found = self.loop(eqn, operands, None, step)
+        self.found |= {number: jnp.sum(share, axis=0) for number, share in found.items()}
         return results
 
 
@@ -133,6 +132,8 @@ def _shares(
     loop: JaxprEqn, sigmoids: Sequence[JaxprEqn], arguments: Sequence[Any]
 ) -> dict[int, jax.Array]:
     """For each sigmoid the derivative of what one step keeps of what it was handed."""
+    if not sigmoids:
+        return {}
     first, count = scan_split(loop)
     own = {id(eqn): number for number, eqn in enumerate(sigmoids)}
     carried = [
@@ -177,6 +178,8 @@ class _Loose(Evaluator):
 
 
 class _Summing(Evaluator):
+    """Sums what variables hold in the first two steps of the loops in whose bodies they stand."""
+
     def __init__(self, variables: Mapping[Var, JaxprEqn]) -> None:
         self.found: dict[Var, jax.Array] = {}
         self._variables = variables

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,12 +111,11 @@ def _with_open_gates(found: Network) -> list[jax.Array] | None:
         return None
     keep = jit_once(lambda leaves, inputs: _jaxpr.kept_by(program, gates, [*leaves, *inputs]))
     signs = [np.sign(share) for share in keep(*arguments)]
-    added = _added(found, {gate.argument: gate.loop for gate in gates})
+    keeping = [(gate, sign) for gate, sign in zip(gates, signs, strict=True) if sign.any()]
+    added = _added(found, {gate.argument: gate.loop for gate, _ in keeping})
     leaves, opened = list(found.leaves), False
-    for gate, sign in zip(gates, signs, strict=True):
+    for gate, sign in keeping:
         (units,) = np.nonzero(sign)
-        if not units.size:
-            continue
         places = (np.arange(units.size) + 0.5) / units.size
         bias = np.full(sign.shape, np.nan)
         bias[units] = sign[units] * np.log(1 + (_steps(gate) - 2) * places)
@@ -127,51 +126,76 @@ def _with_open_gates(found: Network) -> list[jax.Array] | None:
     return leaves if opened else None
 
 
+class _Simple(NamedTuple):
+    """A simple cell that can keep what it has.
+
+    Attributes:
+      cell: It.
+      number: Its kernel, among the leaves.
+      stack: Along how many axes that is stacked.
+      shape: What its activation is like.
+      factor: What keeps its value: `[*stack, units, units]`.
+    """
+
+    cell: _jaxpr.Cell
+    number: int
+    stack: int
+    shape: _jaxpr.Shape
+    factor: jax.Array
+
+
 def _with_long_cells(found: Network) -> list[jax.Array] | None:
     """The parameters with simple cells that keep what they have; None without such cells."""
-    program, trace = found.traced.program, found.traced.trace
-    kernels = {id(use.equation): use.leaf for use in trace.uses}
-    owned = [
-        (cell, own)
-        for cell in _jaxpr.find_cells(program, found.traced.anatomy)
-        if _steps(cell) >= _LEAST_STEPS and id(cell.product) in kernels
-        if (own := _own(found, cell, kernels[id(cell.product)])) is not None
-    ]
-    if not owned:
+    program, simple = found.traced.program, _simple_cells(found)
+    if not simple:
         return None
-    cells, stacks = [cell for cell, _ in owned], [own.ndim - 2 for _, own in owned]
+    cells, stacks = [one.cell for one in simple], [one.stack for one in simple]
     run = jit_once(
         lambda leaves, inputs: _jaxpr.responses(program, cells, stacks, [*leaves, *inputs])
     )
-    numbers = [kernels[id(cell.product)] for cell in cells]
-    shapes = [_jaxpr.shape_of_activation(cell) for cell in cells]
-    factors = [_factor(own, shape) for (_, own), shape in zip(owned, shapes, strict=True)]
     biases = _added(found, {cell.argument: cell.loop for cell in cells})
-    fed = _feeding(found, cells, numbers, stacks)
+    sources = _sources(found, simple)
     leaves = list(found.leaves)
-    for number, cell, factor in zip(numbers, cells, factors, strict=True):
-        leaves[number] = _with_rows(found, number, cell, leaves[number], factor)
+    for one in simple:
+        leaves[one.number] = _with_rows(found, one, leaves[one.number], one.factor)
     for _ in range(_ROUNDS):
-        for number, cell, factor, shape, source, response in zip(
-            numbers, cells, factors, shapes, fed, run(leaves, found.inputs), strict=True
-        ):
-            rows, spread, mean = factor, _SPREAD / _steps(cell) ** 0.5, response.fed
-            if shape.is_bent:
-                mean = mean - _ABOVE * _SPREAD / _steps(cell)
+        responses = run(leaves, found.inputs)
+        for one, source, response in zip(simple, sources, responses, strict=True):
+            steps, rows, mean = _steps(one.cell), one.factor, response.fed
+            if one.shape.is_bent:
+                mean = mean - _ABOVE * _SPREAD / steps
             else:
-                alive = response.slope > 0
-                gain = jnp.where(alive, 1 / jnp.where(alive, response.slope, 1.0), 1.0)
-                rows = factor * gain[..., None, None]
-            leaves[number] = _with_rows(found, number, cell, leaves[number], rows)
+                rows = one.factor * _quotient(1.0, response.slope)[..., None, None]
+            leaves[one.number] = _with_rows(found, one, leaves[one.number], rows)
             if source is not None:
-                varied = response.spread > 0
-                scale = jnp.where(varied, spread / jnp.where(varied, response.spread, 1.0), 1.0)
-                leaves[source] = _scaled(found, source, cell, numbers, leaves[source], scale)
+                scale = _quotient(_SPREAD / steps**0.5, response.spread)
+                leaves[source] = _scaled(found, source, simple, leaves[source], scale)
             # What the value is at rest comes back through the kernel in each step.
-            mean = np.ravel(mean + shape.resting * rows.sum(axis=-2))
-            for other, own in list(biases[cell.argument].items())[:1]:
-                leaves[other] = _filled(leaves[other], own, -mean, added=True)
+            mean = mean + one.shape.resting * rows.sum(axis=-2)
+            for other, own in list(biases[one.cell.argument].items())[:1]:
+                leaves[other] = _filled(leaves[other], own, -np.ravel(mean), added=True)
     return leaves
+
+
+def _simple_cells(found: Network) -> list[_Simple]:
+    """The simple cells of loops that are long enough, whose kernels have a square part."""
+    kernels = {id(use.equation): use.leaf for use in found.traced.trace.uses}
+    simple = []
+    for cell in _jaxpr.find_cells(found.traced.program, found.traced.anatomy):
+        number = kernels.get(id(cell.product))
+        if number is None or _steps(cell) < _LEAST_STEPS:
+            continue
+        own = _own(found, cell, number)
+        if own is not None:
+            shape = _jaxpr.shape_of_activation(cell)
+            simple.append(_Simple(cell, number, own.ndim - 2, shape, _factor(own, shape)))
+    return simple
+
+
+def _quotient(wanted: float, had: jax.Array) -> jax.Array:
+    """What to multiply by; 1 where there is nothing."""
+    there = had > 0
+    return jnp.where(there, wanted / jnp.where(there, had, 1.0), 1.0)
 
 
 def _steps(one: _jaxpr.Gate | _jaxpr.Cell) -> int:
@@ -222,7 +246,7 @@ def _own(found: Network, cell: _jaxpr.Cell, number: int) -> jax.Array | None:
     if not leaf.is_matrix:
         return None
     matrices, _ = leaf.matrices(numerics.upcast(found.leaves[number]))
-    own = matrices[..., cell.first : cell.first + cell.units, :]
+    own = matrices[..., _rows(cell), :]
     return own if own.shape[-2:] == (cell.units, cell.units) else None
 
 
@@ -236,39 +260,34 @@ def _factor(own: jax.Array, shape: _jaxpr.Shape) -> jax.Array:
     return jnp.where(jnp.isfinite(factors).all() & jnp.any(factors != 0), factors, same)
 
 
-def _with_rows(
-    found: Network, number: int, cell: _jaxpr.Cell, x: jax.Array, rows: jax.Array
-) -> jax.Array:
-    matrices, laid_out = found.traced.layers.leaves[number].matrices(numerics.upcast(x))
-    there = slice(cell.first, cell.first + cell.units)
-    return laid_out(matrices.at[..., there, :].set(rows)).astype(x.dtype)
+def _with_rows(found: Network, one: _Simple, x: jax.Array, rows: jax.Array) -> jax.Array:
+    """A cell's kernel with another part that its value meets."""
+    matrices, laid_out = found.traced.layers.leaves[one.number].matrices(numerics.upcast(x))
+    return laid_out(matrices.at[..., _rows(one.cell), :].set(rows)).astype(x.dtype)
+
+
+def _rows(cell: _jaxpr.Cell) -> slice:
+    """The rows of a cell's kernel that its value meets."""
+    return slice(cell.first, cell.first + cell.units)
 
 
 def _scaled(
-    found: Network,
-    number: int,
-    cell: _jaxpr.Cell,
-    numbers: Sequence[int],
-    x: jax.Array,
-    scale: jax.Array,
+    found: Network, number: int, simple: Sequence[_Simple], x: jax.Array, scale: jax.Array
 ) -> jax.Array:
     """Kernels times a number each, but for the part that a cell's own value meets."""
     matrices, laid_out = found.traced.layers.leaves[number].matrices(numerics.upcast(x))
     scaled = matrices * scale[..., None, None]
-    if number in numbers:
-        there = slice(cell.first, cell.first + cell.units)
-        scaled = scaled.at[..., there, :].set(matrices[..., there, :])
+    for one in simple:
+        if one.number == number:
+            there = _rows(one.cell)
+            scaled = scaled.at[..., there, :].set(matrices[..., there, :])
     return laid_out(scaled).astype(x.dtype)
 
 
-def _feeding(
-    found: Network,
-    cells: Sequence[_jaxpr.Cell],
-    numbers: Sequence[int],
-    stacks: Sequence[int],
-) -> list[int | None]:
+def _sources(found: Network, simple: Sequence[_Simple]) -> list[int | None]:
     """For each cell the kernel that makes all that is added to it; None if no single one does."""
     program, trace, layers = found.traced.program, found.traced.trace, found.traced.layers
+    cells = [one.cell for one in simple]
 
     def fed(leaves: list[jax.Array], inputs: list[jax.Array]) -> list[jax.Array]:
         return _jaxpr.fed(program, cells, [*leaves, *inputs])
@@ -282,22 +301,22 @@ def _feeding(
     )
     last = {use.leaf: use.position for use in trace.uses}
     nothing = [jnp.zeros_like(x) for x in found.leaves]
-    sources: list[int | None] = [None] * len(cells)
+    sources: list[int | None] = [None] * len(simple)
     for number in sorted(last, key=lambda one: -last[one]):
         if not layers.leaves[number].is_matrix or uses[number] > 1:
             continue
         changes = list(nothing)
         changes[number] = found.leaves[number]
-        for own, cell in zip(numbers, cells, strict=True):
-            if own == number:
-                zeros = jnp.zeros((cell.units, cell.units), jnp.float32)
-                changes[number] = _with_rows(found, number, cell, changes[number], zeros)
+        for one in simple:
+            if one.number == number:
+                zeros = jnp.zeros_like(one.factor)
+                changes[number] = _with_rows(found, one, changes[number], zeros)
         whole, made = parts(found.leaves, changes, found.inputs)
-        for place, (stack, all_of_it, part) in enumerate(zip(stacks, whole, made, strict=True)):
-            samples = tuple(range(stack, all_of_it.ndim - 1))
+        for place, (one, all_of_it, part) in enumerate(zip(simple, whole, made, strict=True)):
+            samples = tuple(range(one.stack, all_of_it.ndim - 1))
             varied, own_part = (x - jnp.mean(x, samples, keepdims=True) for x in (all_of_it, part))
             off, size = numerics.rms(varied - own_part), numerics.rms(varied)
-            alike = len(layers.leaves[number].stack) == stack
+            alike = len(layers.leaves[number].stack) == one.stack
             if sources[place] is None and alike and size > 0 and off < _SAME * size:
                 sources[place] = number
         if None not in sources:
