@@ -143,6 +143,18 @@ def test_the_first_step_is_heard_at_the_last(name):
     assert known(loss_fn, long_memory(loss_fn, params, X)) > 1e-2
 
 
+def test_the_picture_tells_of_a_short_memory_and_what_lengthens_it(figures, tmp_path):
+    loss_fn, params = GATED["linen LSTM"][0]()
+    for own, noted in ((params, True), (long_memory(loss_fn, params, X), False)):
+        verdict = vj.diagnose(loss_fn, own, X, optax.adam(1e-3))
+        assert verdict.healthy
+        verdict.plot(tmp_path / "verdict.png")
+        texts = [text.get_text() for text in figures[-1].axes[1].texts]
+        said = " ".join(" ".join(texts).split())
+        assert ("Noted: memory; if that matters: recurrent cells" in said) == noted
+        assert ("Nothing to mend." in said) != noted
+
+
 def test_two_biases_of_one_gate_come_to_one():
     keys = jax.random.split(KEY, 2)
     params = {

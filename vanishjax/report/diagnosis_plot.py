@@ -50,7 +50,7 @@ def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     with png_figure(path, 10, 4.6, title=title, caption=caption) as figure:
         waterfall, card = figure.subplots(1, 2, width_ratios=[3, 2])
         _waterfall(waterfall, probe)
-        _card(card, probe, decisive(verdict["findings"]))
+        _card(card, probe, decisive(verdict["findings"]), verdict["findings"])
     return Path(path)
 
 
@@ -93,7 +93,12 @@ def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
     axes.grid(axis="y")
 
 
-def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> None:
+def _card(
+    axes: Any,
+    probe: Mapping[str, Any],
+    findings: Sequence[Mapping[str, Any]],
+    noted: Sequence[Mapping[str, Any]],
+) -> None:
     """Scales from healthy (left) to dead (right), a mark on each."""
     scales = _scales(probe, {one["rule"]: one["evidence"] for one in findings})
     for row, (name, text, place) in enumerate(scales):
@@ -113,8 +118,12 @@ def _card(axes: Any, probe: Mapping[str, Any], findings: Sequence[Mapping[str, A
                 color="white",
                 markeredgecolor="black",
             )
-    remedy = findings[0]["remedies"][0] if findings and findings[0]["remedies"] else ""
-    text = f"First remedy: {remedy}" if remedy else "Nothing to mend."
+    text = "Nothing to mend."
+    if findings and findings[0]["remedies"]:
+        text = f"First remedy: {findings[0]['remedies'][0]}"
+    elif not findings and noted:
+        text = f"Noted: {noted[0]['rule'].replace('_', ' ')}"
+        text += f"; if that matters: {noted[0]['remedies'][0]}" if noted[0]["remedies"] else ""
     top = len(scales) - 1
     axes.text(0, -0.35, textwrap.fill(plot_text(text), 46), fontsize=9, va="top")
     axes.text(0, top + 0.55, "alive", fontsize=8, color=OKABE_ITO["green"])
