@@ -815,6 +815,31 @@ def test_an_optimizer_that_is_blind_to_kernels_used_many_times_trains_nothing():
     assert set(blind.layers) == {"a", "h", "c"}
 
 
+@pytest.mark.parametrize("skips", [True, False])
+def test_an_optimizer_that_is_blind_to_a_branch_stops_the_network_only_without_a_skip(skips):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.tanh(nn.Dense(16)(x))
+            branch = x
+            for _ in range(5):
+                small = nn.initializers.normal(1e-7)
+                branch = nn.Dense(16, use_bias=False, kernel_init=small)(branch)
+            return nn.Dense(2)(nn.LayerNorm(use_bias=False)(x + branch if skips else branch))
+
+    net, x = Net(), jax.random.normal(KEY, (32, 6))
+    y = jnp.stack([x[:, 0] * x[:, 1], x[:, 2]], axis=1)
+
+    def loss(params, batch):
+        return jnp.mean((net.apply(params, batch[0]) - batch[1]) ** 2)
+
+    found = vj.diagnose(loss, net.init(KEY, x), (x, y), optax.adam(1e-2))
+    (blind,) = [one for one in found.findings if one.rule == "blind_optimizer"]
+    assert {f"Dense_{i}/kernel" for i in range(1, 6)} <= {name[7:] for name in blind.layers}
+    assert blind.severity == ("warning" if skips else "critical")
+    assert found.healthy == skips
+
+
 def test_a_signal_that_shrinks_to_zero_is_named_by_what_shrinks_it():
     problem = vj.mlp_problem(8, (48,) * 16, 4, activation="centered_sigmoid")
     found = vj.diagnose(problem, (X, LABELS))

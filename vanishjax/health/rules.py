@@ -312,9 +312,14 @@ def blind_optimizer(seen: Examination) -> Finding | None:
     worst = float(np.nanmin(np.where(blind, share, np.inf)))
     kernels = probe.is_kernel | (len(probe) == 0)
     named = blind & kernels if (blind & kernels).any() else blind
+    stops = blind[kernels].mean() > 0.5
+    if probe.supply is not None:
+        # As with kernels that starve, a network trains past those that a path avoids.
+        standing = np.array([blind[list(own)].all() for own in probe.places], bool)
+        stops &= (probe.supply.blocked(np.inf, standing) & standing).any()
     return Finding(
         "blind_optimizer",
-        "critical" if blind[kernels].mean() > 0.5 else "warning",
+        "critical" if stops else "warning",
         pick(names, named),
         {"effectiveness": worst, "gradient_rms": float(np.min(parameters.rms[blind]))},
         f"The optimizer takes {worst:.1e} of its step where the gradient is "
