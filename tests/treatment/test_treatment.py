@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import chex
 import flax.linen as nn
@@ -18,7 +19,7 @@ import vanishjax as vj
 from tests.treatment.test_remedies import assert_recipe_makes
 from vanishjax.treatment import remedies
 from vanishjax.treatment.batches import divide, sequence
-from vanishjax.treatment.judgement import gets_as_far, improvement, keeps_up
+from vanishjax.treatment.judgement import gets_as_far, improvement, keeps_up, learns_by_itself
 from vanishjax.treatment.loss import trained_loss
 from vanishjax.treatment.trial import Run, race, run_alike
 
@@ -456,6 +457,17 @@ def test_one_that_fell_less_than_a_loss_that_rose_does_not_keep_up():
     fast = run(np.array([2.4, 2.6]), 2.3)  # .2 up
     assert keeps_up(run(np.array([2.4]), 2.3), fast, np.inf)[0]
     assert not keeps_up(run(np.array([2.6]), 2.3), fast, np.inf)[0]
+
+
+def test_a_guess_that_is_lucky_on_the_batches_held_out_is_not_learning():
+    """Measured on an LSTM that remembers nothing of its four symbols, and on one that does."""
+    before = types.SimpleNamespace(
+        verdict="healthy", probe=types.SimpleNamespace(constant_loss=1.378)
+    )
+    guess = run(np.array([1.343, 1.391, 1.351]), 1.392)
+    assert np.mean(guess.held_out) < 1.378
+    assert not learns_by_itself(guess, before)
+    assert learns_by_itself(run(np.array([1.143, 1.191, 1.151]), 1.392), before)
 
 
 def test_losses_beyond_the_root_of_a_floats_range_are_compared():

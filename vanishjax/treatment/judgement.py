@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ _SHORT = 10
 _NEARLY = 0.8
 _FARTHER = 2.0  # times as much as a network of which nothing is known learns by itself
 _LEARNED = 0.5  # share of the untreated network's held-out loss
+_ERRORS = 2.0  # standard errors that chance doesn't bridge
 
 
 def improvement(treated: Run, untreated: Run) -> tuple[bool, str]:
@@ -44,9 +46,9 @@ def improvement(treated: Run, untreated: Run) -> tuple[bool, str]:
     if not np.isfinite(untreated.held_out).all():
         return True, "the untreated network diverged"
     gains = untreated.held_out - treated.held_out
-    gain, count = float(np.mean(gains)), len(gains)
-    error = float(np.std(gains, ddof=1)) / count**0.5 if count > 1 else 0.0
-    noise = max(2 * error, 0.01 * float(np.abs(np.mean(untreated.held_out))))
+    gain = float(np.mean(gains))
+    least = 0.01 * float(np.abs(np.mean(untreated.held_out)))
+    noise = max(_ERRORS * _standard_error(gains), least)
     way = "lower" if gain >= 0 else "higher"
     if gain <= noise and 0 <= np.max(treated.held_out) < _LEARNED * np.min(untreated.held_out):
         return True, f"held-out loss lower by {gain:.3g}, and less than half on every batch"
@@ -107,7 +109,7 @@ def _below_start(one: Run, other: Run) -> tuple[float, float, float]:
     return start, start - next(ends), start - next(ends)
 
 
-def beats_constant(run: Run, before: Diagnosis) -> bool:
+def beats_constant(run: Run, before: Diagnosis, errors: float = 0.0) -> bool:
     """Whether a network has learned more than one output for all inputs.
 
     An output bias that moves lowers the loss too, also where the labels can't be learned.
@@ -115,6 +117,7 @@ def beats_constant(run: Run, before: Diagnosis) -> bool:
     Args:
       run: Its run.
       before: The diagnosis of the untreated network, which knows what a constant output reaches.
+      errors: By how many standard errors of the held-out loss it must do so.
 
     Returns:
       The answer; True where it isn't known, as where the loss in evaluation is another one.
@@ -122,7 +125,12 @@ def beats_constant(run: Run, before: Diagnosis) -> bool:
     constant = before.probe.constant_loss
     if not np.isfinite(constant) or run.problem.evaluate_fn is not None:
         return True
-    return float(np.mean(run.held_out)) < constant
+    return float(np.mean(run.held_out)) < constant - errors * _standard_error(run.held_out)
+
+
+def _standard_error(values: np.ndarray[Any, Any]) -> float:
+    """Of the mean; 0 where one value alone tells nothing of it."""
+    return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def learns(run: Run, untreated: Run | None) -> bool:
@@ -149,11 +157,12 @@ def learns_by_itself(untreated: Run, before: Diagnosis) -> bool:
       before: Its diagnosis.
 
     Returns:
-      Whether its loss fell, and below that of the best constant output. What looks healthy and has
-      learned already, so that it starts at half of that, need not learn more; and where that isn't
-      known it gets the benefit of the doubt, if its loss is finite.
+      Whether its loss fell, and below that of the best constant output by more than the noise: the
+      other is that of one batch, and a guess may be a little better on those held out. What looks
+      healthy and has learned already, so that it starts at half of that, need not learn more; and
+      where that isn't known it gets the benefit of the doubt, if its loss is finite.
     """
-    if not (untreated.finite and beats_constant(untreated, before)):
+    if not (untreated.finite and beats_constant(untreated, before, _ERRORS)):
         return False
     constant, falls = before.probe.constant_loss, untreated.progress > 0
     if not np.isfinite(constant):
