@@ -418,6 +418,13 @@ def run(held_out, first=0.0):
     return Run(problem, problem.params, (), None, np.full(1, first), first, held_out, None)
 
 
+def seen(constant=np.nan):
+    """What a trial's judge reads of a diagnosis."""
+    return types.SimpleNamespace(
+        verdict="healthy", probe=types.SimpleNamespace(constant_loss=constant)
+    )
+
+
 @pytest.mark.parametrize(
     ("start", "end", "length", "kept_up", "part"),
     [
@@ -443,7 +450,7 @@ def test_a_slower_run_must_come_the_farther_the_shorter_the_training(
     start, end, length, kept_up, part
 ):
     fast = run(np.array([0.4, 0.6]), 2.3)  # 1.8 down
-    found, said = keeps_up(run(np.array([end, end]), start), fast, length)
+    found, said = keeps_up(run(np.array([end, end]), start), fast, length, seen())
     assert found == kept_up
     lower = min(start, 2.3)
     relation = "at least" if kept_up else "less than"
@@ -453,17 +460,26 @@ def test_a_slower_run_must_come_the_farther_the_shorter_the_training(
     )
 
 
+def test_a_slower_run_that_only_guesses_does_not_keep_up():
+    """It comes half of the way from a start far above what a constant output reaches."""
+    fast, slow = run(np.array([0.6, 0.64]), 3.4), run(np.array([1.9, 1.91]), 3.4)
+    assert keeps_up(slow, fast, np.inf, seen())[0]
+    found, said = keeps_up(slow, fast, np.inf, seen(2.06))
+    assert not found
+    assert said == "the loss came 0.155 below 2.06, less than half of the faster one's 1.44"
+    # Where the fast one guesses as well, it is the way down that counts.
+    assert keeps_up(slow, run(np.array([1.9, 2.15]), 3.4), np.inf, seen(2.06))[0]
+
+
 def test_one_that_fell_less_than_a_loss_that_rose_does_not_keep_up():
     fast = run(np.array([2.4, 2.6]), 2.3)  # .2 up
-    assert keeps_up(run(np.array([2.4]), 2.3), fast, np.inf)[0]
-    assert not keeps_up(run(np.array([2.6]), 2.3), fast, np.inf)[0]
+    assert keeps_up(run(np.array([2.4]), 2.3), fast, np.inf, seen())[0]
+    assert not keeps_up(run(np.array([2.6]), 2.3), fast, np.inf, seen())[0]
 
 
 def test_a_guess_that_is_lucky_on_the_batches_held_out_is_not_learning():
     """Measured on an LSTM that remembers nothing of its four symbols, and on one that does."""
-    before = types.SimpleNamespace(
-        verdict="healthy", probe=types.SimpleNamespace(constant_loss=1.378)
-    )
+    before = seen(1.378)
     guess = run(np.array([1.343, 1.391, 1.351]), 1.392)
     assert np.mean(guess.held_out) < 1.378
     assert not learns_by_itself(guess, before)
@@ -892,6 +908,36 @@ def test_what_cannot_be_measured_is_treated_if_it_does_not_learn_by_itself():
     said = " ".join(str(treatment).split())
     assert said.startswith("Improved by redraw, at the cost of 69 training steps; whether it is")
     assert "unmeasured: No kernel's output could be measured" in said
+
+
+def tied(size):
+    """Two symbols whose sum is the label; their table is the last kernel too."""
+    tables, hidden = jax.random.normal(KEY, (10, 24)), jax.random.normal(KEY, (72, 48)) / 7
+    params = {"embed": size * tables[:8], "places": size * tables[8:]}
+    params |= {"up": hidden[:48], "down": hidden[48:].T}
+
+    def norm(x):
+        return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
+
+    def loss(p, batch):
+        x = norm(p["embed"][batch[0]] + p["places"]).reshape(len(batch[0]), -1)
+        logits = norm(jax.nn.relu(x @ p["up"]) @ p["down"]) @ p["embed"].T
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    return vj.Problem(loss, params, optax.adam(4e-3))
+
+
+def test_where_nothing_that_fits_the_cause_helps_what_fits_no_known_cause_is_tried():
+    """A smaller table is drowned by that of the places, which isn't a kernel."""
+    symbols = np.random.default_rng(0).integers(0, 8, (6, 64, 2)).astype(np.int32)
+    batches = [(jnp.asarray(own), jnp.asarray(own.sum(-1) % 8)) for own in symbols]
+    treatment = vj.cure(tied(100.0), batches, steps=20, learning_rate=4e-3)
+    assert [one.rule for one in treatment.before.findings] == ["bad_start"]
+    tried = [trial.remedy for trial in treatment.trials]
+    assert tried[:5] == ["untreated", "small_output", "lsuv", "match_targets", "slow_lsuv"]
+    assert not {"accepted", "better"} & {trial.outcome for trial in treatment.trials[:5]}
+    assert {"rate_by_10", "redraw"} <= set(tried[5:])
+    assert [one.name for one in treatment.accepted] == ["redraw"]
 
 
 def test_what_cannot_be_measured_and_learns_by_itself_is_left_alone():

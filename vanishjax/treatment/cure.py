@@ -16,6 +16,7 @@ import numpy as np
 from vanishjax.health import Diagnosis, diagnose
 from vanishjax.health.advice import traits
 from vanishjax.health.diagnosis import judge
+from vanishjax.health.learning import unlearned
 from vanishjax.problem import Problem
 from vanishjax.transforms.safety import check_guards
 from vanishjax.treatment.batches import divide, sequence, stack
@@ -150,6 +151,13 @@ def cure(
         before, notes = setting.before, (*said, *notes)
     if before.verdict != "healthy" or progress.trials:
         progress = _tried(setting, progress, on_trial)
+        stuck = before.verdict == "sick" and progress.best is None
+        if stuck and remedies is None and progress.untreated is not None:
+            # What was found may not be all that is wrong: on to what fits where nothing is found.
+            unexplained = unlearned(course(progress.untreated, before))
+            others = fitting_remedies([unexplained], setting.context)
+            last = dataclasses.replace(setting, remedies=others)
+            progress = _tried(last, progress, on_trial)
         if before.verdict == "sick" and progress.best is None and progress.relieved:
             longer = dataclasses.replace(
                 setting,
@@ -316,7 +324,7 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
         # The untreated network leads the first wave.
         rival = progress.best or untreated or run
         if progress.is_safer(remedy):
-            lower, by = keeps_up(run, rival, setting.length)
+            lower, by = keeps_up(run, rival, setting.length, setting.before)
         elif progress.best is None and setting.before.verdict != "sick":
             lower, by = goes_farther(run, rival)
         else:

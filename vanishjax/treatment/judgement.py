@@ -56,24 +56,28 @@ def improvement(treated: Run, untreated: Run) -> tuple[bool, str]:
     return gain > noise, f"held-out loss {way} by {abs(gain):.3g}, {relation} than {noise:.2g}"
 
 
-def keeps_up(slow: Run, fast: Run, length: float) -> tuple[bool, str]:
+def keeps_up(slow: Run, fast: Run, length: float, before: Diagnosis) -> tuple[bool, str]:
     """Whether a slower run came far enough beside the best fast one.
 
     What a slower rate loses in the first steps it may more than win back: a few steps may go well
     at a rate that many don't. In a short training it has no time to: there it must come as far as
     the fast one, and in one of twice the length or more half as far. Both are counted from the
-    lower of their starts: the faster one may be of other kernels.
+    lower of their starts: the faster one may be of other kernels. Where that lies above what a
+    constant output reaches, and the fast one got below it, both are counted from there: the way
+    down to it is that of an output bias.
 
     Args:
       slow: The run of the more careful one.
       fast: That of the other.
       length: Trials that the training to follow is as long as.
+      before: The diagnosis of the untreated network, which knows what a constant output reaches.
 
     Returns:
       The answer, and the numbers behind it in words.
     """
     share = min(max(_SHORT / length, _HALF), 1.0)
-    start, came, most = _below_start(slow, fast)
+    constant = _constant_loss(fast, before) if beats_constant(fast, before) else np.nan
+    start, came, most = _below_start(slow, fast, constant)
     kept_up = came >= min(share * most, most)
     relation = "at least" if kept_up else "less than"
     part = {1.0: "the", _HALF: "half of the"}.get(share, f"{share:.2g} of the")
@@ -102,9 +106,9 @@ def gets_as_far(local: Run, best: Run, before: Diagnosis) -> bool:
     return beats_constant(local, before) and came >= _NEARLY * most
 
 
-def _below_start(one: Run, other: Run) -> tuple[float, float, float]:
-    """The lower of two runs' starts, and how far below it each of them came."""
-    start = min(one.first, other.first)
+def _below_start(one: Run, other: Run, constant: float = np.nan) -> tuple[float, float, float]:
+    """The lower of two runs' starts and of a constant, and how far below it each of them came."""
+    start = float(np.fmin(min(one.first, other.first), constant))
     ends = (float(np.mean(run.held_out)) for run in (one, other))
     return start, start - next(ends), start - next(ends)
 
@@ -122,10 +126,15 @@ def beats_constant(run: Run, before: Diagnosis, errors: float = 0.0) -> bool:
     Returns:
       The answer; True where it isn't known, as where the loss in evaluation is another one.
     """
-    constant = before.probe.constant_loss
-    if not np.isfinite(constant) or run.problem.evaluate_fn is not None:
+    constant = _constant_loss(run, before)
+    if not np.isfinite(constant):
         return True
     return float(np.mean(run.held_out)) < constant - errors * _standard_error(run.held_out)
+
+
+def _constant_loss(run: Run, before: Diagnosis) -> float:
+    """What a constant output reaches; NaN where it isn't known for the loss in evaluation."""
+    return np.nan if run.problem.evaluate_fn is not None else before.probe.constant_loss
 
 
 def _standard_error(values: np.ndarray[Any, Any]) -> float:
