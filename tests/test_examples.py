@@ -32,7 +32,7 @@ def test_mnist(monkeypatch, capsys):
 
 
 def test_transformer(monkeypatch, capsys):
-    out = printed("transformer", monkeypatch, capsys, "--epochs", "4")
+    out = printed("transformer", monkeypatch, capsys, "--epochs", "2")
     assert out.startswith("Won't train: exploding gradient"), out
     assert "\nCured by " in out
     assert "\nparams = vj.initializers." in out

@@ -176,10 +176,13 @@ MANY = "atlas --optimizers sgd,adam --depths 1,4 --activations sigmoid,tanh --in
 
 
 @pytest.mark.parametrize(
-    ("end", "status"),
-    [(RuntimeError("out of luck"), 1), (KeyboardInterrupt(), 130), (OSError(28, "disk full"), 1)],
+    ("end", "status", "place"),
+    [
+        (RuntimeError("out of luck"), 1, 1),
+        (KeyboardInterrupt(), 130, 2),
+        (OSError(28, "disk full"), 1, 7),
+    ],
 )
-@pytest.mark.parametrize("place", [1, 2, 7])
 def test_an_atlas_in_two_goes_is_the_one_in_one_go(cheap, end, status, place):
     assert run(MANY, "--out", "whole").status == 0
     whole = read_json("whole/atlas.json")

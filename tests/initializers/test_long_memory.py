@@ -369,8 +369,8 @@ def recall(cell, lag, seed=0):
 
 @pytest.mark.slow
 def test_cure_lets_an_lstm_remember():
-    problem, batches = recall(nn.LSTMCell, 40)
-    treatment = vj.cure(problem, batches, steps=150)
+    problem, batches = recall(nn.LSTMCell, 25)
+    treatment = vj.cure(problem, batches, steps=100)
     assert {remedy.name for remedy in treatment.accepted} & {"long_memory", "slow_long_memory"}
     trials = {trial.remedy: trial for trial in treatment.trials}
     assert trials["untreated"].loss > 1.3  # a guess is ln 4

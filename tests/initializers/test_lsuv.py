@@ -77,7 +77,6 @@ def convolutions():
 
 MODELS = {
     "linen": linen,
-    "linen-unrolled": lambda: linen(scan=False),
     "nnx-scanned": nnx_scanned,
     "plain": plain,
     "equinox": equinox_model,
@@ -130,7 +129,7 @@ def test_any_variance(model):
 
 def test_small_variance_keeps_deep_gradients_and_unit_variance_does_not():
     """tanh: each layer hands on 1.17 times the energy at unit variance, 1 + 4/3 v^2 at small v."""
-    problem = vj.mlp_problem(6, (64,) * 60, 3, activation="tanh", key=jax.random.key(1))
+    problem = vj.mlp_problem(6, (64,) * 45, 3, activation="tanh", key=jax.random.key(1))
     unit, small = (
         vj.probe(
             problem.loss_fn,

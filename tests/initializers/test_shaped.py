@@ -86,7 +86,6 @@ def of_module(module):
 # Model, activation, depth.
 MODELS = {
     "linen": (linen, "sigmoid", DEPTH),
-    "linen-unrolled": (lambda: linen(scan=False), "sigmoid", DEPTH),
     "nnx-scanned": (nnx_scanned, "sigmoid", DEPTH),
     "plain": (plain, "tanh", 3),
     "equinox": (equinox_model, "relu", 3),

@@ -52,7 +52,6 @@ def trained(tx, state, steps):
 CHAINS = {
     "adam": lambda: vj.adam(1e-3),
     "monitor": lambda: vj.monitor(vj.nadamw(1e-3)),
-    "muon": lambda: vj.muon(1e-3),
     "deep_muon": lambda: vj.deep_muon(1e-2, 20, recondition=True),
     "guards": lambda: vj.skip_nonfinite(optax.chain(vj.nesterov(0.9), optax.scale(-0.1))),
 }

@@ -41,17 +41,11 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("count", "more"),
-    [
-        (2, ["--parallel", "shard_map", "--checkpoint-every", "epoch"]),
-        (3, ["--shard-state", "--accumulate", "2"]),
-    ],
-)
-def test_processes_train_what_one_trains(tmp_path, alone, count, more):
-    with together(count, *TRAIN, *more, "--out", tmp_path) as processes:
+def test_processes_train_what_one_trains(tmp_path, alone):
+    more = ["--shard-state", "--accumulate", "2", "--checkpoint-every", "epoch"]
+    with together(3, *TRAIN, *more, "--out", tmp_path) as processes:
         said, statuses = ended(processes)
-    assert statuses == [0] * count, said
+    assert statuses == [0] * 3, said
     # Only the first says and writes anything.
     assert all("epoch 1/2" not in text for text in said[1:])
     expected = load_file(alone / "model.safetensors")
@@ -60,12 +54,11 @@ def test_processes_train_what_one_trains(tmp_path, alone, count, more):
     mine, theirs = (read_json(folder / "train.json") for folder in (tmp_path, alone))
     np.testing.assert_allclose(mine["history"]["loss"], theirs["history"]["loss"], rtol=1e-5)
     np.testing.assert_allclose(mine["test_loss"], theirs["test_loss"], rtol=1e-5)
-    if "--checkpoint-every" in more:
-        # A process alone goes on with what several have saved.
-        assert checkpoint_steps(tmp_path / "checkpoints") == [68, 136]
-        ran = vanishjax(*TRAIN, "--epochs", "3", "--out", tmp_path, "--resume")
-        assert ran.status == 0
-        assert "going on from step 136" in ran.err
+    # A process alone goes on with what several have saved.
+    assert checkpoint_steps(tmp_path / "checkpoints") == [68, 136]
+    ran = vanishjax(*TRAIN, "--epochs", "3", "--out", tmp_path, "--resume")
+    assert ran.status == 0
+    assert "going on from step 136" in ran.err
 
 
 @pytest.mark.slow
@@ -73,8 +66,7 @@ def test_processes_train_what_one_trains(tmp_path, alone, count, more):
     ("count", "victim", "blow", "seconds", "reason"),
     [
         (2, 0, signal.SIGKILL, 15, "process 0 has died"),
-        (3, 1, signal.SIGKILL, 15, "process 1 has died"),
-        (2, 1, signal.SIGSTOP, 30, "process 1 has stopped answering"),
+        (3, 1, signal.SIGSTOP, 30, "process 1 has stopped answering"),
     ],
 )
 def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
@@ -120,7 +112,7 @@ def test_more_devices_than_there_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "how", [["--devices", "3"], ["--parallel", "pmap"], ["--shard-state", "zero1"]]
+    "how", [["--devices", "3"], ["--parallel", "shard_map"], ["--shard-state", "zero1"]]
 )
 def test_the_command_on_many_devices(tmp_path, alone, how):
     ran = vanishjax(*TRAIN, "--out", tmp_path / "many", *how, "--accumulate", "2")

@@ -1,5 +1,6 @@
 """Going on with a run: the same bits as if it had never been interrupted, or a clear error."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -91,9 +92,7 @@ def whole():
     return comparable(*train(seen)), seen.norms
 
 
-@pytest.mark.parametrize(
-    ("every", "interrupt_at"), [(7, 9), (30, 38), (None, 60), (2 * CHUNK, 61), (37, 76)]
-)
+@pytest.mark.parametrize(("every", "interrupt_at"), [(7, 9), (None, 60), (2 * CHUNK, 61), (37, 76)])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, whole, every, interrupt_at):
     seen = Seen(interrupt_at)
     half, history = train(seen, folder=tmp_path, every=every)
@@ -248,17 +247,16 @@ def test_a_horizon_is_part_of_the_run(tmp_path):
     assert "was saved with epochs 1, not 2" in ran.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
+def test_a_signal_saves_and_the_run_goes_on(tmp_path):
     command = [sys.executable, "-m", "vanishjax", "train", *SMALL, "--epochs", "1000000"]
     command += ["--checkpoint-every", "epoch", "--out", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if "2/1000000" in line:
                 break
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         err = process.stderr.read()
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + signal.SIGTERM
     assert err.splitlines()[-1].endswith("what was done is saved, go on with --resume")
     epochs = len(read_json(tmp_path / "train.json")["history"]["loss"])
     ran = vanishjax("train", *SMALL, "--epochs", epochs, "--out", tmp_path, "--resume")
@@ -271,11 +269,12 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
 @pytest.mark.slow
 def test_kills_at_random_moments_and_in_mid_save_lose_nothing(tmp_path):
     """One run, killed twice; twenty are killed by `benchmarks.resume`."""
-    assert resume.start(tmp_path / "whole").wait() == 0
+    run = functools.partial(resume.start, epochs=4)
+    assert run(tmp_path / "whole").wait() == 0
     killed = tmp_path / "killed"
     for seconds, in_save in ((0.3, True), (0.7, False)):
-        was_saving = resume.kill(resume.start(killed, "--resume"), killed, seconds, in_save)
+        was_saving = resume.kill(run(killed, "--resume"), killed, seconds, in_save)
         assert was_saving or not in_save
         assert checkpoint_steps(killed / "checkpoints")
-    assert resume.start(killed, "--resume").wait() == 0
+    assert run(killed, "--resume").wait() == 0
     assert resume.same(killed, tmp_path / "whole")

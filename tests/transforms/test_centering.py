@@ -150,7 +150,8 @@ def trained(problem, batch, make, steps=3):
     return params
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# All but those that the last one is made of.
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - {"center-muon", "deep_muon"}))
 def test_stacked_equals_unrolled(name):
     batch = batch_of()
     with jax.enable_x64(True):
@@ -291,7 +292,7 @@ def test_parameters_are_needed(transform):
         tx.update(params, tx.init(params))
 
 
-@pytest.mark.parametrize("exponent", [-90, -40, 40, 90])
+@pytest.mark.parametrize("exponent", [-90, 90])
 def test_deep_muon_is_scale_free_layer_by_layer(exponent):
     """Every layer's gradient times another power of two: the same trajectory.
 

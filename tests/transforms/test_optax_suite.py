@@ -116,7 +116,8 @@ def failures(paths, out, ours):
     """Name -> whether it failed, of the tests in optax's files, with our functions or its own."""
     (out / "empty.ini").touch()
     command = [sys.executable, "-m", "pytest", "-q", "-p", __name__, "-p", "no:cacheprovider"]
-    command += ["-c", str(out / "empty.ini"), "--rootdir", str(OPTAX)]
+    # A traceback that nobody reads takes longer than the test.
+    command += ["--tb=no", "-c", str(out / "empty.ini"), "--rootdir", str(OPTAX)]
     if importlib.util.find_spec("xdist"):
         command += ["-n", "2"]
     written = out / "outcomes.json"
@@ -144,7 +145,7 @@ def failures(paths, out, ours):
 )
 def test_no_test_passes_with_optax_and_fails_with_ours(tmp_path):
     outcomes = failures(FILES, tmp_path, ours=True)
-    assert len(outcomes) > 500
+    assert len(outcomes) > 450
     failed = [name for name, bad in outcomes.items() if bad]
     unforeseen = [n for n in failed if not any(re.search(one, n) for one in EXCEPTIONS)]
     if unforeseen:
@@ -218,6 +219,12 @@ def label(item):
 
 def selected(name):
     if "LBFGS" in name or "galore" in name:
+        return False
+    # Long runs of wrappers that are optax's.
+    if "wrapper_name='mechanize'" in name or "wrapper_name='reduce_on_plateau'" in name:
+        return False
+    # Of what is refused, once an optimizer.
+    if "complex64" in name and ("rosenbrock" in name or "shard_stability" in name):
         return False
     if (
         "test_multi_steps_mixed_precision" in name
