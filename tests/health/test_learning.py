@@ -10,7 +10,7 @@ import pytest
 
 import vanishjax as vj
 from tests.commands import vanishjax
-from vanishjax.health.learning import Learning, learn
+from vanishjax.health.learning import Learning, learn, unlearned
 
 X = jax.random.normal(jax.random.key(1), (64, 8))
 LABELS = (X[:, 0] > 0).astype(jnp.int32)
@@ -174,3 +174,17 @@ def test_the_command_trains_too():
     assert told["learning"]["steps"] == 60
     assert told["learning"]["learns"]
     assert told["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([0.97, 0.9, 0.95, 0.91, 0.94], "get below the best constant output's loss by no more"),
+        ([1.2, 1.1, 1.05, 0.99, 0.98], "get no further than the best constant output"),
+        ([1.2, 1.3, 1.25, 1.3, 1.3], "don't lower the loss"),
+    ],
+)
+def test_what_is_said_of_steps_that_teach_nothing_is_what_they_did(losses, said):
+    found = unlearned(Learning(np.array(losses), None, 0.96, usual=False))
+    assert found.severity == "critical"
+    assert found.cause.startswith(f"4 steps of training {said}")

@@ -198,14 +198,18 @@ def unlearned(learning: Learning) -> Finding:
             "falls.",
             ("more_steps", "larger_rate"),
         )
-    better = learning.end < learning.start
+    if not learning.end < learning.start:
+        said = "don't lower the loss."
+    elif learning.end < learning.constant:
+        said = "get below the best constant output's loss by no more than the noise."
+    else:
+        said = "get no further than the best constant output."
     return Finding(
         "does_not_learn",
         "critical",
         (),
         evidence,
-        f"{steps} steps of training "
-        + ("get no further than the best constant output." if better else "don't lower the loss."),
+        f"{steps} steps of training {said}",
         (
             "another_rate",
             "labels",
