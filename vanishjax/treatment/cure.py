@@ -152,8 +152,9 @@ def cure(
     if before.verdict != "healthy" or progress.trials:
         progress = _tried(setting, progress, on_trial)
         stuck = before.verdict == "sick" and progress.best is None
-        if stuck and remedies is None and progress.untreated is not None:
+        if stuck and remedies is None and progress.untreated is not None and progress.tried:
             # What was found may not be all that is wrong: on to what fits where nothing is found.
+            # Not where nothing fits, as where the user's own code is to be mended.
             unexplained = unlearned(course(progress.untreated, before))
             others = fitting_remedies([unexplained], setting.context)
             last = dataclasses.replace(setting, remedies=others)
