@@ -935,6 +935,9 @@ def test_where_nothing_that_fits_the_cause_helps_what_fits_no_known_cause_is_tri
     assert [one.rule for one in treatment.before.findings] == ["bad_start"]
     tried = [trial.remedy for trial in treatment.trials]
     assert tried[:5] == ["untreated", "small_output", "lsuv", "match_targets", "slow_lsuv"]
+    # What a remedy raised is told without a class that users can't see.
+    refused = treatment.trials[3].reason
+    assert refused.startswith("ValueError: the last layer can't be matched to the targets: its")
     assert not {"accepted", "better"} & {trial.outcome for trial in treatment.trials[:5]}
     assert {"rate_by_10", "redraw"} <= set(tried[5:])
     assert [one.name for one in treatment.accepted] == ["redraw"]

@@ -18,7 +18,6 @@ from vanishjax.health.advice import traits
 from vanishjax.health.diagnosis import judge
 from vanishjax.health.learning import unlearned
 from vanishjax.problem import Problem
-from vanishjax.transforms.safety import check_guards
 from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.doubt import course, doubted
@@ -34,10 +33,11 @@ from vanishjax.treatment.judgement import (
 )
 from vanishjax.treatment.loss import loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
+from vanishjax.treatment.proposal import propose
 from vanishjax.treatment.remedies import fitting_remedies
 from vanishjax.treatment.remedy import OPTIMIZER, Remedy, in_order
 from vanishjax.treatment.treatment import Treatment
-from vanishjax.treatment.trial import Outcome, Run, Trial, form, race, run_alike
+from vanishjax.treatment.trial import Outcome, Run, Trial, form, race
 
 _PROBE_STEPS = 3.0  # what a probe costs, in training steps
 # Where nothing proved itself, so many kinds that took the cause away get so many times the steps:
@@ -215,62 +215,13 @@ def _tried(
     setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
 ) -> Progress:
     """What comes of wave after wave, until nothing is left to try."""
-    while (wave := _propose(setting, progress)) is not None:
+    while (wave := propose(setting, progress)) is not None:
         told = len(progress.trials)
         progress = _judge(setting, progress, wave, _race(setting, wave.members))
         for trial in progress.trials[told:]:
             if on_trial is not None:
                 on_trial(trial)
     return progress
-
-
-def _propose(setting: Setting, progress: Progress) -> Wave | None:
-    """The next remedies to try; None if nothing is left.
-
-    The untreated network comes first of all, with those that leave its loss and transform alone.
-    Where nothing is known to be wrong, it may learn by itself, and then nothing else is tried.
-    Once the network is cured, what is left is a safer form of what cured it.
-    """
-    untreated = progress.untreated
-    if setting.before.verdict == "unknown" and progress.best is None:
-        if untreated is None:
-            return Wave(((None, setting.problem),), ())
-        if learns_by_itself(untreated, setting.before):
-            return None
-    candidates = setting.remedies
-    if candidates is None:
-        candidates = fitting_remedies(
-            (*setting.before.findings, *progress.verdict.findings),
-            dataclasses.replace(setting.context, problem=progress.start),
-        )
-    done = progress.tried | progress.failed
-    members: list[Member] = [(None, setting.problem)] if untreated is None else []
-    failures = []
-    for remedy in candidates:
-        if remedy.name in done or remedy.safer_than in progress.failed:
-            continue
-        if progress.cured and not progress.is_safer(remedy):
-            continue
-        try:
-            treated = _treated(setting, progress, remedy)
-            # What it refuses, it refuses now.
-            check_guards(jax.eval_shape(treated.transform.init, treated.params))
-        except Exception as error:
-            failures.append(Failure(remedy, _said(error)))
-            continue
-        if members and not run_alike(members[0][1], treated):
-            break
-        members.append((remedy, treated))
-    return Wave(tuple(members), tuple(failures)) if members or failures else None
-
-
-def _treated(setting: Setting, progress: Progress, remedy: Remedy) -> Problem:
-    """The network with a remedy and those accepted before that it leaves in force."""
-    kept = remedy.follows(progress.accepted)
-    whole = in_order((*kept, remedy))
-    if kept == progress.accepted and whole[-1] is remedy:
-        return remedy.treat(progress.start)
-    return functools.reduce(lambda problem, one: one.treat(problem), whole, setting.problem)
 
 
 def _race(setting: Setting, members: tuple[Member, ...]) -> Raced:
@@ -294,7 +245,7 @@ def _race(setting: Setting, members: tuple[Member, ...]) -> Raced:
             raise
         changed = form(treated.params) != form(setting.problem.params)
         where = "with the parameters it makes, " if changed else ""
-        return Raced((), (Failure(remedy, where + _said(error)),))
+        return Raced((), (Failure.of(remedy, error, where),))
 
 
 def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Progress:
@@ -319,7 +270,7 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
                 dataclasses.replace(run.problem, params=run.params), setting.context.batch
             )
         except Exception as error:
-            failures.append(Failure(remedy, _said(error)))
+            failures.append(Failure.of(remedy, error))
             continue
         cost += _PROBE_STEPS
         # The untreated network leads the first wave.
@@ -404,11 +355,6 @@ def _examine(problem: Problem, batch: Any) -> Diagnosis:
 def _examine_trained(problem: Problem, batch: Any) -> Diagnosis:
     """Of parameters that a transform has moved already, where it does that first."""
     return judge(Problem(trained_loss(problem), problem.params, problem.tx), batch)
-
-
-def _said(error: Exception) -> str:
-    said = next(iter(str(error).strip().splitlines()), "")
-    return type(error).__name__ + (f": {said}" if said else "")
 
 
 def _trial(name: str, outcome: Outcome, run: Run, after: Diagnosis | None, reason: str) -> Trial:

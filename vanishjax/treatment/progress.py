@@ -99,6 +99,13 @@ class Failure:
     remedy: Remedy
     reason: str
 
+    @classmethod
+    def of(cls, remedy: Remedy, error: Exception, where: str = "") -> Failure:
+        """What a remedy raised: its class, of one of our own the public one, and the first line."""
+        kind = next(own.__name__ for own in type(error).__mro__ if own.__name__[0] != "_")
+        said = next(iter(str(error).strip().splitlines()), "")
+        return cls(remedy, where + kind + (f": {said}" if said else ""))
+
 
 # A remedy, None for the untreated network, with the problem that it makes.
 Member = tuple[Remedy | None, Problem]

@@ -1,0 +1,65 @@
+"""What a cure tries next."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+
+from vanishjax.problem import Problem
+from vanishjax.transforms.safety import check_guards
+from vanishjax.treatment.judgement import learns_by_itself
+from vanishjax.treatment.progress import Failure, Member, Progress, Setting, Wave
+from vanishjax.treatment.remedies import fitting_remedies
+from vanishjax.treatment.remedy import Remedy, in_order
+from vanishjax.treatment.trial import run_alike
+
+
+def propose(setting: Setting, progress: Progress) -> Wave | None:
+    """The next remedies to try; None if nothing is left.
+
+    The untreated network comes first of all, with those that leave its loss and transform alone.
+    Where nothing is known to be wrong, it may learn by itself, and then nothing else is tried.
+    Once the network is cured, what is left is a safer form of what cured it.
+    """
+    untreated = progress.untreated
+    if setting.before.verdict == "unknown" and progress.best is None:
+        if untreated is None:
+            return Wave(((None, setting.problem),), ())
+        if learns_by_itself(untreated, setting.before):
+            return None
+    candidates = setting.remedies
+    if candidates is None:
+        candidates = fitting_remedies(
+            (*setting.before.findings, *progress.verdict.findings),
+            dataclasses.replace(setting.context, problem=progress.start),
+        )
+    done = progress.tried | progress.failed
+    members: list[Member] = [(None, setting.problem)] if untreated is None else []
+    failures = []
+    for remedy in candidates:
+        if remedy.name in done or remedy.safer_than in progress.failed:
+            continue
+        if progress.cured and not progress.is_safer(remedy):
+            continue
+        try:
+            treated = _treated(setting, progress, remedy)
+            # What it refuses, it refuses now.
+            check_guards(jax.eval_shape(treated.transform.init, treated.params))
+        except Exception as error:
+            failures.append(Failure.of(remedy, error))
+            continue
+        if members and not run_alike(members[0][1], treated):
+            break
+        members.append((remedy, treated))
+    return Wave(tuple(members), tuple(failures)) if members or failures else None
+
+
+def _treated(setting: Setting, progress: Progress, remedy: Remedy) -> Problem:
+    """The network with a remedy and those accepted before that it leaves in force."""
+    kept = remedy.follows(progress.accepted)
+    whole = in_order((*kept, remedy))
+    if kept == progress.accepted and whole[-1] is remedy:
+        return remedy.treat(progress.start)
+    return functools.reduce(lambda problem, one: one.treat(problem), whole, setting.problem)
