@@ -290,6 +290,8 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
             trials.append(_trial(name, "no better", run, after, f"{by}; {how}"))
         if better:
             relieved.append((float(np.mean(run.held_out)), remedy))
+    # The constant is fitted to the batch that it is judged on, so that it is hard to beat. By one
+    # that isn't, cures ended sooner and with less: an autoencoder closed .15 of its gap, not .52.
     learned = progress.learned or any(beats_constant(run, setting.before) for _, run, *_ in proven)
     if not learned:
         least = setting.before.probe.constant_loss
