@@ -19,7 +19,13 @@ import vanishjax as vj
 from tests.treatment.test_remedies import assert_recipe_makes
 from vanishjax.treatment import remedies
 from vanishjax.treatment.batches import divide, sequence
-from vanishjax.treatment.judgement import gets_as_far, improvement, keeps_up, learns_by_itself
+from vanishjax.treatment.judgement import (
+    beats_constant,
+    gets_as_far,
+    improvement,
+    keeps_up,
+    learns_by_itself,
+)
 from vanishjax.treatment.loss import trained_loss
 from vanishjax.treatment.trial import Run, race, run_alike
 
@@ -484,6 +490,14 @@ def test_a_guess_that_is_lucky_on_the_batches_held_out_is_not_learning():
     assert np.mean(guess.held_out) < 1.378
     assert not learns_by_itself(guess, before)
     assert learns_by_itself(run(np.array([1.143, 1.191, 1.151]), 1.392), before)
+
+
+def test_a_constant_that_rounds_to_a_loss_of_zero_is_no_bound():
+    """As behind a critic whose outputs differ by less than their last digits."""
+    learned = run(np.array([1.4e-15, 1.6e-15]), 4.8e-14)
+    assert beats_constant(learned, seen(0.0))
+    assert beats_constant(learned, seen(1e-14))
+    assert not beats_constant(learned, seen(1e-16))
 
 
 def test_losses_beyond_the_root_of_a_floats_range_are_compared():

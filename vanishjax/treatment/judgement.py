@@ -133,8 +133,13 @@ def beats_constant(run: Run, before: Diagnosis, errors: float = 0.0) -> bool:
 
 
 def _constant_loss(run: Run, before: Diagnosis) -> float:
-    """What a constant output reaches; NaN where it isn't known for the loss in evaluation."""
-    return np.nan if run.problem.evaluate_fn is not None else before.probe.constant_loss
+    """What a constant output reaches; NaN where it isn't known for the loss in evaluation.
+
+    Exactly 0 says as little: all targets are one, or what tells them apart is lost in rounding, as
+    behind a critic that has collapsed. Nothing would ever be below.
+    """
+    constant = before.probe.constant_loss
+    return np.nan if constant == 0 or run.problem.evaluate_fn is not None else constant
 
 
 def _standard_error(values: np.ndarray[Any, Any]) -> float:
