@@ -16,11 +16,10 @@ import numpy as np
 from vanishjax.health import Diagnosis, diagnose
 from vanishjax.health.advice import traits
 from vanishjax.health.diagnosis import judge
-from vanishjax.health.learning import unlearned
 from vanishjax.problem import Problem
 from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.context import Context
-from vanishjax.treatment.doubt import course, doubted
+from vanishjax.treatment.doubt import course, doubted, learns_nothing
 from vanishjax.treatment.judgement import (
     beats_constant,
     cause_improved,
@@ -155,10 +154,9 @@ def cure(
         if stuck and remedies is None and progress.untreated is not None and progress.tried:
             # What was found may not be all that is wrong: on to what fits where nothing is found.
             # Not where nothing fits, as where the user's own code is to be mended.
-            unexplained = unlearned(course(progress.untreated, before))
-            others = fitting_remedies([unexplained], setting.context)
-            last = dataclasses.replace(setting, remedies=others)
-            progress = _tried(last, progress, on_trial)
+            found = [learns_nothing(progress.untreated, before)]
+            others = fitting_remedies(found, setting.context)
+            progress = _tried(dataclasses.replace(setting, remedies=others), progress, on_trial)
         if before.verdict == "sick" and progress.best is None and progress.relieved:
             longer = dataclasses.replace(
                 setting,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vanishjax.health import Diagnosis
+from vanishjax.health import Diagnosis, Finding
 from vanishjax.health.learning import Learning, unlearned
 from vanishjax.treatment.trial import Run
 
@@ -26,6 +26,19 @@ def course(untreated: Run, before: Diagnosis) -> Learning:
     """
     losses = np.append(untreated.losses, np.mean(untreated.held_out)).astype(np.float64)
     return Learning(losses, None, before.probe.constant_loss, usual=False)
+
+
+def learns_nothing(untreated: Run, before: Diagnosis) -> Finding:
+    """That a network as it is learns nothing, whatever is known to be wrong with it.
+
+    Args:
+      untreated: What came of training it as it is.
+      before: Its diagnosis.
+
+    Returns:
+      The finding.
+    """
+    return unlearned(course(untreated, before))
 
 
 def doubted(
@@ -51,5 +64,5 @@ def doubted(
         if there.verdict == "sick":
             said = "the network looks healthy on the first batch: what is wrong was found on"
             return there, (f"{said} that of step {wrong[0] + 1}",)
-    seen = unlearned(course(untreated, before))
+    seen = learns_nothing(untreated, before)
     return dataclasses.replace(before, findings=(seen, *before.findings)), ()
