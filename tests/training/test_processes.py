@@ -66,6 +66,7 @@ def test_processes_train_what_one_trains(tmp_path, alone):
     ("count", "victim", "blow", "seconds", "reason"),
     [
         (2, 0, signal.SIGKILL, 15, "process 0 has died"),
+        (2, 1, signal.SIGKILL, 15, "process 1 has died"),
         (3, 1, signal.SIGSTOP, 30, "process 1 has stopped answering"),
     ],
 )
@@ -112,7 +113,13 @@ def test_more_devices_than_there_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "how", [["--devices", "3"], ["--parallel", "shard_map"], ["--shard-state", "zero1"]]
+    "how",
+    [
+        ["--devices", "3"],
+        ["--parallel", "pmap"],
+        ["--parallel", "shard_map"],
+        ["--shard-state", "zero1"],
+    ],
 )
 def test_the_command_on_many_devices(tmp_path, alone, how):
     ran = vanishjax(*TRAIN, "--out", tmp_path / "many", *how, "--accumulate", "2")

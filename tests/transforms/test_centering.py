@@ -150,7 +150,7 @@ def trained(problem, batch, make, steps=3):
     return params
 
 
-# All but those that the last one is made of.
+# All but those that deep_muon-recondition is made of.
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - {"center-muon", "deep_muon"}))
 def test_stacked_equals_unrolled(name):
     batch = batch_of()

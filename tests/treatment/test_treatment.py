@@ -473,8 +473,9 @@ def test_a_slower_run_that_only_guesses_does_not_keep_up():
     found, said = keeps_up(slow, fast, np.inf, seen(2.06))
     assert not found
     assert said == "the loss came 0.155 below 2.06, less than half of the faster one's 1.44"
-    # Where the fast one guesses as well, it is the way down that counts.
-    assert keeps_up(slow, run(np.array([1.9, 2.15]), 3.4), np.inf, seen(2.06))[0]
+    # Where the fast one guesses as well, it is the way down from the start that counts.
+    worse = run(np.array([2.2, 2.2]), 3.4)
+    assert keeps_up(worse, run(np.array([2.05, 2.15]), 3.4), np.inf, seen(2.06))[0]
 
 
 def test_one_that_fell_less_than_a_loss_that_rose_does_not_keep_up():
