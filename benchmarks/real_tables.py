@@ -16,6 +16,7 @@ _NAMES = {
     "fifth_fresh": "fresh, fifth set",
     "sixth_fresh": "fresh, sixth set",
     "sixth_fresh_again": "fresh, sixth set, looked at before",
+    "seventh_fresh": "fresh, seventh set",
     "tuning": "tuning",
 }
 

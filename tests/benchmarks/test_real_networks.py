@@ -18,6 +18,7 @@ from benchmarks.real_zoo import (
     fresh_networks,
     held_out_networks,
     second_fresh_networks,
+    seventh_fresh_networks,
     sixth_fresh_networks,
     third_fresh_networks,
     tuning_networks,
@@ -42,6 +43,7 @@ def line(name="line", **settings):
 def test_names_are_unique_and_every_twin_is_there():
     fresh = [fresh_networks(), second_fresh_networks(), third_fresh_networks()]
     fresh += [fourth_fresh_networks(), fifth_fresh_networks(), sixth_fresh_networks()]
+    fresh += [seventh_fresh_networks()]
     parts = [tuning_networks(), held_out_networks(), *fresh]
     names = [one.name for part in parts for one in part]
     assert len(names) == len(set(names)) >= 60
