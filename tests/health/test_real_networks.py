@@ -677,6 +677,28 @@ def test_memory_is_no_illness():
         assert 0 < note.evidence["memory"] < 200
 
 
+def test_a_memory_so_short_that_nothing_is_left_at_the_first_step_is_told():
+    """Behind forty steps of a small recurrent kernel the gradient is exactly 0."""
+
+    def loss(p, x):
+        last, _ = jax.lax.scan(
+            lambda h, u: (jax.nn.relu(u @ p["x"] + h @ p["h"]), None), jnp.zeros((8, 16)), x
+        )
+        return jnp.mean((last @ p["out"]) ** 2)
+
+    params = {"x": kernel("x", shape=(2, 16)), "out": kernel("out", shape=(16, 1))}
+    params["h"] = 0.01 * kernel("h", shape=(16, 16))
+    told = []
+    for steps in (5, 40):
+        x = jax.random.normal(KEY, (steps, 8, 2))
+        found = vj.diagnose(loss, params, x)
+        nats, count = {name: rest for name, *rest in found.probe.memory}["h"]
+        assert count == steps
+        told.append(nats)
+    assert told[1] == pytest.approx(told[0], rel=0.2)
+    assert "long_memory" in found.findings[0].remedy_ids, str(found)
+
+
 def test_a_start_that_is_too_loud_says_what_to_turn_down():
     hot = finding("hot contrast", "bad_start")
     assert hot.remedy_ids == ("cooler",)

@@ -103,17 +103,19 @@ def fading(passed: Sequence[Instance], log_norm: Vector) -> dict[int, tuple[floa
 
     Returns:
       By the tap on a kernel's output the nats of energy lost in a step back, and the steps; loops
-      inside loops left out.
+      inside loops left out. Where nothing is left of the gradient, by those after.
     """
     steps: dict[int, list[float]] = {}
     for one, log in zip(passed, log_norm, strict=True):
         if one.event.leaf >= 0 and len(one.turns) == 1 and not one.event.axes:
             steps.setdefault(one.event.tap, []).append(float(log))
-    return {
-        tap: (2 * (logs[-1] - logs[0]) / (len(logs) - 1), len(logs))
-        for tap, logs in steps.items()
-        if len(logs) > 1 and np.isfinite([logs[0], logs[-1]]).all()
-    }
+    found = {}
+    for tap, logs in steps.items():
+        lost = np.flatnonzero(~np.isfinite(logs))
+        left = logs[int(lost[-1]) + 1 if len(lost) else 0 :]
+        if len(left) > 1 and not np.isnan(logs).any():
+            found[tap] = 2 * (left[-1] - left[0]) / (len(left) - 1), len(logs)
+    return found
 
 
 def _largest_downstream(passed: Sequence[Instance], log_norm: Vector, paths: Any) -> Vector:
