@@ -489,6 +489,21 @@ def test_one_that_fell_less_than_a_loss_that_rose_does_not_keep_up():
     assert not keeps_up(run(np.array([2.6]), 2.3), fast, np.inf, seen())[0]
 
 
+def test_what_learns_is_lower_than_what_exploded_and_is_right_by_chance_on_a_batch():
+    """Measured on a recurrent network whose kernel is 1.3 times the identity."""
+    exploded, guess = run(np.array([0.0, 34.6, 44.2])), 1.54
+    learned = run(np.array([0.26, 0.24, 0.20]))
+    assert not improvement(learned, exploded)[0]
+    better, said = improvement(learned, exploded, seen(guess))
+    assert better
+    assert said == "held-out loss lower by 26, and below that of a constant output"
+    for other in ([1.55, 1.77, 1.75], [0.0, 3.65, 0.18], [0.0, 0.0, 14.1]):
+        assert not improvement(run(np.array(other)), exploded, seen(guess))[0]
+    # One that learns too, and a constant that isn't known.
+    assert not improvement(learned, run(np.array([0.0, 1.2, 1.6])), seen(guess))[0]
+    assert not improvement(learned, exploded, seen())[0]
+
+
 def test_a_guess_that_is_lucky_on_the_batches_held_out_is_not_learning():
     """Measured on an LSTM that remembers nothing of its four symbols, and on one that does."""
     before = seen(1.378)

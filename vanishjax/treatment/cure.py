@@ -278,7 +278,7 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
         elif progress.best is None and setting.before.verdict != "sick":
             lower, by = goes_farther(run, rival)
         else:
-            lower, by = improvement(run, rival)
+            lower, by = improvement(run, rival, setting.before)
         if progress.best is not None:
             by += f" (beside {' + '.join(one.name for one in progress.accepted)})"
         better, how = cause_improved(after, progress.verdict)

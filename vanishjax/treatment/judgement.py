@@ -29,16 +29,20 @@ _LEARNED = 0.5  # share of the untreated network's held-out loss
 _ERRORS = 2.0  # standard errors that chance doesn't bridge
 
 
-def improvement(treated: Run, untreated: Run) -> tuple[bool, str]:
+def improvement(treated: Run, untreated: Run, before: Diagnosis | None = None) -> tuple[bool, str]:
     """Whether a treatment lowered the held-out loss by more than the noise.
 
     The batches are compared pair by pair: the mean difference must exceed two standard errors, and
     one percent of the untreated loss. Where that is large and differs from batch to batch, it is
-    enough that it is less than half on every batch.
+    enough that it is less than half on every batch; or that the treated network beats a constant
+    output by more than its own noise, on no batch with half of what the untreated one, which
+    doesn't, loses on average: what has exploded is right by chance on some batch.
 
     Args:
       treated: Its run.
       untreated: What it is compared with.
+      before: The diagnosis of the untreated network, which knows what a constant output reaches;
+        None where that doesn't count.
 
     Returns:
       The answer, and the numbers behind it in words.
@@ -53,8 +57,20 @@ def improvement(treated: Run, untreated: Run) -> tuple[bool, str]:
     halved = (treated.held_out >= 0) & (treated.held_out < _LEARNED * untreated.held_out)
     if gain <= noise and halved.all():
         return True, f"held-out loss lower by {gain:.3g}, and less than half on every batch"
+    if gain <= noise and before is not None and _learns_beside(treated, untreated, before):
+        return True, f"held-out loss lower by {gain:.3g}, and below that of a constant output"
     relation = "more" if abs(gain) > noise else "not more"
     return gain > noise, f"held-out loss {way} by {abs(gain):.3g}, {relation} than {noise:.2g}"
+
+
+def _learns_beside(treated: Run, untreated: Run, before: Diagnosis) -> bool:
+    """Whether a network learns for sure, and another loses twice as much and learns nothing."""
+    constant, loss = _constant_loss(treated, before), float(np.mean(untreated.held_out))
+    return (
+        loss >= constant  # False where it isn't known
+        and beats_constant(treated, before, _ERRORS)
+        and bool(np.max(treated.held_out) < _LEARNED * loss)
+    )
 
 
 def keeps_up(slow: Run, fast: Run, length: float, before: Diagnosis) -> tuple[bool, str]:
