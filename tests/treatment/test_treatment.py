@@ -513,6 +513,15 @@ def test_a_guess_that_is_lucky_on_the_batches_held_out_is_not_learning():
     assert learns_by_itself(run(np.array([1.143, 1.191, 1.151]), 1.392), before)
 
 
+def test_a_loss_that_falls_in_its_last_digits_is_not_learning():
+    """Measured on codes of inputs that are alike to six digits."""
+    alike = run(np.array([4.84417915, 4.84417677, 4.8441782]), 4.844185829)
+    assert alike.progress > 0
+    assert not learns_by_itself(alike, seen(4.844186783))
+    assert beats_constant(alike, seen(4.844186783))
+    assert learns_by_itself(run(np.array([4.843, 4.842, 4.8425]), 4.844), seen(4.844186783))
+
+
 def test_a_constant_that_rounds_to_a_loss_of_zero_is_no_bound():
     """As behind a critic whose outputs differ by less than their last digits."""
     learned = run(np.array([1.4e-15, 1.6e-15]), 4.8e-14)
