@@ -274,7 +274,7 @@ def front():
     new = [known[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
     treated = _results("real_cures")
     unknown = [treated[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
-    usual = known["sixth_fresh"]
+    usual, latest = known["sixth_fresh"], known["seventh_fresh"]
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation, data="mnist"):
@@ -315,14 +315,15 @@ def front():
         f"more in two sets, written when all rules were fixed: {seen_of(*fresh)}; "
         f"{sum(x['networks'] for x in new)} of kinds in no set before: {seen_of(*new)}; "
         f"{usual['networks']} more of usual kinds, with the mistakes that people make: "
-        f"{seen_of(usual)} | "
+        f"{seen_of(usual)}; the latest, {latest['networks']} of {latest['kinds']} kinds: "
+        f"{seen_of(latest)} | "
         "[verdicts](benchmarks/README.md#does-it-see) |",
         f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs "
         f"repaired, {cured['control_repaired']:.0%} by chance, for "
         f"{cured['cost']['median']:.2f} of a training run; of two fresh sets of other networks of "
-        f"usual kinds {repaired(treated['second_fresh'])}, and, the latest, "
+        f"usual kinds {repaired(treated['second_fresh'])} and "
         f"{repaired(treated['sixth_fresh'])}; of three of kinds in no set before "
-        f"{repaired(*unknown)} | "
+        f"{repaired(*unknown)}; of the latest {repaired(treated['seventh_fresh'])} | "
         "[cures](benchmarks/README.md#does-it-cure) |",
     ]
 
@@ -415,6 +416,9 @@ TABLES = {
     ),
     "real_networks, fifth fresh": functools.partial(real_tables.real_networks, part="fifth_fresh"),
     "real_networks, sixth fresh": functools.partial(real_tables.real_networks, part="sixth_fresh"),
+    "real_networks, seventh fresh": functools.partial(
+        real_tables.real_networks, part="seventh_fresh"
+    ),
     "real_networks, fresh": functools.partial(real_tables.real_networks, part="fresh"),
     "real_networks, tools": real_tables.tools,
     "real_cures": real_tables.cures,
@@ -424,6 +428,7 @@ TABLES = {
     "real_cures, fourth fresh": functools.partial(real_tables.cures, part="fourth_fresh"),
     "real_cures, fifth fresh": functools.partial(real_tables.cures, part="fifth_fresh"),
     "real_cures, sixth fresh": functools.partial(real_tables.cures, part="sixth_fresh"),
+    "real_cures, seventh fresh": functools.partial(real_tables.cures, part="seventh_fresh"),
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
     "response": response,
