@@ -669,6 +669,29 @@ def test_a_frozen_network_that_is_saturated_is_named_by_its_line():
     assert "x @ (weight * w)" in source[found.where.line - 1]
 
 
+@pytest.mark.parametrize(("rate", "trains"), [(0.003, False), (0.1, True), (3.0, True)])
+def test_a_rate_makes_up_for_a_gradient_that_is_small_in_every_kernel(rate, trains):
+    """The mean place by a softmax over 64 of them, each of which gets little."""
+    places, batch = jnp.linspace(-1.0, 1.0, 64), (X, jnp.tanh(X[:, 0]))
+
+    def loss(p, batch):
+        weights = jax.nn.softmax(jnp.tanh(batch[0] @ p["h"]) @ p["map"])
+        return jnp.mean((weights @ places - batch[1]) ** 2)
+
+    params = {"h": kernel("h", shape=(8, 32)), "map": 0.3 * kernel("map", shape=(32, 64))}
+    tx = optax.sgd(rate, momentum=0.9)
+
+    def step(carry, _):
+        value, gradient = jax.value_and_grad(loss)(carry[0], batch)
+        updates, state = tx.update(gradient, carry[1])
+        return (optax.apply_updates(carry[0], updates), state), value
+
+    losses = jax.lax.scan(step, (params, tx.init(params)), length=200)[1]
+    assert (losses[-1] < 0.1 * losses[0]) == trains
+    found = vj.diagnose(loss, params, batch, tx)
+    assert found.verdict == ("healthy" if trains else "sick"), str(found)
+
+
 def test_memory_is_no_illness():
     for name in ("RNN, last output", "RNN, carry"):
         assert diagnosed(name).probe.memory

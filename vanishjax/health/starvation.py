@@ -10,7 +10,12 @@ from vanishjax.health.advice import advised, applicable
 from vanishjax.health.examination import ADAPTIVE_REACH, Examination
 from vanishjax.health.finding import Finding, Severity, Where
 from vanishjax.health.measurements import Probe
+from vanishjax.health.step_size import USUAL_STEP
 from vanishjax.layers.matrices import kernel_places
+
+# A rate at which kernels move by so much in a step makes up for a gradient that is small in all of
+# them, as behind a softmax over many places: momentum trained one from .0014 to .4.
+_MOVING = 0.1 * USUAL_STEP
 
 # Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
 # units dead on a batch, and trains; with all dead nothing gets through.
@@ -174,17 +179,19 @@ def _blocked_by_zeros(seen: Examination) -> bool:
 def vanishing_gradient(seen: Examination) -> Finding | None:
     """The cotangent shrinks on its way back, and layers starve that no other path leads past."""
     probe = seen.probe
-    starved = probe.reach < -seen.reach
-    finite = starved & np.isfinite(probe.reach)
+    made_up = _made_up(seen)
+    reach = probe.reach + made_up
+    starved = reach < -seen.reach
+    finite = starved & np.isfinite(reach)
     blocked = starved & seen.blocked & (finite | vanished_on_the_way(seen))
     if not (blocked & finite).any():
-        return _starved_beside_a_path(seen, finite & (probe.reach < -ADAPTIVE_REACH))
-    least = float(np.min(probe.reach[blocked & finite]))
+        return _starved_beside_a_path(seen, finite & (reach < -ADAPTIVE_REACH))
+    least = float(np.min(reach[blocked & finite]))
     factors = chain_factors(probe)
     chi, slope, gain = factors.values()
     step = int(np.argmin(np.where(np.isfinite(probe.log_chi), probe.log_chi, np.inf)))
     first = pick(probe.names, blocked)[0]
-    frozen = _frozen_loss(seen)
+    frozen = None if made_up else _frozen_loss(seen)
     if frozen is not None:
         evidence = {"reach": least, "limit": -seen.reach}
         layers, (where, cause) = pick(probe.names, blocked), frozen
@@ -207,12 +214,24 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
         "critical",
         pick(probe.names, blocked),
         {"reach": least, "sum_log_chi": probe.sum_log_chi, **factors, "limit": -seen.reach},
-        f"{first} gets exp({np.min(probe.reach[blocked]):.0f}) of the gradient's energy further "
+        f"{first} gets exp({np.min(reach[blocked]):.0f}) of the gradient's energy further "
         f"down, and no other path leads past it: {how}; {why}.",
         tuple(
             name for name in advised("vanishing_gradient", probe) if name not in beside_the_point
         ),
     )
+
+
+def _made_up(seen: Examination) -> float:
+    """Nats that even the best-fed kernel lacks, where steps follow the gradient and the rate fits.
+
+    With such steps it is another unit of the rate that all kernels' gradients are small.
+    """
+    step = seen.relative_step
+    if not seen.is_linear or step is None or not step >= _MOVING:
+        return 0.0
+    known = seen.probe.reach[np.isfinite(seen.probe.reach)]
+    return -float(np.max(known)) if len(known) else 0.0
 
 
 def _starved_beside_a_path(
