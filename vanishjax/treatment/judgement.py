@@ -151,7 +151,9 @@ def beats_constant(run: Run, before: Diagnosis, errors: float = 0.0) -> bool:
     constant = _constant_loss(run, before)
     if not np.isfinite(constant):
         return True
-    margin = max(errors * _standard_error(run.held_out), (errors > 0) * _FAINT * abs(constant))
+    margin = 0.0
+    if errors:
+        margin = max(errors * _standard_error(run.held_out), _FAINT * abs(constant))
     return float(np.mean(run.held_out)) < constant - margin
 
 
