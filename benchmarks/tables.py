@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import chain_tables, real_tables, speed_tables
 from benchmarks.chain_tables import percent
 from benchmarks.deep_chains import best
+from benchmarks.real_networks import PARTS
 from benchmarks.record import RESULTS
 from benchmarks.speed_tables import ratio
 from vanishjax.health import FITTING, REMEDIES
@@ -407,28 +408,8 @@ TABLES = {
     "published_rules": published_rules,
     "real_networks": real_tables.real_networks,
     "real_networks, cost": real_tables.cost,
-    "real_networks, second fresh": functools.partial(
-        real_tables.real_networks, part="second_fresh"
-    ),
-    "real_networks, third fresh": functools.partial(real_tables.real_networks, part="third_fresh"),
-    "real_networks, fourth fresh": functools.partial(
-        real_tables.real_networks, part="fourth_fresh"
-    ),
-    "real_networks, fifth fresh": functools.partial(real_tables.real_networks, part="fifth_fresh"),
-    "real_networks, sixth fresh": functools.partial(real_tables.real_networks, part="sixth_fresh"),
-    "real_networks, seventh fresh": functools.partial(
-        real_tables.real_networks, part="seventh_fresh"
-    ),
-    "real_networks, fresh": functools.partial(real_tables.real_networks, part="fresh"),
     "real_networks, tools": real_tables.tools,
     "real_cures": real_tables.cures,
-    "real_cures, fresh": functools.partial(real_tables.cures, part="fresh"),
-    "real_cures, second fresh": functools.partial(real_tables.cures, part="second_fresh"),
-    "real_cures, third fresh": functools.partial(real_tables.cures, part="third_fresh"),
-    "real_cures, fourth fresh": functools.partial(real_tables.cures, part="fourth_fresh"),
-    "real_cures, fifth fresh": functools.partial(real_tables.cures, part="fifth_fresh"),
-    "real_cures, sixth fresh": functools.partial(real_tables.cures, part="sixth_fresh"),
-    "real_cures, seventh fresh": functools.partial(real_tables.cures, part="seventh_fresh"),
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
     "response": response,
@@ -446,6 +427,14 @@ TABLES = {
     "gpu/step_time, torch": speed_tables.step_torch,
     "gpu/training_speed": speed_tables.training_speed,
     "verdict_cost": speed_tables.verdict_cost,
+} | {
+    f"{name}, {part.replace('_', ' ')}": functools.partial(table, part=part)
+    for name, table in (
+        ("real_networks", real_tables.real_networks),
+        ("real_cures", real_tables.cures),
+    )
+    for part in PARTS
+    if part.endswith("fresh")
 }
 
 

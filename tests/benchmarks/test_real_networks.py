@@ -12,17 +12,6 @@ import vanishjax as vj
 from benchmarks import real_cures, real_tables
 from benchmarks import real_networks as real
 from benchmarks.cure import at_random
-from benchmarks.real_zoo import (
-    fifth_fresh_networks,
-    fourth_fresh_networks,
-    fresh_networks,
-    held_out_networks,
-    second_fresh_networks,
-    seventh_fresh_networks,
-    sixth_fresh_networks,
-    third_fresh_networks,
-    tuning_networks,
-)
 from benchmarks.real_zoo.network import Task, edited, network
 from benchmarks.real_zoo.observation import observer
 
@@ -41,10 +30,7 @@ def line(name="line", **settings):
 
 
 def test_names_are_unique_and_every_twin_is_there():
-    fresh = [fresh_networks(), second_fresh_networks(), third_fresh_networks()]
-    fresh += [fourth_fresh_networks(), fifth_fresh_networks(), sixth_fresh_networks()]
-    fresh += [seventh_fresh_networks()]
-    parts = [tuning_networks(), held_out_networks(), *fresh]
+    parts = [make() for make in real.PARTS.values()]
     names = [one.name for part in parts for one in part]
     assert len(names) == len(set(names)) >= 60
     assert len({one.kind for part in parts for one in part}) >= 12

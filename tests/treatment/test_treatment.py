@@ -417,7 +417,7 @@ def test_losses_that_differ_by_decades_are_lower_where_every_one_is():
         "held-out loss lower by 5.5e+08, and less than half on every batch",
     )
     assert not improvement(run(np.array([0.2, 6e7])), before)[0]
-    # Of three batches one is 20 times as hard as another, which alone is as easy as two of a guess.
+    # Each is halved, though not to half of the least, and the hardest makes the mean uncertain.
     before = run(np.array([60.0, 20.0, 3.3]))
     better, said = improvement(run(np.array([1.6, 1.7, 1.5])), before)
     assert better, said

@@ -103,7 +103,7 @@ def fading(passed: Sequence[Instance], log_norm: Vector) -> dict[int, tuple[floa
 
     Returns:
       By the tap on a kernel's output the nats of energy lost in a step back, and the steps; loops
-      inside loops left out. Where nothing is left of the gradient, by those after.
+      inside loops left out. What is lost is that of the steps after the last one that gets none.
     """
     steps: dict[int, list[float]] = {}
     for one, log in zip(passed, log_norm, strict=True):
