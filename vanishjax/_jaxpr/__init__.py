@@ -11,7 +11,7 @@ from vanishjax._jaxpr.dropout import without_dropout
 from vanishjax._jaxpr.entrance import pure_inputs
 from vanishjax._jaxpr.examine import Path
 from vanishjax._jaxpr.fold import Folded
-from vanishjax._jaxpr.intake import kernel_inputs
+from vanishjax._jaxpr.intake import Intake, Moments, feature_moments, find_intakes, kernel_inputs
 from vanishjax._jaxpr.made import degrees, made_kernels
 from vanishjax._jaxpr.origin import (
     Origin,
@@ -45,9 +45,11 @@ __all__ = [
     "Event",
     "Folded",
     "Gate",
+    "Intake",
     "Link",
     "Looping",
     "Matrix",
+    "Moments",
     "Origin",
     "Passing",
     "Path",
@@ -71,9 +73,11 @@ __all__ = [
     "degrees",
     "dissect",
     "dummies_for",
+    "feature_moments",
     "fed",
     "find_cells",
     "find_gates",
+    "find_intakes",
     "find_origin",
     "flatten",
     "is_array",

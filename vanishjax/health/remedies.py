@@ -94,6 +94,12 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "x = (x - x.mean(axis=0)) / x.std(axis=0)",
             unless=("derivative",),
         ),
+        "standardize_inside": Advice(
+            "standardize what the first kernels take in, by their coordinates",
+            "inside = vj.treatment.standardize_inside(loss_fn, params, batch); "
+            "params, tx = inside.start(params), inside.transform(tx)",
+            unless=("derivative",),
+        ),
         "match_targets": Advice(
             "a last layer that starts at the best constant output, as wide as the targets ask for",
             "params = vj.treatment.match_targets(loss_fn, params, batch)",
@@ -266,6 +272,7 @@ class Fitting(NamedTuple):
 _SMOOTH = ("lsuv", "small_lsuv", "slow_lsuv", "slow_small_lsuv")
 _MIRRORED = ("looks_linear", "slow_looks_linear")
 _DEEP = (*_SMOOTH, *_MIRRORED)
+_STANDARD = ("standardize", "standardize_inside")
 _REDRAWN = ("redraw", "slow_redraw")
 _REMEMBERING = ("long_memory", "slow_long_memory")
 
@@ -275,14 +282,12 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
     {
         "nonfinite": Fitting(
             ("slow_looks_linear", "slow_small_lsuv"),
-            ("standardize", *_DEEP, *_REDRAWN, "tiny_lsuv", "clip"),
+            (*_STANDARD, *_DEEP, *_REDRAWN, "tiny_lsuv", "clip"),
         ),
-        "zero_gradient": Fitting(
-            ("redraw", "rezero"), ("standardize", "zero_means", "slow_redraw")
-        ),
+        "zero_gradient": Fitting(("redraw", "rezero"), (*_STANDARD, "zero_means", "slow_redraw")),
         "mean_collapse": Fitting(
             ("slow_looks_linear", "lsuv", "centered_activation", "rezero", "deep_muon"),
-            ("standardize", *_REMEMBERING, *_DEEP),
+            (*_STANDARD, *_REMEMBERING, *_DEEP),
         ),
         "rank_collapse": Fitting(("slow_looks_linear", "lsuv", "rezero", "muon"), _DEEP),
         "vanishing_gradient": Fitting(
@@ -302,15 +307,15 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "exploding_gradient": Fitting(
             ("small_branches", "slow_looks_linear", "slow_small_lsuv", "tiny_lsuv", "rezero"),
-            ("standardize", *_REMEMBERING, *_DEEP, *_REDRAWN, "clip"),
+            (*_STANDARD, *_REMEMBERING, *_DEEP, *_REDRAWN, "clip"),
         ),
         "saturated_units": Fitting(
             ("lsuv", "redraw", "standardize", "layer_norm"),
-            ("zero_means", *_REMEMBERING, "slow_lsuv", "slow_redraw"),
+            ("standardize_inside", "zero_means", *_REMEMBERING, "slow_lsuv", "slow_redraw"),
         ),
         "dead_units": Fitting(
             ("redraw", "leaky_relu", "smaller_rate"),
-            ("standardize", "zero_means", "lsuv", "slow_lsuv", "slow_redraw"),
+            (*_STANDARD, "zero_means", "lsuv", "slow_lsuv", "slow_redraw"),
         ),
         "underflow": Fitting(("loss_scale", "bfloat16"), ("lsuv", "slow_lsuv", "adam_atan2")),
         "blind_optimizer": Fitting(
@@ -321,11 +326,9 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             ("lsuv", "slow_lsuv", "slow_identity_attention"),
         ),
         "saturated_attention": Fitting(
-            ("small_queries", "scaled_scores", "qk_norm"), ("standardize", "lsuv", "slow_lsuv")
+            ("small_queries", "scaled_scores", "qk_norm"), (*_STANDARD, "lsuv", "slow_lsuv")
         ),
-        "bad_start": Fitting(
-            ("small_output", "lsuv"), ("standardize", "match_targets", "slow_lsuv")
-        ),
+        "bad_start": Fitting(("small_output", "lsuv"), (*_STANDARD, "match_targets", "slow_lsuv")),
         "memory": Fitting(
             ("long_memory", "orthogonal_cell", "gates", "skip_time"), ("slow_long_memory",)
         ),
@@ -346,7 +349,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         "does_not_learn": Fitting(
             ("another_rate", "labels", "cure"),
             (
-                "standardize",
+                *_STANDARD,
                 "match_targets",
                 "rate_by_10",
                 "fit_rate",

@@ -33,6 +33,7 @@ them there in the first step. They see gradients and parameters only:
 """
 
 from vanishjax.treatment.context import Context
+from vanishjax.treatment.coordinates import Coordinates, standardize_inside
 from vanishjax.treatment.cure import cure
 from vanishjax.treatment.inputs import standardize_inputs
 from vanishjax.treatment.outputs import match_targets
@@ -43,6 +44,7 @@ from vanishjax.treatment.trial import Trial
 
 __all__ = [
     "Context",
+    "Coordinates",
     "Remedy",
     "Treatment",
     "Trial",
@@ -50,4 +52,5 @@ __all__ = [
     "fitting_remedies",
     "match_targets",
     "standardize_inputs",
+    "standardize_inside",
 ]

@@ -12,6 +12,7 @@ import jax
 from vanishjax.health import Probe
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
+from vanishjax.treatment.coordinates import standardize_inside
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Context:
       loss_scale: Of the untreated problem's transform, if it scales the loss: another optimizer
         takes its place within.
       made: By remedy what it made of which problem: a slower form of it makes the same.
+      answers: To questions that take a measurement, and that no remedy changes.
     """
 
     problem: Problem
@@ -41,6 +43,7 @@ class Context:
     relative_step: float | None = None
     loss_scale: float | None = None
     made: dict[str, tuple[Problem, Problem]] = dataclasses.field(default_factory=dict)
+    answers: dict[str, bool] = dataclasses.field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[Problem], Problem]) -> Callable[[Problem], Problem]:
         """The same function, for one problem after the other called once."""
@@ -52,6 +55,19 @@ class Context:
             return known[1]
 
         return made
+
+    @property
+    def takes_in_far(self) -> bool:
+        """Whether kernels take in features of the data far from zero mean and unit size."""
+        if "takes_in_far" not in self.answers:
+            try:
+                standardize_inside(self.problem.plain_loss, self.problem.params, self.batch)
+                far = True
+            except Exception as error:
+                # What else goes wrong is told of the remedy's trial.
+                far = not isinstance(error, ValueError)
+            self.answers["takes_in_far"] = far
+        return self.answers["takes_in_far"]
 
     @functools.cached_property
     def layers(self) -> Layers:

@@ -108,23 +108,48 @@ def may_be_far(batch: Any) -> bool:
 
 def _statistics(x: np.ndarray[Any, Any]) -> tuple[Any, Any] | None:
     """The mean and the deviation to take off and divide by; None where there is no need."""
-    whole_mean, whole = float(x.mean()), float(x.std())
+    axes = tuple(range(max(1, x.ndim - 1)))
+    return far_from_standard(np.atleast_1d(x.mean(axes)), np.atleast_1d(x.std(axes)))
+
+
+def far_from_standard(
+    means: np.ndarray[Any, Any], deviations: np.ndarray[Any, Any]
+) -> tuple[Any, Any] | None:
+    """What brings features to zero mean and unit size: one by one where they are uneven.
+
+    Args:
+      means: `[features]`.
+      deviations: `[features]`.
+
+    Returns:
+      The mean to take off and the deviation to divide by, `[features]` or for all together; None
+      where features are near zero mean and unit size.
+
+    Example:
+      >>> mean, deviation = far_from_standard(np.array([0.0, 2e3]), np.array([1.0, 1e3]))
+      >>> print(mean, deviation)
+      [   0. 2000.] [   1. 1000.]
+    """
+    whole_mean = float(means.mean())
+    whole = float(np.hypot(np.sqrt((deviations**2).mean()), means.std()))
     if not np.isfinite([whole_mean, whole]).all() or whole == 0:
         return None
-    if x.ndim > 1:
-        axes = tuple(range(x.ndim - 1))
-        mean, deviation = x.mean(axes), x.std(axes)
-        sizes = np.sqrt(mean**2 + deviation**2)
-        usual = float(np.median(sizes))
-        if usual and sizes.max() > _UNEVEN * usual:
-            if not deviation.any():
-                return None  # examples that are all alike tell no deviation
-            least = _LEAST * float(np.median(deviation[deviation > 0]))
-            return _numbers(mean), _numbers(np.maximum(deviation, least))
-    size = (whole_mean**2 + whole**2) ** 0.5
+    sizes = np.hypot(means, deviations)
+    usual = _middle(sizes)
+    if usual and sizes.max() > _UNEVEN * usual:
+        if not deviations.any():
+            return None  # examples that are all alike tell no deviation
+        least = _LEAST * _middle(deviations[deviations > 0])
+        return _numbers(means), _numbers(np.maximum(deviations, least))
+    size = float(np.hypot(whole_mean, whole))
     if 1 / _FAR <= size <= _FAR and abs(whole_mean) <= _FAR * whole:
         return None
     return _numbers(whole_mean), _numbers(whole)
+
+
+def _middle(x: np.ndarray[Any, Any]) -> float:
+    """The median; of an even number the smaller of the two in the middle."""
+    return float(np.sort(x)[(len(x) - 1) // 2])
 
 
 def _numbers(x: Any) -> np.ndarray[Any, Any]:

@@ -22,6 +22,7 @@ from vanishjax.health.step_size import USUAL_STEP
 from vanishjax.problem import Problem
 from vanishjax.treatment import outputs
 from vanishjax.treatment.context import Context
+from vanishjax.treatment.coordinates import standardize_inside as inside
 from vanishjax.treatment.inputs import Standardized, may_be_far, standardize_inputs
 from vanishjax.treatment.remedy import CELLS, KERNELS, OPTIMIZER, ROUNDING, Remedy
 
@@ -123,6 +124,27 @@ def standardize(context: Context) -> Remedy:
         "# To predict, do the same to the inputs: loss_fn.standardize."
     )
     return Remedy("standardize", apply, recipe)
+
+
+def standardize_inside(context: Context) -> Remedy:
+    """Standardized inputs by the first kernels' coordinates, where the model itself makes them.
+
+    See `vanishjax.treatment.standardize_inside`.
+    """
+
+    def apply(problem: Problem) -> Problem:
+        coordinates = inside(problem.plain_loss, problem.params, context.batch)
+        return dataclasses.replace(
+            problem,
+            params=coordinates.start(problem.params),
+            tx=coordinates.transform(problem.transform),
+        )
+
+    recipe = (
+        "coordinates = vj.treatment.standardize_inside(loss_fn, params, batch)\n"
+        "params, tx = coordinates.start(params), coordinates.transform(tx)"
+    )
+    return Remedy("standardize_inside", context.once("standardize_inside", apply), recipe)
 
 
 def zero_means(context: Context) -> Remedy:
@@ -408,9 +430,10 @@ def _slow(make: Callable[[Context], Remedy]) -> Callable[[Context], Remedy]:
 
 
 _NEW_KERNELS = (lsuv, small_lsuv, looks_linear, identity_attention, long_memory, redraw)
-_SMALL = (standardize, match_targets, small_output, small_queries, small_branches, zero_means)
+_STANDARD = (standardize, standardize_inside)
+_SMALL = (match_targets, small_output, small_queries, small_branches, zero_means)
 KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
-    {make.__name__: make for make in (*_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}
+    {make.__name__: make for make in (*_STANDARD, *_SMALL, *_NEW_KERNELS, rezero, tiny_lsuv)}
     | {make.__name__: make for make in (adam_atan2, muon, deep_muon, clip)}
     | {make.__name__: make for make in (stochastic_round, kahan_sum, loss_scale)}
     | {make.__name__: make for make in (rate_by_10, fit_rate)}
@@ -455,10 +478,14 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
     unfit = set()
     if problem.factory is None or problem.config.get("residual", ...) is not None:
         unfit.add("rezero")
-    fits = seen is None or applicable(["standardize"], seen)
-    if not (fits and may_be_far(context.batch)):
+    if seen is not None and not applicable(["standardize"], seen):
+        unfit |= {"standardize", "standardize_inside"}
+    elif not may_be_far(context.batch):
         unfit.add("standardize")
     names = [name for name in fitting(rules) if name in KNOWN and name not in unfit]
     if seen is not None:
         names = [name for name in names if REMEDIES[name].needs in (None, *had)]
+    # What takes a measurement is asked last.
+    if "standardize_inside" in names and not context.takes_in_far:
+        names = [name for name in names if name != "standardize_inside"]
     return tuple(KNOWN[name](context) for name in names)

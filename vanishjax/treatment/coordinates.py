@@ -1,0 +1,311 @@
+"""Inputs standardized inside the first kernels: a change of coordinates, of parameters alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vanishjax import _jaxpr, numerics
+from vanishjax.compilation import jit_once
+from vanishjax.initializers.network import Network, network
+from vanishjax.layers import Leaf
+from vanishjax.layers.matrices import bias_lengths, bias_of
+from vanishjax.problem import MISSING, Problem
+from vanishjax.transforms.arguments import as_transform
+from vanishjax.treatment.inputs import far_from_standard
+
+# What parameters without a size are changed by, to see what depends on them.
+_CHANGE = 0.1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Standard:
+    """What one kernel takes in, laid out like it.
+
+    Attributes:
+      bias: The number of the bias beside it; None if there is none.
+      inputs: The kernel's axes of inputs.
+      means: Of the features; zeros without a bias, which alone could take them off.
+      deviations: Of the features.
+    """
+
+    bias: int | None
+    inputs: tuple[int, ...]
+    means: np.ndarray[Any, Any]
+    deviations: np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coordinates:
+    r"""Coordinates of parameters in which first kernels take in standardized features.
+
+    .. math:: x W + b = \frac{x - m}{s} W' + b', \qquad W' = s W, \quad b' = b + m W
+
+    Attributes:
+      kernels: By the kernel's number among the parameters' arrays.
+    """
+
+    kernels: Mapping[int, Standard]
+
+    def start(self, params: Any) -> Any:
+        """Parameters that do to raw inputs what those given do to standardized ones.
+
+        Args:
+          params: Parameters, drawn for inputs of zero mean and unit size.
+
+        Returns:
+          Others: kernels W / s, biases b - (m / s) W.
+        """
+        return self._raw(params)
+
+    def transform(
+        self, inner: optax.GradientTransformation
+    ) -> optax.GradientTransformationExtraArgs:
+        """A transform that sees parameters and gradients in these coordinates.
+
+        Args:
+          inner: The transform; its state is the whole state.
+
+        Returns:
+          A transform of raw parameters and gradients, which needs the parameters.
+
+        Raises:
+          TypeError: It's no transform.
+          ValueError: `update` without parameters.
+        """
+        within = as_transform(inner)
+
+        def init_fn(params: optax.Params) -> optax.OptState:
+            return within.init(self._standard(params))
+
+        def update_fn(
+            updates: optax.Updates,
+            state: optax.OptState,
+            params: optax.Params | None = None,
+            **extra: Any,
+        ) -> tuple[optax.Updates, optax.OptState]:
+            if params is None:
+                raise ValueError(
+                    "standardized coordinates need params: update(grads, state, params)"
+                )
+            if "value_fn" in extra:
+                value_fn = extra["value_fn"]
+                extra["value_fn"] = lambda standard: value_fn(self._raw(standard))
+            if "grad" in extra:
+                extra["grad"] = self._gradient(extra["grad"])
+            steps, state = within.update(
+                self._gradient(updates), state, self._standard(params), **extra
+            )
+            return self._raw(steps), state
+
+        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+    def _standard(self, params: Any) -> Any:
+        """W' = s W and b' = b + m W of W and b."""
+
+        def change(one: Standard, kernel: jax.Array, bias: Any) -> tuple[jax.Array, Any]:
+            return kernel * one.deviations, _plus(bias, _summed(kernel * one.means, one))
+
+        return self._changed(params, change)
+
+    def _raw(self, params: Any) -> Any:
+        """W = W' / s and b = b' - (m / s) W' of W' and b', or of their steps."""
+
+        def change(one: Standard, kernel: jax.Array, bias: Any) -> tuple[jax.Array, Any]:
+            raw = kernel / one.deviations
+            return raw, _plus(bias, -_summed(raw * one.means, one))
+
+        return self._changed(params, change)
+
+    def _gradient(self, gradients: Any) -> Any:
+        """The gradient by W', (g - m h) / s, of those by W and by b, g and h."""
+
+        def change(one: Standard, kernel: jax.Array, bias: Any) -> tuple[jax.Array, Any]:
+            if bias is not None:
+                outputs = [1 if a in one.inputs else n for a, n in enumerate(kernel.shape)]
+                kernel = kernel - bias.reshape(outputs) * one.means
+            return kernel / one.deviations, bias
+
+        return self._changed(gradients, change)
+
+    def _changed(self, tree: Any, change: Callable[..., Any]) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        for number, one in self.kernels.items():
+            places = [number] if one.bias is None else [number, one.bias]
+            before = [leaves[place] for place in places]
+            wide = [numerics.upcast(x) for x in before]
+            after = change(one, wide[0], None if one.bias is None else wide[1])
+            for place, old, new in zip(places, before, after, strict=False):
+                leaves[place] = numerics.saturating_cast(new, jnp.result_type(old))
+        return jax.tree.unflatten(structure, leaves)
+
+
+def _summed(x: jax.Array, one: Standard) -> jax.Array:
+    return jnp.sum(x, axis=one.inputs)
+
+
+def _plus(bias: Any, x: jax.Array) -> Any:
+    return None if bias is None else bias + x.reshape(bias.shape)
+
+
+def standardize_inside(
+    loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any = MISSING
+) -> Coordinates:
+    r"""Standardizes what first kernels take in, by a change of their coordinates.
+
+    Features far from zero mean and unit size hold back what steps all entries of a kernel alike:
+    seconds since 1970 beside shares, samples in thousands, a pedestal under all pixels. Where the
+    model itself makes them, nothing outside it can standardize them. Here model and loss stay, and
+    the parameters start and move as those of a network would that took in :math:`(x - m) / s`:
+
+    .. math::
+      W \leftarrow W / s, \quad b \leftarrow b - (m / s) W; \qquad
+      U_W = U'_W / s, \quad U_b = U'_b - m\, U_W \quad
+      \text{for the step } U' \text{ on } g'_W = (g_W - m\, g_b) / s, \quad g'_b = g_b
+
+    Args:
+      loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. It's traced, and run twice.
+        Or a `Problem`, with the batch alone beside it.
+      params: Its parameters, drawn for inputs of zero mean and unit size.
+      batch: A few hundred examples, the batch axis first.
+
+    Returns:
+      The coordinates: `start(params)` are parameters to start from, `transform(tx)` is a transform
+      that steps in them. Kernels of dense layers and of convolutions take part, in loops over time
+      too, with what no parameter changes among their features.
+
+    Raises:
+      ValueError: No kernel takes in features far from zero mean and unit size, the loss isn't a
+        scalar, or a leaf isn't a real floating-point array.
+
+    Example:
+      >>> def loss_fn(params, x):
+      ...     seconds = 1.7e9 + 1e4 * x
+      ...     return jnp.mean((jnp.tanh(seconds @ params["w"] + params["b"]) - x[:, :1]) ** 2)
+      >>> x = jax.random.normal(jax.random.key(0), (256, 2))
+      >>> params = {"w": jnp.ones((2, 1)), "b": jnp.zeros(1)}
+      >>> coordinates = standardize_inside(loss_fn, params, x)
+      >>> params = coordinates.start(params)
+      >>> tx = coordinates.transform(optax.adam(0.03))
+      >>> state, losses = tx.init(params), []
+      >>> for _ in range(200):
+      ...     loss, gradient = jax.value_and_grad(loss_fn)(params, x)
+      ...     updates, state = tx.update(gradient, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     losses.append(float(loss))
+      >>> print(losses[0] > 0.3, losses[-1] < 0.2)
+      True True
+
+    References:
+      LeCun et al., Efficient backprop, 1998, section 4.3, for standardized inputs; the change of
+      coordinates is a preconditioner of one layer, exact for any optimizer.
+    """
+    found = network(loss_fn, params, batch)
+    program, anatomy = found.traced.program, found.traced.anatomy
+    intakes = _jaxpr.find_intakes(program, anatomy)
+    leaves = found.traced.layers.leaves
+    numbers = {leaf.path: number for number, leaf in enumerate(leaves)}
+    kernels = {}
+    for number, (means, deviations) in _features(found).items():
+        leaf, (intake, *others) = leaves[number], intakes[number]
+        alike = all(one[2:] == intake[2:] for one in others)
+        axis = _feature_axis(leaf, intake) if alike else None
+        bias = bias_of(leaf, leaves)
+        outputs = [leaf.shape[axis] for axis in leaf.inner_axes if axis not in leaf.inputs]
+        if bias is not None and (leaf.axes or bias.axes or bias_lengths(bias) != outputs):
+            bias = None
+        standard = None if axis is None else _to_standard(means, deviations, bias is not None)
+        if axis is not None and standard is not None:
+            mean, deviation = (_laid_out(leaf, intake, axis, x) for x in standard)
+            partner = None if bias is None else numbers[bias.path]
+            kernels[number] = Standard(partner, leaf.inputs, mean, deviation)
+    if not kernels:
+        raise ValueError("no kernel takes in features far from zero mean and unit size")
+    return Coordinates(kernels)
+
+
+def _features(found: Network) -> dict[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """By kernel the means and deviations of what it takes in; NaN where parameters have a say."""
+    run = functools.partial(_jaxpr.feature_moments, found.traced.program, found.traced.anatomy)
+    measure = jit_once(run)
+    keys = jax.random.split(jax.random.key(0), max(1, len(found.leaves)))
+    others = [_perturbed(key, leaf) for key, leaf in zip(keys, found.leaves, strict=False)]
+    first, second = (measure([*leaves, *found.inputs]) for leaves in (found.leaves, others))
+    together = {}
+    for number, places in first.items():
+        one, other = _pooled(places), _pooled(second[number])
+        same = (one == other).all(axis=0)
+        together[number] = np.where(same, one, np.nan)
+    return {number: (mean, deviation) for number, (mean, deviation) in together.items()}
+
+
+def _perturbed(key: jax.Array, leaf: jax.Array) -> jax.Array:
+    size = numerics.rms(leaf)
+    size = jnp.where(size > 0, size, _CHANGE)
+    return numerics.saturating_cast(leaf + size * jax.random.normal(key, leaf.shape), leaf.dtype)
+
+
+def _pooled(places: Sequence[_jaxpr.Moments]) -> np.ndarray[Any, Any]:
+    """The mean and the deviation of each feature over all places where a kernel takes them in."""
+    means, deviations = (
+        np.array([place[part] for place in places], np.float64) for part in range(2)
+    )
+    mean = means.mean(0)
+    return np.array([mean, ((deviations**2).mean(0) + means.var(0)) ** 0.5])
+
+
+def _to_standard(
+    means: np.ndarray[Any, Any], deviations: np.ndarray[Any, Any], shifted: bool
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    """What to take off each feature and to divide it by; None where there is no need."""
+    known = np.isfinite(means) & np.isfinite(deviations)
+    standard = far_from_standard(means[known], deviations[known]) if known.any() else None
+    if standard is None:
+        return None
+    mean, deviation = standard
+    if not shifted:  # no bias could make up for it
+        mean, deviation = np.zeros_like(mean), np.hypot(mean, deviation)
+    whole = np.zeros_like(means), np.ones_like(means)
+    for part, values in zip(whole, (mean, deviation), strict=True):
+        part[known] = values
+    return whole
+
+
+def _feature_axis(leaf: Leaf, intake: _jaxpr.Intake) -> int | None:
+    """The axis of a kernel that weighs features; None where it can't be told."""
+    features = intake.kernel[intake.weighing]
+    fitting = [axis for axis in leaf.inputs if leaf.shape[axis] == features]
+    if len(fitting) == 1 and (intake.outputs is None or _is_given(leaf, intake)):
+        return fitting[0]
+    return leaf.inner_axes[intake.weighing] if _is_given(leaf, intake) else None
+
+
+def _is_given(leaf: Leaf, intake: _jaxpr.Intake) -> bool:
+    """Whether a kernel meets the data as it lies among the parameters."""
+    axes = leaf.inner_axes
+    if tuple(leaf.shape[axis] for axis in axes) != intake.kernel:
+        return False
+    own = [axes[intake.weighing], *([] if intake.outputs is None else [axes[intake.outputs]])]
+    return own[0] in leaf.inputs and all(axis in leaf.outputs for axis in own[1:])
+
+
+def _laid_out(
+    leaf: Leaf, intake: _jaxpr.Intake, axis: int, values: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """One number a feature where the kernel weighs it, as an array that goes with the kernel."""
+    shape = [1] * len(leaf.shape)
+    shape[axis] = leaf.shape[axis]
+    if intake.outputs is not None:
+        # Every group of outputs has features of its own.
+        outputs = leaf.inner_axes[intake.outputs]
+        shape[outputs] = leaf.shape[outputs]
+        apart = values.reshape(intake.groups, -1).repeat(shape[outputs] // intake.groups, axis=0)
+        values = apart if outputs < axis else apart.T
+    return np.asarray(values, np.float32).reshape(shape)
