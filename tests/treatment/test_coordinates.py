@@ -57,6 +57,15 @@ def channels_first(w, x):
     return jnp.moveaxis(y + w["first"]["bias"], 1, -1)
 
 
+def each_number(w, x):
+    return x[:, :, None] * w["first"]["weights"] + w["first"]["biases"]
+
+
+def convolved_by_turned(w, x):
+    kernel = jnp.transpose(w["first"]["kernel"], (2, 1, 0))
+    return convolved({"first": {"kernel": kernel, "bias": w["first"]["bias"]}}, x)
+
+
 def over_time(w, x):
     def step(h, one):
         new = jnp.tanh(dense(w, one) + h @ w["again"])
@@ -103,6 +112,16 @@ FORMS = {
         channels_first,
         {"first": {"weight": drawn(KEYS[0], 8, 6, 6) / 3, "bias": drawn(KEYS[1], 8, 1)}},
         SEQUENCE,
+    ),
+    "turned convolution": (
+        convolved_by_turned,
+        {"first": {"kernel": drawn(KEYS[0], 8, 6, 3) / 2, "bias": drawn(KEYS[1], 8)}},
+        SEQUENCE,
+    ),
+    "each number": (
+        each_number,
+        {"first": {"weights": drawn(KEYS[0], 6, 4), "biases": drawn(KEYS[1], 6, 4)}},
+        FLAT,
     ),
     "over time": (over_time, {"first": PLAIN, **AGAIN}, SEQUENCE),
     "in turn": (in_turn, {"first": PLAIN, **AGAIN}, SEQUENCE),

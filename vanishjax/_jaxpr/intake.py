@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,36 +13,38 @@ from vanishjax import numerics
 from vanishjax._jaxpr.anatomy import Anatomy, Site
 from vanishjax._jaxpr.examine import Path, Record, examine, inner_jaxprs
 from vanishjax._jaxpr.program import Evaluator, Program
+from vanishjax._jaxpr.uses import Trace
+from vanishjax._jaxpr.values import WHOLE, Use
 from vanishjax._jaxpr.versions import open_jaxpr, shape_of
 
 
 class Intake(NamedTuple):
-    """How a kernel takes in features: the numbers that it weighs and adds up.
+    """How a kernel takes in features: the numbers that it weighs.
 
     Attributes:
       side: Which operand of the equation the data is.
-      axis: Its axis of features.
-      weighing: The other operand's axis that weighs them.
-      outputs: That operand's axis of outputs, which groups of features share; None if all features
-        go to all outputs.
+      samples: Its axes that tell examples, or places of one, apart.
+      kernel: The other operand's shape; of a product entry by entry the parameter's.
+      axes: The axes of that along which features differ: those of its inputs and, where groups of
+        outputs have features of their own, of its outputs.
       groups: Number of such groups.
-      kernel: The other operand's shape.
+      sums: Whether outputs sum over features; otherwise each has one of its own.
     """
 
     side: int
-    axis: int
-    weighing: int
-    outputs: int | None
-    groups: int
+    samples: tuple[int, ...]
     kernel: tuple[int, ...]
+    axes: tuple[int, ...]
+    groups: int = 1
+    sums: bool = True
 
 
 class Moments(NamedTuple):
-    """The features that a kernel takes in, over all that stands beside them.
+    """The features that a kernel takes in, over all that stands beside them, laid out like it.
 
     Attributes:
-      mean: `[features]`.
-      deviation: `[features]`.
+      mean: An array that goes with the kernel: 1 long along all but the intake's `axes`.
+      deviation: The same.
     """
 
     mean: jax.Array
@@ -74,64 +76,69 @@ class _Looking(Evaluator):
 
     def apply(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         site = self._sites.get(eqn.outvars[0]) if eqn.outvars else None
-        found = None if site is None else _intake(eqn, site)
+        found = None if site is None else _of_site(eqn, site)
         if site is not None and found is not None and eqn.primitive.name == "dot_general":
-            self.seen[site.leaf] = jnp.moveaxis(operands[found.side], found.axis, -1)
+            data = operands[found.side]
+            (axis,) = set(range(data.ndim)) - set(found.samples)
+            self.seen[site.leaf] = jnp.moveaxis(data, axis, -1)
         return super().apply(eqn, operands)
 
 
-def find_intakes(program: Program, anatomy: Anatomy) -> dict[int, list[Intake]]:
-    """How kernels take in features, in products along one axis and in convolutions.
+def find_intakes(program: Program, trace: Trace, anatomy: Anatomy) -> dict[int, list[Intake]]:
+    """How parameters take in features: in products along one axis, convolutions, entry by entry.
 
     Args:
       program: The loss, flattened.
+      trace: The uses of its parameters.
       anatomy: Where its kernels meet the data.
 
     Returns:
-      By the kernel's number among the leaves, once for every place, those inside loops too.
+      By the parameter's number among the leaves, once for every place, those inside loops too.
     """
     found: dict[int, list[Intake]] = {}
-    for site, intake, _ in _places(program.closed.jaxpr, _by_output(anatomy), None):
-        found.setdefault(site.leaf, []).append(intake)
+    for leaf, intake, _ in _places(program.closed.jaxpr, _by_equation(trace, anatomy), None):
+        found.setdefault(leaf, []).append(intake)
     return found
 
 
 def feature_moments(
-    program: Program, anatomy: Anatomy, arguments: Sequence[Any]
+    program: Program, trace: Trace, anatomy: Anatomy, arguments: Sequence[Any]
 ) -> dict[int, list[Moments]]:
     """Runs the loss once and measures the features that its kernels take in.
 
     Args:
       program: The loss, flattened.
+      trace: The uses of its parameters.
       anatomy: Where its kernels meet the data.
       arguments: The parameters' leaves, then the batch's arrays.
 
     Returns:
-      By the kernel's number among the leaves, in the order of `find_intakes`; all iterations of a
-      loop together.
+      By the parameter's number among the leaves, in the order of `find_intakes`; all iterations of
+      a loop together.
     """
-    sites = _by_output(anatomy)
+    known = _by_equation(trace, anatomy)
 
     def look(
         path: Path, eqn: JaxprEqn | None, operands: Sequence[Any], results: Sequence[Any]
     ) -> Moments | tuple[()]:
         del path, results
-        site = sites.get(eqn.outvars[0]) if eqn is not None and eqn.outvars else None
-        found = None if eqn is None or site is None else _intake(eqn, site)
+        found = None if eqn is None else known(eqn)
         if found is None:
             return ()
-        x = jnp.moveaxis(operands[found.side], found.axis, -1)
-        x = x.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = jnp.mean(x, axis=0)
+        _, intake = found
+        x = operands[intake.side]
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = jnp.mean(x, axis=intake.samples, keepdims=True)
         # What is far from zero loses digits in a sum.
-        mean += jnp.mean(x - mean, axis=0)
-        return Moments(mean, numerics.rms(x - mean, axes=(0,)))
+        mean += jnp.mean(x - mean, axis=intake.samples, keepdims=True)
+        deviation = numerics.rms(x - mean, axes=intake.samples, keepdims=True)
+        return Moments(_laid_out(intake, mean), _laid_out(intake, deviation))
 
     jaxpr = program.closed.jaxpr
     _, record = examine(jaxpr, program.closed.consts, arguments, look, _never)
     measured: dict[int, list[Moments]] = {}
-    for site, _, kept in _places(jaxpr, sites, record):
-        measured.setdefault(site.leaf, []).append(_together(kept))
+    for leaf, intake, kept in _places(jaxpr, known, record):
+        measured.setdefault(leaf, []).append(_together(kept, len(intake.kernel)))
     return measured
 
 
@@ -140,25 +147,38 @@ def _never(record: Any) -> jax.Array:
     return jnp.zeros([], bool)
 
 
-def _by_output(anatomy: Anatomy) -> dict[Var, Site]:
-    return {site.output: site for site in anatomy.sites.values()}
+_Known = Callable[[JaxprEqn], tuple[int, Intake] | None]
 
 
-def _places(
-    jaxpr: Any, sites: Mapping[Var, Site], record: Record | None
-) -> Iterator[tuple[Site, Intake, Any]]:
-    """Where kernels take in features, those inside loops and branches too, and what was kept."""
+def _by_equation(trace: Trace, anatomy: Anatomy) -> _Known:
+    """What tells which parameter takes in features in an equation, and how."""
+    sites = {site.output: site for site in anatomy.sites.values()}
+    factors = {id(use.equation): use for use in trace.uses if use.equation.primitive.name == "mul"}
+
+    def known(eqn: JaxprEqn) -> tuple[int, Intake] | None:
+        site = sites.get(eqn.outvars[0]) if eqn.outvars else None
+        if site is not None:
+            found = _of_site(eqn, site)
+            return None if found is None else (site.leaf, found)
+        factor = factors.get(id(eqn))
+        found = None if factor is None else _of_factor(eqn, factor)
+        return None if factor is None or found is None else (factor.leaf, found)
+
+    return known
+
+
+def _places(jaxpr: Any, known: _Known, record: Record | None) -> Iterator[tuple[int, Intake, Any]]:
+    """Where parameters take in features, inside loops and branches too, and what was kept."""
     for number, eqn in enumerate(jaxpr.eqns):
         for branch, inner in enumerate(inner_jaxprs(eqn)):
             within = None if record is None else record.inner[number][branch]
-            yield from _places(open_jaxpr(inner), sites, within)
-        site = sites.get(eqn.outvars[0]) if eqn.outvars else None
-        found = None if site is None else _intake(eqn, site)
-        if site is not None and found is not None:
-            yield site, found, None if record is None else record.equations[number]
+            yield from _places(open_jaxpr(inner), known, within)
+        found = known(eqn)
+        if found is not None:
+            yield (*found, None if record is None else record.equations[number])
 
 
-def _intake(eqn: JaxprEqn, site: Site) -> Intake | None:
+def _of_site(eqn: JaxprEqn, site: Site) -> Intake | None:
     """How a site's kernel takes in features; None if along several axes, or not as a matrix."""
     name, params = eqn.primitive.name, eqn.params
     shapes = [shape_of(atom.aval) for atom in eqn.invars[:2]]
@@ -169,19 +189,45 @@ def _intake(eqn: JaxprEqn, site: Site) -> Intake | None:
         side = 0 if site.output_samples == tuple(range(left)) else 1
         if len(contracted[side]) != 1 or batched:
             return None
-        (axis,), (weighing,) = contracted[side], contracted[1 - side]
-        return Intake(side, axis, weighing, None, 1, shapes[1 - side])
+        samples = tuple(axis for axis in range(len(shapes[side])) if axis not in contracted[side])
+        return Intake(side, samples, shapes[1 - side], tuple(contracted[1 - side]))
     if name == "conv_general_dilated" and params["batch_group_count"] == 1:
         numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-        outputs, weighing, *_ = numbers.rhs_spec
-        apart = outputs if groups > 1 else None
-        return Intake(0, numbers.lhs_spec[1], weighing, apart, groups, shapes[1])
+        outputs, inputs, *_ = numbers.rhs_spec
+        apart = (inputs, outputs) if groups > 1 else (inputs,)
+        samples = tuple(axis for axis in range(len(shapes[0])) if axis != numbers.lhs_spec[1])
+        return Intake(0, samples, shapes[1], apart, groups)
     return None
 
 
-def _together(kept: Moments) -> Moments:
+def _of_factor(eqn: JaxprEqn, use: Use) -> Intake | None:
+    """How a factor of several axes takes in features, each entry its own; None if it doesn't."""
+    axes = [axis for axis in use.dims if axis >= 0]
+    rank = len(axes)
+    known = use.operand >= 0 and use.part is None and set(use.dims) <= {WHOLE, *axes}
+    if not known or rank < 2 or axes != [*range(rank)]:
+        return None
+    shape = shape_of(eqn.invars[use.operand].aval)
+    samples = tuple(i for i, axis in enumerate(use.dims) if axis < 0)
+    kernel = tuple(n for i, n in enumerate(shape) if i not in samples)
+    return Intake(1 - use.operand, samples, kernel, tuple(range(rank)), sums=False)
+
+
+def _laid_out(intake: Intake, values: jax.Array) -> jax.Array:
+    """One number a feature, the data's other axes 1 long, as an array that goes with the kernel."""
+    if not intake.sums:
+        return values.squeeze(intake.samples)
+    shape = [n if axis in intake.axes else 1 for axis, n in enumerate(intake.kernel)]
+    if intake.groups == 1:
+        return values.reshape(shape)
+    inputs, outputs = intake.axes
+    apart = jnp.repeat(values.reshape(intake.groups, -1), shape[outputs] // intake.groups, axis=0)
+    return (apart if outputs < inputs else apart.T).reshape(shape)
+
+
+def _together(kept: Moments, rank: int) -> Moments:
     """The moments of all iterations of the loops around a place, as those of one."""
-    mean, deviation = (x.reshape(-1, x.shape[-1]) for x in kept)
+    mean, deviation = (x.reshape(-1, *x.shape[x.ndim - rank :]) for x in kept)
     center = jnp.mean(mean, axis=0)
     within, between = (numerics.rms(x, axes=(0,)) for x in (deviation, mean - center))
     return Moments(center, numerics.hypot(within, between))

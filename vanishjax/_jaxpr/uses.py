@@ -100,6 +100,14 @@ def parameter_uses(program: Program) -> Trace:
     )
 
 
+class _Entry(NamedTuple):
+    """How a parameter enters an equation: see `Use`."""
+
+    matrix: Matrix | None
+    operand: int
+    dims: tuple[int, ...]
+
+
 class _Walk:
     """Forwards through a jaxpr: abstract values, and the uses they give rise to."""
 
@@ -158,8 +166,8 @@ class _Walk:
             joined = joined._replace(pending=frozenset())
         if joined.data:
             is_sum = name in _SUMS and not any(v.data and v.pieces for v in operands)
-            matrices = self._matrices(eqn, operands)
-            return [self._meet(eqn, joined, matrices, is_sum=is_sum)] * len(eqn.outvars)
+            entries = self._entries(eqn, operands)
+            return [self._meet(eqn, joined, entries, is_sum=is_sum)] * len(eqn.outvars)
         return [
             join([self._carry(eqn, i, value, out) for i, value in enumerate(operands)])
             for out in range(len(eqn.outvars))
@@ -189,21 +197,22 @@ class _Walk:
             pieces[leaf] = Piece(dims, piece.loops, own, layout)
         return value._replace(pieces=pieces)
 
-    def _matrices(self, eqn: JaxprEqn, operands: list[Value]) -> dict[int, Matrix | None]:
-        """How each parameter that enters an equation with the data holds its matrices."""
-        return {
-            leaf: matrix_of(
-                eqn, number, piece.layout, self._shapes[leaf], [axis for axis, _ in piece.loops]
-            )
-            for number, value in enumerate(operands)
-            for leaf, piece in value.pieces.items()
-        }
+    def _entries(self, eqn: JaxprEqn, operands: list[Value]) -> dict[int, _Entry]:
+        """How each parameter enters an equation with the data."""
+        entries: dict[int, _Entry] = {}
+        for number, value in enumerate(operands):
+            for leaf, piece in value.pieces.items():
+                scanned = [axis for axis, _ in piece.loops]
+                matrix = matrix_of(eqn, number, piece.layout, self._shapes[leaf], scanned)
+                once = leaf not in entries
+                entries[leaf] = _Entry(matrix, number if once else -1, piece.dims if once else ())
+        return entries
 
     def _meet(
         self,
         eqn: JaxprEqn,
         value: Value,
-        matrices: Mapping[int, Matrix | None] = MappingProxyType({}),
+        entries: Mapping[int, _Entry] = MappingProxyType({}),
         *,
         is_sum: bool = False,
     ) -> Value:
@@ -214,8 +223,8 @@ class _Walk:
         pending = set(value.pending)
         for leaf, (dims, loops, part, _) in value.pieces.items():
             depths = np.array(float(depth))
-            matrix = matrices.get(leaf)
-            use = Use(leaf, self._position, eqn, (), depths, part, opaque, loops, matrix)
+            entry = entries.get(leaf, _Entry(None, -1, ()))
+            use = Use(leaf, self._position, eqn, (), depths, part, opaque, loops, *entry)
             if is_sum and all(dim == WHOLE for dim in dims):
                 pending.add(use)
             else:

@@ -47,6 +47,8 @@ class Use:
       opaque: The equation can't be looked into and took other parameters too.
       loops: Pairs (axis, scan) still to be unrolled, outermost first; () once the walk is over.
       matrix: How the parameter holds its matrices, if the equation is a product.
+      operand: Which of the equation's operands is made from the parameter; -1 if several are.
+      dims: For each dimension of that operand the parameter's axis that it runs along, or a code.
     """
 
     leaf: int
@@ -58,6 +60,8 @@ class Use:
     opaque: bool = False
     loops: tuple[tuple[int, int], ...] = ()
     matrix: Matrix | None = None
+    operand: int = -1
+    dims: tuple[int, ...] = ()
 
 
 class Piece(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 # The last keys of a kernel's path and of its bias's: Flax; Equinox and Torch; Haiku and by hand.
-BIAS_OF = {"kernel": "bias", "weight": "bias", "w": "b", "W": "b"}
+BIAS_OF = {"kernel": "bias", "weight": "bias", "weights": "biases", "w": "b", "W": "b"}
 
 
 def path_name(path: Any) -> str:

@@ -209,23 +209,26 @@ def standardize_inside(
     """
     found = network(loss_fn, params, batch)
     program, anatomy = found.traced.program, found.traced.anatomy
-    intakes = _jaxpr.find_intakes(program, anatomy)
+    intakes = _jaxpr.find_intakes(program, found.traced.trace, anatomy)
     leaves = found.traced.layers.leaves
     numbers = {leaf.path: number for number, leaf in enumerate(leaves)}
     kernels = {}
     for number, (means, deviations) in _features(found).items():
         leaf, (intake, *others) = leaves[number], intakes[number]
         alike = all(one[2:] == intake[2:] for one in others)
-        axis = _feature_axis(leaf, intake) if alike else None
+        inputs = leaf.inputs if intake.sums else ()
+        shape = None
+        if alike:
+            shape = _shape(leaf, intake) if intake.sums else means.shape
         bias = bias_of(leaf, leaves)
-        outputs = [leaf.shape[axis] for axis in leaf.inner_axes if axis not in leaf.inputs]
+        outputs = [leaf.shape[axis] for axis in leaf.inner_axes if axis not in inputs]
         if bias is not None and (leaf.axes or bias.axes or bias_lengths(bias) != outputs):
             bias = None
-        standard = None if axis is None else _to_standard(means, deviations, bias is not None)
-        if axis is not None and standard is not None:
-            mean, deviation = (_laid_out(leaf, intake, axis, x) for x in standard)
+        standard = None if shape is None else _to_standard(means, deviations, bias is not None)
+        if shape is not None and standard is not None:
+            mean, deviation = (np.asarray(x, np.float32).reshape(shape) for x in standard)
             partner = None if bias is None else numbers[bias.path]
-            kernels[number] = Standard(partner, leaf.inputs, mean, deviation)
+            kernels[number] = Standard(partner, inputs, mean, deviation)
     if not kernels:
         raise ValueError("no kernel takes in features far from zero mean and unit size")
     return Coordinates(kernels)
@@ -233,7 +236,8 @@ def standardize_inside(
 
 def _features(found: Network) -> dict[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """By kernel the means and deviations of what it takes in; NaN where parameters have a say."""
-    run = functools.partial(_jaxpr.feature_moments, found.traced.program, found.traced.anatomy)
+    traced = found.traced
+    run = functools.partial(_jaxpr.feature_moments, traced.program, traced.trace, traced.anatomy)
     measure = jit_once(run)
     keys = jax.random.split(jax.random.key(0), max(1, len(found.leaves)))
     others = [_perturbed(key, leaf) for key, leaf in zip(keys, found.leaves, strict=False)]
@@ -278,34 +282,15 @@ def _to_standard(
     return whole
 
 
-def _feature_axis(leaf: Leaf, intake: _jaxpr.Intake) -> int | None:
-    """The axis of a kernel that weighs features; None where it can't be told."""
-    features = intake.kernel[intake.weighing]
-    fitting = [axis for axis in leaf.inputs if leaf.shape[axis] == features]
-    if len(fitting) == 1 and (intake.outputs is None or _is_given(leaf, intake)):
-        return fitting[0]
-    return leaf.inner_axes[intake.weighing] if _is_given(leaf, intake) else None
-
-
-def _is_given(leaf: Leaf, intake: _jaxpr.Intake) -> bool:
-    """Whether a kernel meets the data as it lies among the parameters."""
+def _shape(leaf: Leaf, intake: _jaxpr.Intake) -> tuple[int, ...] | None:
+    """The shape in which numbers of features go with a parameter; None where that can't be told."""
     axes = leaf.inner_axes
-    if tuple(leaf.shape[axis] for axis in axes) != intake.kernel:
-        return False
-    own = [axes[intake.weighing], *([] if intake.outputs is None else [axes[intake.outputs]])]
-    return own[0] in leaf.inputs and all(axis in leaf.outputs for axis in own[1:])
-
-
-def _laid_out(
-    leaf: Leaf, intake: _jaxpr.Intake, axis: int, values: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
-    """One number a feature where the kernel weighs it, as an array that goes with the kernel."""
-    shape = [1] * len(leaf.shape)
-    shape[axis] = leaf.shape[axis]
-    if intake.outputs is not None:
-        # Every group of outputs has features of its own.
-        outputs = leaf.inner_axes[intake.outputs]
-        shape[outputs] = leaf.shape[outputs]
-        apart = values.reshape(intake.groups, -1).repeat(shape[outputs] // intake.groups, axis=0)
-        values = apart if outputs < axis else apart.T
-    return np.asarray(values, np.float32).reshape(shape)
+    lengths = [intake.kernel[axis] for axis in intake.axes]
+    own = [axes[axis] for axis in intake.axes if axis < len(axes)]
+    given = tuple(leaf.shape[axis] for axis in axes) == intake.kernel
+    if not (given and (len(own) > 1 or own[0] in leaf.inputs)):
+        # Turned or cast on its way: told by the length.
+        own = [axis for axis in leaf.inputs if [leaf.shape[axis]] == lengths]
+    if len(own) != len(lengths):
+        return None
+    return tuple(n if axis in own else 1 for axis, n in enumerate(leaf.shape))
