@@ -267,14 +267,12 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_and_in_mid_save_lose_nothing(tmp_path):
-    """One run, killed twice; twenty are killed by `benchmarks.resume`."""
+def test_a_kill_in_mid_save_loses_nothing(tmp_path):
+    """One run; twenty are killed by `benchmarks.resume`, at random moments too."""
     run = functools.partial(resume.start, epochs=4)
     assert run(tmp_path / "whole").wait() == 0
     killed = tmp_path / "killed"
-    for seconds, in_save in ((0.3, True), (0.7, False)):
-        was_saving = resume.kill(run(killed, "--resume"), killed, seconds, in_save)
-        assert was_saving or not in_save
-        assert checkpoint_steps(killed / "checkpoints")
+    assert resume.kill(run(killed, "--resume"), killed, 0.3, True)
+    assert checkpoint_steps(killed / "checkpoints")
     assert run(killed, "--resume").wait() == 0
     assert resume.same(killed, tmp_path / "whole")

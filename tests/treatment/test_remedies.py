@@ -18,7 +18,7 @@ from benchmarks.record import RESULTS
 from benchmarks.tables import remedy_id
 from vanishjax.health import FITTING, REMEDIES, finding, fitting
 from vanishjax.health.advice import traits
-from vanishjax.treatment import Context, remedies
+from vanishjax.treatment import Context, starts, steps
 from vanishjax.treatment.remedies import KNOWN
 from vanishjax.treatment.remedy import in_order
 from vanishjax.treatment.trial import race
@@ -119,7 +119,7 @@ def test_a_recipe_of_several(names):
     assert_recipe_makes(PROBLEM, "\n".join(remedy.lines for remedy in whole), treated)
     state = treated.tx.init(treated.params)
     if "loss_scale" in names:
-        assert vj.read_loss_scale(state) == remedies.LOSS_SCALE
+        assert vj.read_loss_scale(state) == steps.LOSS_SCALE
     if "clip" in names:
         large = jax.tree.map(lambda x: jnp.full_like(x, 1e6), treated.params)
         gradients = [large, large]
@@ -308,7 +308,7 @@ def test_a_problem_with_state_keys_metrics_and_an_evaluation_is_cured():
     batches = [(inputs, jnp.argmax(inputs[:, :4], axis=1)) for inputs in x]
     problem = stateful(network("sigmoid", 14, tx=vj.adam(3e-3)))
     lsuv = KNOWN["lsuv"](Context(problem, batches[0]))
-    tried = [lsuv, dataclasses.replace(remedies.slower(lsuv, 14), rate=0.01)]
+    tried = [lsuv, dataclasses.replace(steps.slower(lsuv, 14), rate=0.01)]
     treatment = vj.cure(problem, batches, steps=30, remedies=tried)
     outcomes = {trial.remedy: trial.outcome for trial in treatment.trials}
     assert outcomes["lsuv"] == "accepted", str(treatment)
@@ -352,7 +352,7 @@ def test_what_needs_a_rectifier_refuses_before_it_looks(monkeypatch):
         raise AssertionError("it looked")
 
     found = vj.probe(network("tanh"), BATCH)
-    monkeypatch.setattr(remedies, "probe", looked)
+    monkeypatch.setattr(starts, "probe", looked)
     monkeypatch.setattr("vanishjax.treatment.context.find_layers", looked)
     for name in ("looks_linear", "slow_looks_linear"):
         make = context(network("tanh"), probe=found)
@@ -445,7 +445,7 @@ def test_what_is_for_recurrent_networks():
         assert remedy.part not in {one.part for one in (KNOWN["redraw"](context()),)}
         with pytest.raises(ValueError, match="no cell was found that could remember longer"):
             KNOWN[name](context()).treat(PROBLEM)
-    assert KNOWN["slow_long_memory"](context()).rate == remedies.SLOWER
+    assert KNOWN["slow_long_memory"](context()).rate == steps.SLOWER
 
 
 def test_depth_counts_kernels_alone():
@@ -463,7 +463,7 @@ def test_depth_counts_kernels_alone():
     problem = vj.Problem(loss_fn, params, optax.adam(1e-3))
     own = Context(problem, tokens)
     assert own.depth == len(kernels)
-    assert KNOWN["slow_identity_attention"](own).rate == remedies.SLOWER
+    assert KNOWN["slow_identity_attention"](own).rate == steps.SLOWER
 
 
 def test_saturated_attention_is_cured():

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
 from tests.treatment.test_remedies import assert_recipe_makes
-from vanishjax.treatment import remedies
+from vanishjax.treatment import Context, remedies, starts, steps
 from vanishjax.treatment.batches import divide, sequence
 from vanishjax.treatment.judgement import (
     beats_constant,
@@ -44,7 +44,7 @@ def network(activation="sigmoid", depth=16, **options):
 
 
 def context(problem=None, **settings):
-    return remedies.Context(problem or network(), data()[0], **settings)
+    return Context(problem or network(), data()[0], **settings)
 
 
 def names(treatment):
@@ -120,7 +120,7 @@ def test_the_same_cure_on_batches_spread_over_devices(cured):
     _, treatment = cured
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.device_put(data(), NamedSharding(mesh, PartitionSpec("data")))
-    tried = [remedies.lsuv(context(key=KEY))]
+    tried = [starts.lsuv(context(key=KEY))]
     again = vj.cure(network(), spread, steps=STEPS, key=KEY, remedies=tried)
     assert names(again) == {"untreated": "untreated", "lsuv": "accepted"}
     whole = {trial.remedy: trial.loss for trial in treatment.trials}
@@ -266,7 +266,7 @@ def test_what_takes_the_cause_away_gets_more_time_where_nothing_helped():
         params = vj.initializers.lsuv(problem.plain_loss, problem.params, data()[0])
         return dataclasses.replace(problem, params=params)
 
-    given = [vj.Remedy("lsuv", unmatched), remedies.clip(context(problem))]
+    given = [vj.Remedy("lsuv", unmatched), steps.clip(context(problem))]
     seen = []
     treatment = vj.cure(problem, data(), steps=4, remedies=given, key=KEY, on_trial=seen.append)
     told = [(trial.remedy, trial.steps, trial.outcome) for trial in treatment.trials]
@@ -286,7 +286,7 @@ def test_what_takes_the_cause_away_gets_more_time_where_nothing_helped():
 
 def test_remedies_are_combined_until_it_is_healthy():
     """Half a cure, then the other half on top of it."""
-    full = remedies.lsuv(context())
+    full = starts.lsuv(context())
 
     def half(problem):
         params = full.apply(problem).params
@@ -342,24 +342,24 @@ def test_depth_asks_for_small_variance_and_small_steps():
 
 def test_new_kernels_replace_new_kernels_but_leave_the_optimizer():
     """Of what was accepted before, a remedy leaves in force what it doesn't set itself."""
-    kernels, again = remedies.lsuv(context()), remedies.looks_linear(context())
-    optimizer, clip = remedies.adam_atan2(context()), remedies.clip(context())
+    kernels, again = starts.lsuv(context()), starts.looks_linear(context())
+    optimizer, clip = steps.adam_atan2(context()), steps.clip(context())
     accepted = (kernels, optimizer, clip)
     assert [one.name for one in again.follows(accepted)] == ["adam_atan2", "clip"]
-    assert [one.name for one in remedies.muon(context()).follows(accepted)] == ["lsuv", "clip"]
+    assert [one.name for one in steps.muon(context()).follows(accepted)] == ["lsuv", "clip"]
     assert clip.follows(accepted[:2]) == accepted[:2]
-    assert remedies.rezero(context()).follows(accepted) == ()
+    assert starts.rezero(context()).follows(accepted) == ()
 
 
 def test_slower_is_a_part_of_every_step():
     problem = network(tx=optax.sgd(0.5))
     for depth, rate in ((1, 0.3), (64, 0.1), (1000, 0.002)):
-        treated = remedies.slower(remedies.lsuv(context()), depth).treat(problem)
+        treated = steps.slower(starts.lsuv(context()), depth).treat(problem)
         gradient = jax.grad(problem.loss_fn)(treated.params, data()[0])
         updates, _ = treated.tx.update(gradient, treated.tx.init(treated.params), treated.params)
         expected = jax.tree.map(lambda g, rate=rate: -0.5 * rate * g, gradient)
         chex.assert_trees_all_close(updates, expected, rtol=1e-6)
-        again = remedies.slower(remedies.redraw(context(key=KEY)), depth)
+        again = steps.slower(starts.redraw(context(key=KEY)), depth)
         assert again.treat(problem).tx is treated.tx  # so that both run side by side
     assert again.safer_than == "redraw"
 
@@ -371,7 +371,7 @@ def test_new_kernels_look_where_the_inputs_vary(name):
     inputs = jax.random.normal(KEY, (64, 4)) @ directions
     batch = inputs.astype(jnp.float32), jnp.arange(64) % 4
     problem = vj.mlp_problem(32, (8,) * 6, 4, activation="relu", key=jax.random.key(1))
-    remedy = remedies.KNOWN[name](remedies.Context(problem, batch))
+    remedy = remedies.KNOWN[name](Context(problem, batch))
     assert "vj.initializers.pca(loss_fn, params, batch)" in remedy.recipe
     kernel = np.asarray(remedy.apply(problem).params["hidden_0"]["kernel"])
     span = np.linalg.svd(kernel)[0][:, : np.linalg.matrix_rank(kernel, tol=1e-4)]
@@ -384,12 +384,12 @@ def test_new_kernels_look_where_the_inputs_vary(name):
 def test_mirrored_kernels_are_for_rectifiers():
     for activation in ("relu", "leaky_relu", "gelu"):
         problem = network(activation, 8)
-        treated = remedies.looks_linear(context(problem)).apply(problem)
+        treated = starts.looks_linear(context(problem)).apply(problem)
         chex.assert_trees_all_equal_shapes(treated.params, problem.params)
     for activation in ("tanh", "sigmoid"):
         problem = network(activation, 8)
         with pytest.raises(ValueError, match="its activations aren't rectifiers"):
-            remedies.looks_linear(context(problem)).apply(problem)
+            starts.looks_linear(context(problem)).apply(problem)
 
 
 @pytest.mark.parametrize(
@@ -545,7 +545,7 @@ def test_losses_beyond_the_root_of_a_floats_range_are_compared():
 
 def test_a_slower_form_that_keeps_up_is_taken():
     """Even where the faster one cured the network and is ahead; one that falls behind isn't."""
-    lsuv = remedies.lsuv(context())
+    lsuv = starts.lsuv(context())
     slow, crawling = (
         dataclasses.replace(lsuv, name=name, safer_than="lsuv", apply=rate(factor))
         for name, factor in (("slow", 0.5), ("crawling", 0.02))
@@ -565,7 +565,7 @@ def test_a_slower_form_that_keeps_up_is_taken():
 
 
 def test_in_a_short_training_a_slower_form_must_come_as_far():
-    lsuv = remedies.lsuv(context())
+    lsuv = starts.lsuv(context())
     slow = dataclasses.replace(lsuv, name="slow", safer_than="lsuv", apply=rate(0.5))
     tried = [lsuv, slow]
     treatment = vj.cure(
@@ -585,7 +585,7 @@ def test_of_two_that_get_about_as_far_the_one_that_changes_less_is_taken(varianc
         )
         return dataclasses.replace(problem, params=params)
 
-    tried = [remedies.lsuv(context()), vj.Remedy("local", smaller, local=True)]
+    tried = [starts.lsuv(context()), vj.Remedy("local", smaller, local=True)]
     treatment = vj.cure(network(), data(), steps=STEPS, remedies=tried, key=KEY)
     assert [one.name for one in treatment.accepted] == [accepted]
     losses = {trial.remedy: trial.loss for trial in treatment.trials}
@@ -630,7 +630,7 @@ def test_a_transform_that_refuses_the_parameters_is_recorded():
     def refuse(_):
         raise TypeError("hidden_0/kernel: refused")
 
-    lsuv = remedies.lsuv(context())
+    lsuv = starts.lsuv(context())
     picky = vj.Remedy(
         "picky",
         lambda problem: dataclasses.replace(
@@ -645,7 +645,7 @@ def test_a_transform_that_refuses_the_parameters_is_recorded():
 
 def rate(factor):
     def apply(problem):
-        treated = remedies.lsuv(context()).apply(problem)
+        treated = starts.lsuv(context()).apply(problem)
         return dataclasses.replace(treated, tx=optax.chain(problem.tx, optax.scale(factor)))
 
     return apply
@@ -709,8 +709,8 @@ def test_what_changes_nothing_says_so_instead_of_running():
         return jnp.mean((x - 1) ** 2)
 
     recurrent = vj.Problem(loss_fn, {"w": jnp.eye(8)}, vj.adam(1e-3))
-    looked = remedies.Context(recurrent, jax.random.normal(KEY, (32, 8)))
-    for make in (remedies.lsuv, remedies.tiny_lsuv, remedies.zero_means):
+    looked = Context(recurrent, jax.random.normal(KEY, (32, 8)))
+    for make in (starts.lsuv, starts.tiny_lsuv, starts.zero_means):
         with pytest.raises(ValueError, match="takes in its own work"):
             make(looked).apply(recurrent)
 
@@ -738,7 +738,7 @@ def test_new_kernels_meet_targets_of_a_tenth():
         8, (32,) * 12, 1, activation="sigmoid", loss="squared_error", tx=vj.adam(3e-3)
     )
     batches = [(x, jnp.sin(2 * x[:, :1]) / 10) for x, _ in data()]
-    given = [remedies.lsuv(remedies.Context(problem, batches[0]))]
+    given = [starts.lsuv(Context(problem, batches[0]))]
     treatment = vj.cure(problem, batches, steps=STEPS, remedies=given)
     assert treatment.accepted, str(treatment)
     start = problem.loss_fn(treatment.start.params, batches[0])
@@ -751,7 +751,7 @@ def test_loss_scale_gives_a_float16_network_its_gradient_back():
         problem, loss_fn=lambda p, b: problem.loss_fn(p, b).astype(jnp.float16) * 2e-6
     )
     batch = (data()[0][0].astype(jnp.float16), data()[0][1])
-    treated = remedies.loss_scale(context()).apply(faint)
+    treated = steps.loss_scale(context()).apply(faint)
 
     def zero_share(gradient):
         return np.mean([float((g == 0).mean()) for g in jax.tree.leaves(gradient)])
@@ -768,7 +768,7 @@ def test_loss_scale_gives_a_float16_network_its_gradient_back():
 
 def test_redraw_leaves_scales_and_the_structure():
     problem = zeros()
-    params = remedies.redraw(context(problem)).apply(problem).params
+    params = starts.redraw(context(problem)).apply(problem).params
     chex.assert_trees_all_equal_shapes_and_dtypes(params, problem.params)
     assert vj.diagnose(problem.loss_fn, params, data()[0]).healthy
 
@@ -905,7 +905,7 @@ def test_a_trial_scales_the_loss_as_a_training_step_does():
     """A transform that divides gradients by a scale gets them multiplied by it."""
     batches = data()
     plain, scaled = (
-        vj.cure(network(tx=tx), batches, steps=20, remedies=[remedies.lsuv(context())], key=KEY)
+        vj.cure(network(tx=tx), batches, steps=20, remedies=[starts.lsuv(context())], key=KEY)
         for tx in (optax.sgd(0.1), vj.dynamic_loss_scale(optax.sgd(0.1), initial_scale=2.0**10))
     )
     for a, b in zip(scaled.trials, plain.trials, strict=True):

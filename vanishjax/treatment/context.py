@@ -14,6 +14,9 @@ from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
 from vanishjax.treatment.coordinates import standardize_inside
 
+# Python that finds a network's layers.
+LAYERS = "layers = vj.find_layers(params, loss_fn, batch)"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
