@@ -27,6 +27,7 @@ from vanishjax.treatment.judgement import (
     learns_by_itself,
 )
 from vanishjax.treatment.loss import trained_loss
+from vanishjax.treatment.progress import Progress
 from vanishjax.treatment.trial import Run, race, run_alike
 
 KEY = jax.random.key(0)
@@ -282,6 +283,19 @@ def test_what_takes_the_cause_away_gets_more_time_where_nothing_helped():
     shown = str(treatment).splitlines()
     assert any(line.startswith("✓ lsuv, 16 steps") for line in shown)
     assert any(line.startswith("  untreated  ") for line in shown)
+
+
+def test_more_time_is_for_a_kind_in_all_its_forms():
+    """A few steps don't tell at which rate many get anywhere."""
+    kinds = {
+        name: vj.Remedy(name, lambda problem: problem, safer_than=safer)
+        for name, safer in (("a", None), ("slow_a", "a"), ("b", None), ("c", None), ("d", None))
+    }
+    losses = {"slow_a": 1.0, "b": 1.1, "a": 1.2, "c": 1.3, "d": 1.4}
+    relieved = tuple((loss, kinds[name]) for name, loss in losses.items())
+    problem = network()
+    progress = Progress(problem, vj.diagnose(problem, data()[0]), relieved=relieved)
+    assert [one.name for one in progress.furthest(3)] == ["slow_a", "a", "b", "c"]
 
 
 def test_remedies_are_combined_until_it_is_healthy():

@@ -70,8 +70,8 @@ def cure(
     is half of the untreated one's, that's the end, but for a more careful form of what was
     accepted: a few steps may go well at a rate that many don't. Else what is left is tried on top
     of it. Where nothing is accepted, the three kinds that took the cause away and came furthest are
-    tried once more, for four times as many steps. Where nothing helped, the network comes back as
-    it was.
+    tried once more, in all their forms, for four times as many steps. Where nothing helped, the
+    network comes back as it was.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by

@@ -81,11 +81,11 @@ class Progress:
         )
 
     def furthest(self, count: int) -> list[Remedy]:
-        """So many that took the cause away and came furthest: of forms of one remedy the best."""
-        kinds: dict[str, Remedy] = {}
+        """So many kinds that took the cause away and came furthest, each in all its forms."""
+        kinds: dict[str, list[Remedy]] = {}
         for _, remedy in sorted(self.relieved, key=lambda one: one[0]):
-            kinds.setdefault(remedy.safer_than or remedy.name, remedy)
-        return list(kinds.values())[:count]
+            kinds.setdefault(remedy.safer_than or remedy.name, []).append(remedy)
+        return [remedy for forms in list(kinds.values())[:count] for remedy in forms]
 
     def name(self, remedy: Remedy) -> str:
         """A trial's name: what it is tried on top of, and the remedy."""
