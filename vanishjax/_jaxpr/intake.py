@@ -15,7 +15,7 @@ from vanishjax._jaxpr.examine import Path, Record, examine, inner_jaxprs
 from vanishjax._jaxpr.program import Evaluator, Program
 from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.values import WHOLE, Use
-from vanishjax._jaxpr.versions import open_jaxpr, shape_of
+from vanishjax._jaxpr.versions import dtype_of, open_jaxpr, shape_of
 
 
 class Intake(NamedTuple):
@@ -157,12 +157,16 @@ def _by_equation(trace: Trace, anatomy: Anatomy) -> _Known:
 
     def known(eqn: JaxprEqn) -> tuple[int, Intake] | None:
         site = sites.get(eqn.outvars[0]) if eqn.outvars else None
-        if site is not None:
-            found = _of_site(eqn, site)
-            return None if found is None else (site.leaf, found)
         factor = factors.get(id(eqn))
-        found = None if factor is None else _of_factor(eqn, factor)
-        return None if factor is None or found is None else (factor.leaf, found)
+        if site is not None:
+            leaf, found = site.leaf, _of_site(eqn, site)
+        elif factor is not None:
+            leaf, found = factor.leaf, _of_factor(eqn, factor)
+        else:
+            return None
+        # What is complex is left alone.
+        real = found and not jnp.issubdtype(dtype_of(eqn.invars[found.side]), jnp.complexfloating)
+        return (leaf, found) if found and real else None
 
     return known
 
