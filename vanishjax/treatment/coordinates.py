@@ -50,6 +50,15 @@ class Coordinates:
 
     Attributes:
       kernels: By the kernel's number among the parameters' arrays.
+
+    Example:
+      >>> x = jnp.array([[70.0], [130.0]])
+      >>> def loss_fn(params, x):
+      ...     return jnp.mean((x @ params["w"] + params["b"]) ** 2)
+      >>> params = {"w": jnp.ones((1, 1)), "b": jnp.zeros(1)}
+      >>> params = standardize_inside(loss_fn, params, x).start(params)
+      >>> print((x @ params["w"] + params["b"]).ravel().round(3))
+      [-1.  1.]
     """
 
     kernels: Mapping[int, Standard]
