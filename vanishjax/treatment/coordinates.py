@@ -188,7 +188,9 @@ def standardize_inside(
     Returns:
       The coordinates: `start(params)` are parameters to start from, `transform(tx)` is a transform
       that steps in them. Kernels of dense layers and of convolutions take part, in loops over time
-      too, with what no parameter changes among their features.
+      too, with what no parameter changes among their features. A kernel without a bias is divided
+      by the features' size, and their mean stays. Zeros that pad a convolution stay raw zeros: at
+      the borders the start isn't that of standardized inputs.
 
     Raises:
       ValueError: No kernel takes in features far from zero mean and unit size, the loss isn't a
