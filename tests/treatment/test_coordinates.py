@@ -149,7 +149,7 @@ def raw(x):
 def standard_of(x):
     """The features of x standardized, one by one, where they are as uneven as these."""
     flat = np.asarray(raw(x), np.float64).reshape(-1, 6)
-    mean, deviation = flat.mean(0), np.maximum(flat.std(0), 0.1)
+    mean, deviation = flat.mean(0), flat.std(0)
     return lambda x: (raw(x) - mean.astype(np.float32)) / deviation.astype(np.float32)
 
 

@@ -51,6 +51,13 @@ def test_each_feature_by_itself_only_where_one_is_far_larger_than_most():
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
 
 
+def test_a_feature_of_a_small_unit_beside_a_large_one_gets_unit_size():
+    uneven = X.at[:, 3].multiply(1e6).at[:, 0].multiply(1e-4)
+    standard = standardize_inputs(regression, PARAMS, {"x": uneven, "y": X})
+    new = standard.standardize({"x": uneven})["x"]
+    np.testing.assert_allclose(new.std(0), 1, rtol=1e-3)
+
+
 def test_a_feature_that_is_constant_in_one_batch_is_not_blown_up():
     uneven = X.at[:, 3].multiply(1e4).at[:, 0].set(7.0)
     standard = standardize_inputs(regression, PARAMS, {"x": uneven, "y": X})

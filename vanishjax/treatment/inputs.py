@@ -17,8 +17,8 @@ from vanishjax.placement import gathered
 # Inputs within these bounds are left as they are: so far from unit size, or with a mean so many
 # standard deviations away, or with features of which one is so many times as large as most.
 _FAR, _UNEVEN = 10.0, 30.0
-# Of most features' deviation: a constant in one batch may vary in another.
-_LEAST = 0.1
+# What deviates by less of its mean is a constant, by rounding alone; in another batch it may vary.
+_CONSTANT = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,8 +139,9 @@ def far_from_standard(
     if usual and sizes.max() > _UNEVEN * usual:
         if not deviations.any():
             return None  # examples that are all alike tell no deviation
-        least = _LEAST * _middle(deviations[deviations > 0])
-        return _numbers(means), _numbers(np.maximum(deviations, least))
+        constant = deviations <= _CONSTANT * np.abs(means)
+        usual = _middle(deviations[deviations > 0])
+        return _numbers(means), _numbers(np.where(constant, usual, deviations))
     size = float(np.hypot(whole_mean, whole))
     if 1 / _FAR <= size <= _FAR and abs(whole_mean) <= _FAR * whole:
         return None
