@@ -6,13 +6,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
 from vanishjax.health import Probe
+from vanishjax.initializers.network import network
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
-from vanishjax.treatment.coordinates import standardize_inside
+from vanishjax.treatment.coordinates import Coordinates, find_coordinates
+
+_T = TypeVar("_T")
 
 # Python that finds a network's layers.
 LAYERS = "layers = vj.find_layers(params, loss_fn, batch)"
@@ -33,8 +37,7 @@ class Context:
       relative_step: Of the untreated problem's transform; see `vanishjax.Diagnosis`.
       loss_scale: Of the untreated problem's transform, if it scales the loss: another optimizer
         takes its place within.
-      made: By remedy what it made of which problem: a slower form of it makes the same.
-      answers: To questions that take a measurement, and that no remedy changes.
+      made: By name what was made of which problem: a slower form of a remedy makes the same.
     """
 
     problem: Problem
@@ -45,32 +48,26 @@ class Context:
     probe: Probe | None = None
     relative_step: float | None = None
     loss_scale: float | None = None
-    made: dict[str, tuple[Problem, Problem]] = dataclasses.field(default_factory=dict)
-    answers: dict[str, bool] = dataclasses.field(default_factory=dict)
+    made: dict[str, tuple[Problem, Any]] = dataclasses.field(default_factory=dict)
 
-    def once(self, name: str, make: Callable[[Problem], Problem]) -> Callable[[Problem], Problem]:
+    def once(self, name: str, make: Callable[[Problem], _T]) -> Callable[[Problem], _T]:
         """The same function, for one problem after the other called once."""
 
-        def made(problem: Problem) -> Problem:
-            known = self.made.get(name)
+        def made(problem: Problem) -> _T:
+            known: tuple[Problem, _T] | None = self.made.get(name)
             if known is None or known[0] is not problem:
                 known = self.made[name] = problem, make(problem)
             return known[1]
 
         return made
 
-    @property
-    def takes_in_far(self) -> bool:
-        """Whether kernels take in features of the data far from zero mean and unit size."""
-        if "takes_in_far" not in self.answers:
-            try:
-                standardize_inside(self.problem.plain_loss, self.problem.params, self.batch)
-                far = True
-            except Exception as error:
-                # What else goes wrong is told of the remedy's trial.
-                far = not isinstance(error, ValueError)
-            self.answers["takes_in_far"] = far
-        return self.answers["takes_in_far"]
+    def coordinates(self, problem: Problem) -> Coordinates:
+        """Those of `standardize_inside`; without kernels where nothing is far from standard."""
+
+        def find(problem: Problem) -> Coordinates:
+            return find_coordinates(network(problem.plain_loss, problem.params, self.batch))
+
+        return self.once("coordinates", find)(problem)
 
     @functools.cached_property
     def layers(self) -> Layers:

@@ -218,7 +218,22 @@ def standardize_inside(
       LeCun et al., Efficient backprop, 1998, section 4.3, for standardized inputs; the change of
       coordinates is a preconditioner of one layer, exact for any optimizer.
     """
-    found = network(loss_fn, params, batch)
+    return checked(find_coordinates(network(loss_fn, params, batch)))
+
+
+def checked(coordinates: Coordinates) -> Coordinates:
+    """Coordinates that change something; raises ValueError for others."""
+    if not coordinates.kernels:
+        raise ValueError("no kernel takes in features far from zero mean and unit size")
+    return coordinates
+
+
+def find_coordinates(found: Network) -> Coordinates:
+    """The coordinates of a network; without kernels where none takes in what is far from standard.
+
+    Args:
+      found: The network. Its parameters have no say.
+    """
     program, anatomy = found.traced.program, found.traced.anatomy
     intakes = _jaxpr.find_intakes(program, found.traced.trace, anatomy)
     leaves = found.traced.layers.leaves
@@ -240,12 +255,10 @@ def standardize_inside(
             mean, deviation = (np.asarray(x, np.float32).reshape(shape) for x in standard)
             partner = None if bias is None else numbers[bias.path]
             kernels[number] = Standard(partner, inputs, mean, deviation)
-    if not kernels:
-        raise ValueError("no kernel takes in features far from zero mean and unit size")
     return Coordinates(kernels)
 
 
-def _features(found: Network) -> dict[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def _features(found: Network) -> dict[int, np.ndarray[Any, Any]]:
     """By kernel the means and deviations of what it takes in; NaN where parameters have a say."""
     traced = found.traced
     run = functools.partial(_jaxpr.feature_moments, traced.program, traced.trace, traced.anatomy)
@@ -253,12 +266,11 @@ def _features(found: Network) -> dict[int, tuple[np.ndarray[Any, Any], np.ndarra
     keys = jax.random.split(jax.random.key(0), max(1, len(found.leaves)))
     others = [_perturbed(key, leaf) for key, leaf in zip(keys, found.leaves, strict=False)]
     first, second = (measure([*leaves, *found.inputs]) for leaves in (found.leaves, others))
-    together = {}
+    features = {}
     for number, places in first.items():
         one, other = _pooled(places), _pooled(second[number])
-        same = (one == other).all(axis=0)
-        together[number] = np.where(same, one, np.nan)
-    return {number: (mean, deviation) for number, (mean, deviation) in together.items()}
+        features[number] = np.where((one == other).all(axis=0), one, np.nan)
+    return features
 
 
 def _perturbed(key: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -140,8 +140,8 @@ def far_from_standard(
         if not deviations.any():
             return None  # examples that are all alike tell no deviation
         constant = deviations <= _CONSTANT * np.abs(means)
-        usual = _middle(deviations[deviations > 0])
-        return _numbers(means), _numbers(np.where(constant, usual, deviations))
+        instead = _middle(deviations[deviations > 0])
+        return _numbers(means), _numbers(np.where(constant, instead, deviations))
     size = float(np.hypot(whole_mean, whole))
     if 1 / _FAR <= size <= _FAR and abs(whole_mean) <= _FAR * whole:
         return None

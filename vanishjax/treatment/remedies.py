@@ -66,6 +66,15 @@ def _is_mended_in_code(finding: Finding) -> bool:
     return at_fault and KNOWN.keys().isdisjoint(finding.remedy_ids)
 
 
+def _takes_in_far(context: Context) -> bool:
+    """Whether kernels take in features of the data far from zero mean and unit size."""
+    try:
+        return bool(context.coordinates(context.problem).kernels)
+    except Exception as error:
+        # What else goes wrong is told of the remedy's trial.
+        return not isinstance(error, ValueError)
+
+
 def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Remedy, ...]:
     """The remedies for what was found, in the order in which to try them.
 
@@ -104,6 +113,6 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
     if seen is not None:
         names = [name for name in names if REMEDIES[name].needs in (None, *had)]
     # What takes a measurement is asked last.
-    if "standardize_inside" in names and not context.takes_in_far:
+    if "standardize_inside" in names and not _takes_in_far(context):
         names = [name for name in names if name != "standardize_inside"]
     return tuple(KNOWN[name](context) for name in names)

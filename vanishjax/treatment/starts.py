@@ -17,7 +17,7 @@ from vanishjax.health import REMEDIES, probe
 from vanishjax.problem import Problem
 from vanishjax.treatment import outputs
 from vanishjax.treatment.context import LAYERS, Context
-from vanishjax.treatment.coordinates import standardize_inside as inside
+from vanishjax.treatment.coordinates import checked
 from vanishjax.treatment.inputs import Standardized, standardize_inputs
 from vanishjax.treatment.remedy import CELLS, KERNELS, Remedy
 from vanishjax.treatment.steps import muon_at
@@ -114,7 +114,7 @@ def standardize_inside(context: Context) -> Remedy:
     """
 
     def apply(problem: Problem) -> Problem:
-        coordinates = inside(problem.plain_loss, problem.params, context.batch)
+        coordinates = checked(context.coordinates(problem))
         return dataclasses.replace(
             problem,
             params=coordinates.start(problem.params),
