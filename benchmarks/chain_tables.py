@@ -3,7 +3,10 @@
 import collections
 import math
 
-from benchmarks.deep_chains import CONTENDERS, best
+from benchmarks.deep_chains import CONTENDERS, Network, best
+
+# Sizes of which a row need not say more.
+USUAL = Network(2)
 
 
 def percent(shares) -> str:
@@ -36,9 +39,11 @@ def deep_chains(results):
 
     def name(own):
         plain = f"{own['activation']} x{own['depth']}" if own["depth"] else "linear classifier"
-        return plain + _of_fashion(own)
+        width = f", width {own['width']}" if own["width"] != USUAL.width else ""
+        batch = f", batch {own['batch_size']}" if own["batch_size"] != USUAL.batch_size else ""
+        return plain + _of_fashion(own) + width + batch
 
-    return _by_contender(results, name, ("data", "activation", "depth"))
+    return _by_contender(results, name, ("data", "batch_size", "width", "activation", "depth"))
 
 
 def deep_convolutions(results):

@@ -101,6 +101,14 @@ CONTENDERS = {
         adam, (0.0003, 0.0001, 0.00003, 0.00001, 0.001), critical=True
     ),
     "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01)),
+    "optax nadam": Contender(
+        lambda rate, network, _: optax.nadam(falling(rate, network.steps)),
+        (0.001, 0.0003, 0.003, 0.01),
+    ),
+    "optax lamb": Contender(
+        lambda rate, network, _: apart(optax.lamb(falling(rate, network.steps))),
+        (0.01, 0.003, 0.03),
+    ),
     "optax muon": Contender(
         lambda rate, network, _: apart(optax.contrib.muon(falling(rate, network.steps))),
         (0.01, 0.003, 0.03),
@@ -108,6 +116,7 @@ CONTENDERS = {
 }
 OURS = tuple(CONTENDERS)[:2]
 ALL = tuple(CONTENDERS)
+STACKED = tuple(name for name in ALL if name not in ("optax lamb", "optax muon"))
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 
 
@@ -122,15 +131,36 @@ PARTS = {
         (Network(2, "relu"), ("optax adam",)),
         (Network(2, "tanh"), ("optax adam",)),
         (Network(2, "sigmoid"), ("optax adam",)),
+        (Network(2, "gelu"), ("optax adam",)),
+        (Network(2, "softplus"), ("optax adam",)),
     ],
     "shallow": [one for depth in (4, 8, 16, 32) for one in of_depth(depth, (ALL[0], "optax adam"))],
     "64": of_depth(64, ALL),
-    "256": of_depth(256, ALL[:-1]),  # a thousand arrays apart compile for minutes
-    "1000": of_depth(1000, ALL[:-1]),
+    # Of hundreds of arrays apart compilation takes minutes.
+    "256": of_depth(256, STACKED),
+    "1000": of_depth(1000, STACKED),
     "smooth": [
         (Network(depth, f), OURS) for depth in (64, 256, 1000) for f in ("gelu", "softplus")
     ],
-    "10000": [(Network(10_000, data="fashion_mnist"), OURS)],
+    "widths": [
+        one
+        for width in (32, 128)
+        for one in (
+            (Network(2, "relu", width), ("optax adam",)),
+            *of_depth(256, ALL[:1], width=width),
+            *of_depth(1000, ALL[:1], width=width),
+        )
+    ],
+    "batch_256": [
+        (Network(2, "relu", batch_size=256), ("optax adam",)),
+        *of_depth(256, ALL[:1], batch_size=256),
+        *of_depth(1000, ALL[:1], batch_size=256),
+    ],
+    "10000": [
+        (Network(10_000, data="fashion_mnist"), OURS),
+        (Network(10_000), ALL[:1]),
+        (Network(10_000, "relu"), ALL[:1]),
+    ],
     "fashion": [
         (Network(0, data="fashion_mnist"), ("optax adam",)),
         (Network(2, "relu", data="fashion_mnist"), ("optax adam",)),

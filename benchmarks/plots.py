@@ -226,10 +226,13 @@ def deep_chains(results, _, path):
         "deep_muon, recondition": ("purple", "^", 5, "-"),
         "critical orthogonal, optax adam": ("green", "v", 6, "--"),
         "optax adam": ("blue", "o", 9, "--"),
+        "optax nadam": ("sky_blue", "x", 6, "--"),
+        "optax lamb": ("yellow", "P", 5, "--"),
         "optax muon": ("black", "D", 4, "--"),
     }
     cells = [cell for own in results.values() for cell in own]
-    cells = [cell for cell in cells if cell["network"]["data"] == "mnist"]
+    shared = {"data": "mnist", "width": 64, "batch_size": 64}
+    cells = [cell for cell in cells if shared.items() <= cell["network"].items()]
     runs = collections.defaultdict(list)
     for cell in cells:
         runs[cell["network"]["activation"], cell["contender"], cell["network"]["depth"]] += [cell]

@@ -279,7 +279,8 @@ def front():
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation, data="mnist"):
-        wanted = {"depth": depth, "activation": activation, "data": data}
+        sizes = {"depth": depth, "width": 64, "batch_size": 64}
+        wanted = sizes | {"activation": activation, "data": data}
         own = [cell for cell in cells if wanted.items() <= cell["network"].items()]
         by = max({cell["contender"] for cell in own}, key=lambda name: _mean(_best(own, name)))
         scores = _best(own, by)
