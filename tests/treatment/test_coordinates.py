@@ -222,6 +222,25 @@ def test_complex_features_are_left_alone():
     assert jax.tree.leaves(params)[number] is params["kernel"]
 
 
+def test_a_kernel_that_takes_in_features_in_two_ways_is_left_alone():
+    x = 1e4 + jax.random.normal(KEY, (64, 3))
+    params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2), "v": jnp.ones((2, 1))}
+
+    def value(w, x):
+        return jnp.sum(jnp.tanh(x @ w["w"] + w["b"]) @ w["v"])
+
+    def in_a_derivative(w, x):
+        return jnp.mean(jax.vmap(jax.grad(value, 1), (None, 0))(w, x) ** 2) + value(w, x)
+
+    def turned_as_well(w, x):
+        return value(w, x) + jnp.mean((w["w"].T @ x.T) ** 2)
+
+    for loss_fn in (in_a_derivative, turned_as_well):
+        with pytest.raises(ValueError, match="far from zero mean"):
+            standardize_inside(loss_fn, params, x)
+    assert standardize_inside(value, params, x).kernels
+
+
 def test_a_kernel_without_a_bias_divides_by_the_size():
     x = 100.0 + jax.random.normal(KEY, (256, 6))
 

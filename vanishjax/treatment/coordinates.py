@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -239,13 +239,16 @@ def find_coordinates(found: Network) -> Coordinates:
     leaves = found.traced.layers.leaves
     numbers = {leaf.path: number for number, leaf in enumerate(leaves)}
     kernels = {}
-    for number, (means, deviations) in _features(found).items():
-        leaf, (intake, *others) = leaves[number], intakes[number]
-        alike = all(one[2:] == intake[2:] for one in others)
+    # A kernel that takes in features in several ways, as in a derivative, has no one change.
+    alike = {
+        number: intake
+        for number, (intake, *others) in intakes.items()
+        if all(one[2:] == intake[2:] for one in others)
+    }
+    for number, (means, deviations) in _features(found, alike).items():
+        leaf, intake = leaves[number], alike[number]
         inputs = leaf.inputs if intake.sums else ()
-        shape = None
-        if alike:
-            shape = _shape(leaf, intake) if intake.sums else means.shape
+        shape = _shape(leaf, intake) if intake.sums else means.shape
         bias = bias_of(leaf, leaves)
         outputs = [leaf.shape[axis] for axis in leaf.inner_axes if axis not in inputs]
         if bias is not None and (leaf.axes or bias.axes or bias_lengths(bias) != outputs):
@@ -258,7 +261,7 @@ def find_coordinates(found: Network) -> Coordinates:
     return Coordinates(kernels)
 
 
-def _features(found: Network) -> dict[int, np.ndarray[Any, Any]]:
+def _features(found: Network, wanted: Collection[int]) -> dict[int, np.ndarray[Any, Any]]:
     """By kernel the means and deviations of what it takes in; NaN where parameters have a say."""
     traced = found.traced
     run = functools.partial(_jaxpr.feature_moments, traced.program, traced.trace, traced.anatomy)
@@ -267,8 +270,8 @@ def _features(found: Network) -> dict[int, np.ndarray[Any, Any]]:
     others = [_perturbed(key, leaf) for key, leaf in zip(keys, found.leaves, strict=False)]
     first, second = (measure([*leaves, *found.inputs]) for leaves in (found.leaves, others))
     features = {}
-    for number, places in first.items():
-        one, other = _pooled(places), _pooled(second[number])
+    for number in wanted:
+        one, other = _pooled(first[number]), _pooled(second[number])
         features[number] = np.where((one == other).all(axis=0), one, np.nan)
     return features
 
