@@ -17,6 +17,7 @@ _NAMES = {
     "sixth_fresh": "fresh, sixth set",
     "sixth_fresh_again": "fresh, sixth set, looked at before",
     "seventh_fresh": "fresh, seventh set",
+    "eighth_fresh": "fresh, eighth set",
     "tuning": "tuning",
 }
 

@@ -4,6 +4,7 @@ What is sick isn't decided here but by training (`benchmarks.real_networks`); wh
 and was before any of them was examined, is what would be wrong with one that doesn't train.
 """
 
+from benchmarks.real_zoo.eighth_fresh import eighth_fresh_networks
 from benchmarks.real_zoo.fifth_fresh import fifth_fresh_networks
 from benchmarks.real_zoo.fourth_fresh import fourth_fresh_networks
 from benchmarks.real_zoo.fresh import fresh_networks
@@ -18,6 +19,7 @@ from benchmarks.real_zoo.tuning import tuning_networks
 __all__ = [
     "Network",
     "Task",
+    "eighth_fresh_networks",
     "fifth_fresh_networks",
     "fourth_fresh_networks",
     "fresh_networks",
