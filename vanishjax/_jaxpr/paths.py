@@ -49,6 +49,17 @@ class Paths:
         reached = self._reached(self._marks(), looping=looping)
         return [reached[node] for node in self.taps]
 
+    def first(self, sites: Collection[int]) -> frozenset[int]:
+        """The kernels' outputs that come after no kernel's, nor after their own in a loop.
+
+        Args:
+          sites: Numbers of the taps that stand on kernels' outputs.
+        """
+        below, later = self.downstream(looping=True), 0
+        for tap in sites:
+            later |= below[tap]
+        return frozenset(tap for tap in sites if not later >> tap & 1)
+
     def to_loss(self) -> list[bool]:
         """For each tap whether a gradient can reach it from the loss."""
         reached = self._reached({self.loss: 1}, looping=True)

@@ -81,6 +81,8 @@ class Probe:
       dead_fraction: Share of units whose activation has slope 0 at every input.
       saturated_fraction: Share of slopes below 5 % of the steepest, of a bounded activation.
       slope_rms: Root mean square of the activation's slope.
+      intake_energy: Share of what the kernel takes in that tells inputs apart, where no other
+        comes before; else NaN.
       activations: For each layer the kind of its activation, "rectifier", "unit_slope" (as
         tanh) or "other"; None without one.
       is_chain: Whether all gradient to earlier layers passes through this layer's output.
@@ -152,6 +154,7 @@ class Probe:
     places: tuple[tuple[int, ...], ...] = ()
     activations: tuple[str | None, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    intake_energy: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     reach: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     factors: tuple[str, ...] = ()
     token_energy: float = math.nan

@@ -228,11 +228,12 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
     measurements: dict[int, Measurement] = {}
 
     types = {site.tap: site.dtype for site in anatomy.sites.values()}
+    first = anatomy.paths.first(types)
 
     def observe(site: _jaxpr.Site, x: jax.Array) -> Any:
         widths[site.tap] = int(np.prod([x.shape[axis] for axis in site.units], dtype=int))
         activations[site.tap] = None if site.activation is None else site.activation.kind
-        measurement = Measurement.of(site)
+        measurement = Measurement.of(site, first=site.tap in first)
         if anatomy.lengths[site.tap]:
             return measurement(x)  # a loop would stack the arrays of all its turns
         measurements[site.tap] = measurement

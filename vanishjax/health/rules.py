@@ -7,7 +7,7 @@ those of number types and of an optimizer's eps, which do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ from vanishjax.health.lost import lost_updates
 from vanishjax.health.measurements import Probe
 from vanishjax.health.memory import memory
 from vanishjax.health.rounding import rounding_noise
-from vanishjax.health.start import bad_start, faint_inputs, far_targets
+from vanishjax.health.start import bad_start, faint_inputs, far_inputs, far_targets
 from vanishjax.health.starvation import (
     chain_factors,
     dead_units,
@@ -33,6 +33,8 @@ from vanishjax.health.starvation import (
 )
 from vanishjax.health.step_size import learning_rate
 from vanishjax.health.unmeasured import unmeasured
+
+_Rule: TypeAlias = Callable[[Examination], Finding | None]
 
 # Share of the last features' energy that tells inputs apart. Adam trains sigmoid networks of depth
 # 16 with critical kernels, 1e-7, and none of depth 8 with LeCun's, 3e-11 (`benchmarks.networks`).
@@ -56,6 +58,15 @@ _SMALL = 1e-2
 
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
+
+
+_SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "note")
+
+
+def _gravest(*rules: _Rule, of: Examination) -> Finding | None:
+    """What some rules of one name find, the gravest, and of equals the first."""
+    found = [one for rule in rules if (one := rule(of)) is not None]
+    return min(found, key=lambda one: _SEVERITIES.index(one.severity), default=None)
 
 
 def nonfinite(seen: Examination) -> Finding | None:
@@ -328,12 +339,12 @@ def blind_optimizer(seen: Examination) -> Finding | None:
     )
 
 
-RULES: Mapping[Rule, Callable[[Examination], Finding | None]] = {
+RULES: Mapping[Rule, _Rule] = {
     "nonfinite": nonfinite,
     "dead_units": dead_units,
     "zero_gradient": zero_gradient,
     "saturated_units": saturated_units,
-    "mean_collapse": lambda seen: mean_collapse(seen) or faint_inputs(seen),
+    "mean_collapse": lambda seen: _gravest(far_inputs, mean_collapse, faint_inputs, of=seen),
     "exploding_gradient": exploding_gradient,
     "vanishing_gradient": vanishing_gradient,
     "rank_collapse": rank_collapse,
@@ -365,7 +376,6 @@ _EXPLAINS: Mapping[Rule, frozenset[Rule]] = {
     # What a diverging way back does to a hidden solver it does to the kernels before it too.
     "exploding_gradient": frozenset({"bad_start", "unmeasured"}),
 }
-_SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "note")
 
 
 def apply_rules(seen: Examination) -> tuple[Finding, ...]:

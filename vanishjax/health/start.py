@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from vanishjax.health.advice import advised
+from vanishjax.health.advice import advised, applicable
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
+from vanishjax.health.starvation import pick
 from vanishjax.health.step_size import TOO_LARGE
 from vanishjax.layers.matrices import bias_places
 
@@ -33,6 +34,14 @@ _FAR = 1.5
 # Powers with which a loss grows: between 1 and 2, and between 0 and 1.
 _SQUARE, _NORMALIZED = 1.5, 0.5
 _USUAL_STEP = 1e-3  # without an optimizer
+
+# Share of what first kernels take in that tells inputs apart. With a mean of 10 deviations under
+# their inputs classifiers of the digits (two layers of ReLU, four of GELU) learn nothing in 4,000
+# steps of momentum, plain SGD closes .62 and .28 of the gap, and Adam .9. With one of 30 Adam
+# closes .2 at the most in 400 steps and .5 to .8 in 4,000; with one of 100 nothing, and .3 at most.
+DROWNED_LINEAR, DROWNED_ADAPTIVE, SLOWED_ADAPTIVE = 1e-2, 1e-4, 1e-3
+# What is the same for all inputs, as positions are, has no more than what rounding makes of it.
+_CONSTANT = 1e-13
 
 
 def bad_start(seen: Examination) -> Finding | None:
@@ -111,6 +120,34 @@ def far_targets(seen: Examination) -> Finding | None:
         f"The best constant output is more than {steps:.0f} steps away: the targets are far too "
         "large for what the network puts out.",
         ("match_targets", "standardize_targets"),
+    )
+
+
+def far_inputs(seen: Examination) -> Finding | None:
+    """Inputs with so much in common that a step of the first kernels drowns what tells them apart.
+
+    It moves the outputs of all inputs together by the mean that they take in, and no later step
+    finds a direction that doesn't.
+    """
+    probe = seen.probe
+    drowned = DROWNED_LINEAR if seen.is_linear else DROWNED_ADAPTIVE
+    told = np.nan_to_num(probe.intake_energy, nan=1.0)
+    told[told < _CONSTANT] = 1.0
+    far = told < max(drowned, SLOWED_ADAPTIVE)
+    if not far.any() or probe.supply is None:
+        return None
+    stops = (probe.supply.blocked(np.inf, told < drowned) & (told < drowned)).any()
+    least = float(told.min())
+    what = "drowns it" if stops else "all but drowns it, and training is slow"
+    return Finding(
+        "mean_collapse",
+        "critical" if stops else "warning",
+        pick(probe.names, far),
+        {"intake_energy": least},
+        f"What tells inputs apart is {least**0.5:.1e} of what they have in common where "
+        f"{pick(probe.names, far)[0]} takes them in: a step of the kernel moves all its outputs "
+        f"together, and {what}. The inputs are far from zero mean.",
+        applicable(("standardize", "standardize_inside"), probe),
     )
 
 

@@ -35,6 +35,8 @@ class Statistics(NamedTuple):
       saturated_fraction: Share of slopes below `SATURATED_SLOPE` of the steepest, if the activation
         is bounded; else 0.
       slope_rms: Root mean square of the activation's slope; 1 without one.
+      intake_energy: Share of what a first kernel takes in that tells inputs apart, as that of what
+        the activation is applied to; NaN where other kernels come before.
     """
 
     preactivation_rms: jax.Array
@@ -44,6 +46,7 @@ class Statistics(NamedTuple):
     dead_fraction: jax.Array
     saturated_fraction: jax.Array
     slope_rms: jax.Array
+    intake_energy: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,22 +58,24 @@ class Measurement:
       samples: See `statistics`.
       units: See `statistics`.
       text: The activation's.
+      first: See `statistics`.
     """
 
     activation: Activation | None = dataclasses.field(compare=False)
     samples: tuple[int, ...]
     units: tuple[int, ...]
     text: Hashable
+    first: bool
 
     @classmethod
-    def of(cls, site: Site) -> Self:
-        """What is to be measured at a site."""
+    def of(cls, site: Site, *, first: bool) -> Self:
+        """What is to be measured at a site, the first on its way or a later one."""
         text = None if site.activation is None else site.activation.text
-        return cls(site.activation, site.samples, site.units, text)
+        return cls(site.activation, site.samples, site.units, text, first)
 
     def __call__(self, x: jax.Array) -> Statistics:
         """Measures a layer: see `statistics`."""
-        return statistics(x, self.activation, self.samples, self.units)
+        return statistics(x, self.activation, self.samples, self.units, first=self.first)
 
 
 def statistics(
@@ -78,6 +83,8 @@ def statistics(
     activation: Activation | None,
     samples: tuple[int, ...],
     units: tuple[int, ...],
+    *,
+    first: bool = False,
 ) -> Statistics:
     """Measures one layer.
 
@@ -86,6 +93,7 @@ def statistics(
       activation: The activation.
       samples: Axes of x that tell inputs apart: the batch's first, then positions.
       units: Its other axes.
+      first: Whether no kernel comes before the layer's.
 
     Returns:
       The statistics.
@@ -99,6 +107,9 @@ def statistics(
     slope = jnp.ones(shape) if activation is None else jnp.abs(arrange(activation.slope(x)))
     h = arrange(x if activation is None else activation(x))
     energy, rank = _spread(h)
+    intake = jnp.full((), jnp.nan)
+    if first:
+        intake = energy if activation is None else _energy(arrange(x))[0]
     bounded = activation is not None and activation.bounded
     least = SATURATED_SLOPE * activation.steepest if activation is not None and bounded else 0.0
     values = (
@@ -109,6 +120,7 @@ def statistics(
         jnp.mean(jnp.all(slope == 0, axis=(0, 1))),
         jnp.mean(slope < least),
         _rms(slope),
+        intake,
     )
     dtype = jnp.finfo(numerics.accumulator_dtype(x.dtype)).dtype
     return Statistics(*(jnp.asarray(value, dtype) for value in values))
@@ -126,16 +138,23 @@ def _rms(x: jax.Array) -> jax.Array:
 
 def _spread(h: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Centered energy and effective rank of activations `[batch, positions, units]`."""
+    energy, centered = _energy(h)
     if h.shape[0] < 2:
-        return jnp.full((), jnp.nan), jnp.full((), jnp.nan)
-    h = _rescale(h)
-    centered = h - jnp.mean(h, axis=0)
-    energy = numerics.divide(jnp.sum(centered**2), jnp.sum(h**2))
+        return energy, energy
     rows = _rescale(centered).reshape(-1, h.shape[-1])
     rows = rows[:: max(1, rows.shape[0] // _MOST_SAMPLES)]
     left = rows if rows.shape[0] < rows.shape[1] else rows.T
     gram = numerics.matmul(left, left.T)
     return energy, numerics.divide(jnp.trace(gram) ** 2, jnp.sum(gram**2))
+
+
+def _energy(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Centered energy of activations `[batch, positions, units]`, and what tells inputs apart."""
+    h = _rescale(h)
+    centered = h - jnp.mean(h, axis=0)
+    if h.shape[0] < 2:
+        return jnp.full((), jnp.nan), centered
+    return numerics.divide(jnp.sum(centered**2), jnp.sum(h**2)), centered
 
 
 def _rescale(x: jax.Array) -> jax.Array:

@@ -1,0 +1,139 @@
+"""Inputs with so much in common that the first kernels' steps drown what tells them apart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vanishjax as vj
+
+KEYS = jax.random.split(jax.random.key(0), 8)
+X = jax.random.normal(KEYS[0], (64, 8, 6))
+LABELS = jnp.arange(64) % 4
+ADAM, MOMENTUM = optax.adam(1e-3), optax.sgd(0.01, 0.9)
+
+
+def drawn(key, *shape):
+    return jax.random.normal(key, shape) / np.prod(shape[:-1]) ** 0.5
+
+
+def dense(w, x, normalize=lambda y: y):
+    return jax.nn.relu(normalize(x[:, 0] @ w["dense"] + w["b"]))
+
+
+def normed(w, x):
+    """Normalized by the layer: what all inputs have in common stays."""
+    return dense(w, x, lambda y: (y - y.mean(1, keepdims=True)) / y.std(1, keepdims=True))
+
+
+def batch_normed(w, x):
+    """Normalized over the batch, which takes it off."""
+    return dense(w, x, lambda y: (y - y.mean(0)) / y.std(0))
+
+
+def squashed(w, x):
+    return jnp.tanh(0.01 * (x[:, 0] @ w["dense"]) + w["b"])
+
+
+def convolved(w, x):
+    spec = jax.lax.conv_dimension_numbers(x.shape, w["conv"].shape, ("NWC", "WIO", "NWC"))
+    y = jax.lax.conv_general_dilated(x, w["conv"], (1,), "VALID", dimension_numbers=spec)
+    return jax.nn.gelu(y + w["b"]).mean(1)
+
+
+def recurrent(w, x):
+    def step(h, now):
+        return jnp.tanh(0.01 * (now @ w["dense"]) + h @ w["again"] + w["b"]), None
+
+    return jax.lax.scan(step, jnp.zeros((len(x), 16)), jnp.moveaxis(x, 1, 0))[0]
+
+
+def attended(w, x):
+    q, k, v = jnp.einsum("bti,iko->kbto", x, w["qkv"])
+    return (jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) / 1e6) @ v).mean(1)
+
+
+def beside_positions(w, x):
+    """A second kernel takes in what is the same for all inputs."""
+    return dense(w, x) + jnp.ones((len(x), 1)) @ w["position"]
+
+
+def network(first, spoil):
+    params = {
+        "dense": drawn(KEYS[1], 6, 16),
+        "conv": drawn(KEYS[2], 3, 6, 16),
+        "again": drawn(KEYS[3], 16, 16),
+        "qkv": drawn(KEYS[4], 6, 3, 16) * 3**0.5,
+        "position": drawn(KEYS[5], 1, 16),
+        "b": jnp.zeros(16),
+        "head": drawn(KEYS[6], 16, 4),
+    }
+
+    def loss(p, batch):
+        logits = first(p, spoil(batch[0])) @ p["head"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    return loss, params, (X, LABELS)
+
+
+def finding(first, spoil, tx):
+    found = vj.diagnose(*network(first, spoil), tx)
+    return next((one for one in found.findings if one.rule == "mean_collapse"), None)
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (dense, "dense"),
+        (normed, "dense"),
+        (squashed, "dense"),
+        (convolved, "conv"),
+        (recurrent, "dense"),
+        (attended, "qkv"),
+        (beside_positions, "dense"),
+    ],
+)
+def test_a_mean_of_hundreds_of_deviations_is_named_with_the_kernel_that_takes_it_in(first, name):
+    found = finding(first, lambda x: x + 300, ADAM)
+    assert found.severity == "critical"
+    assert {layer.partition("@")[0] for layer in found.layers} == {name}
+    np.testing.assert_allclose(found.evidence["intake_energy"] ** -0.5, 300, rtol=0.3)
+    assert found.remedy_ids == ("standardize", "standardize_inside")
+    assert finding(first, lambda x: x, ADAM) is None
+
+
+def test_a_normalization_over_the_batch_takes_it_off():
+    assert finding(batch_normed, lambda x: x + 300, ADAM) is None
+
+
+def test_how_far_is_too_far_depends_on_the_optimizer():
+    severities = {
+        (mean, name): (found := finding(dense, lambda x, m=mean: x + m, tx)) and found.severity
+        for mean in (3, 20, 50, 200)
+        for name, tx in (("adam", ADAM), ("momentum", MOMENTUM))
+    }
+    assert severities == {
+        (3, "adam"): None,
+        (3, "momentum"): None,
+        (20, "adam"): None,
+        (20, "momentum"): "critical",
+        (50, "adam"): "warning",
+        (50, "momentum"): "critical",
+        (200, "adam"): "critical",
+        (200, "momentum"): "critical",
+    }
+
+
+def test_one_column_of_many_is_enough():
+    years = 2010 + 5 * X[:, :, :1]
+    assert finding(dense, lambda x: jnp.concatenate([years, x[..., 1:]], -1), ADAM)
+
+
+def test_only_first_kernels_are_measured():
+    loss, params, batch = network(dense, lambda x: x)
+    probe = vj.health.probe(loss, params, batch)
+    assert np.isfinite(probe.intake_energy).tolist() == [True, False]
+    y = np.asarray(X[:, 0] @ params["dense"], np.float64)
+    energy = ((y - y.mean(0)) ** 2).sum() / (y**2).sum()
+    np.testing.assert_allclose(probe.intake_energy[0], energy, rtol=1e-5)
