@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import vanishjax as vj
+from vanishjax.report.diagnosis_plot import _scales
 
 KEYS = jax.random.split(jax.random.key(0), 8)
 X = jax.random.normal(KEYS[0], (64, 8, 6))
@@ -137,3 +138,10 @@ def test_only_first_kernels_are_measured():
     y = np.asarray(X[:, 0] @ params["dense"], np.float64)
     energy = ((y - y.mean(0)) ** 2).sum() / (y**2).sum()
     np.testing.assert_allclose(probe.intake_energy[0], energy, rtol=1e-5)
+
+
+def test_the_picture_has_a_scale_for_it():
+    verdict = vj.diagnose(*network(dense, lambda x: x + 300), ADAM).to_dict()
+    evidence = {one["rule"]: one["evidence"] for one in verdict["findings"]}
+    places = {name: place for name, _, place in _scales(verdict["probe"], evidence)}
+    assert 0.5 < places["inputs"] < 0.8

@@ -138,15 +138,16 @@ def far_inputs(seen: Examination) -> Finding | None:
         return None
     stops = (probe.supply.blocked(np.inf, told < drowned) & (told < drowned)).any()
     least = float(told.min())
-    what = "drowns it" if stops else "all but drowns it, and training is slow"
+    names = pick(probe.names, far)
+    what = "and drowns that" if stops else "so far that training is slow"
     return Finding(
         "mean_collapse",
         "critical" if stops else "warning",
-        pick(probe.names, far),
-        {"intake_energy": least},
-        f"What tells inputs apart is {least**0.5:.1e} of what they have in common where "
-        f"{pick(probe.names, far)[0]} takes them in: a step of the kernel moves all its outputs "
-        f"together, and {what}. The inputs are far from zero mean.",
+        names,
+        {"intake_energy": least, "limit": drowned},
+        f"What all inputs have in common is {least**-0.5:.3g} times what tells them apart where "
+        f"{names[0]} takes them in: a step of the kernel moves all its outputs together, {what}. "
+        "The inputs are far from zero mean.",
         applicable(("standardize", "standardize_inside"), probe),
     )
 

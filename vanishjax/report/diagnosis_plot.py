@@ -171,6 +171,10 @@ def _scales(
         ratio = critical["bad_start"]["loss_ratio"]
         said = f"loss {_number(ratio)} times a constant's"
         scales.append(("start", said, _logarithm(ratio, _DEAD_START)))
+    if "intake_energy" in (far := critical.get("mean_collapse", {})):
+        energy = far["intake_energy"]
+        place = math.log(energy) / (2 * math.log(far["limit"]))
+        scales.append(("inputs", f"told apart by {_number(energy)}", min(place, 1.0)))
     if "learning_rate" in critical:
         step = critical["learning_rate"]["relative_step"]
         place = _logarithm(step / _USUAL_STEP, _DEAD_STEP / _USUAL_STEP)
