@@ -131,6 +131,20 @@ def test_one_column_of_many_is_enough():
     assert finding(dense, lambda x: jnp.concatenate([years, x[..., 1:]], -1), ADAM)
 
 
+def test_a_rare_category_has_nothing_in_common_to_drown_in():
+    rare = jnp.zeros(512, int).at[0].set(1)
+    table, head = drawn(KEYS[1], 2, 16), drawn(KEYS[6], 16, 4)
+
+    def loss(p, batch):
+        logits = jax.nn.relu(p["table"][batch[0]]) @ p["head"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    params = {"table": table, "head": head}
+    found = vj.diagnose(loss, params, (rare, 1 + rare), MOMENTUM)
+    assert np.isnan(found.probe.intake_energy).all()
+    assert "The inputs" not in str(found)
+
+
 def test_only_first_kernels_are_measured():
     loss, params, batch = network(dense, lambda x: x)
     probe = vj.health.probe(loss, params, batch)

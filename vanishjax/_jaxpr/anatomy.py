@@ -43,6 +43,7 @@ class Site:
       units: Its other axes.
       output: The kernel's own output, before its bias.
       output_samples: Axes of that which tell inputs apart.
+      looks_up: Whether the data is the number of a row of the kernel.
     """
 
     leaf: int
@@ -53,6 +54,7 @@ class Site:
     units: tuple[int, ...]
     output: Var
     output_samples: tuple[int, ...]
+    looks_up: bool
 
     @property
     def dtype(self) -> str:
@@ -387,6 +389,7 @@ def _site(
         output.units,
         output.bare,
         output.bare_samples,
+        output.equation.primitive.name in LOOKUPS,
     )
 
 
