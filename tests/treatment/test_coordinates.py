@@ -349,3 +349,32 @@ def test_inputs_that_the_model_spoils_are_cured():
     chex.assert_trees_all_equal(updates, expected)
     # Its layers take in raw inputs as before.
     assert isinstance(treatment.problem.model(), Spoiled)
+
+
+class Table(nnx.Module):
+    """Dollars, years and shares, behind one kernel and a normalization."""
+
+    def __init__(self, rngs):
+        self.into = nnx.Linear(8, 32, rngs=rngs)
+        self.norm = nnx.LayerNorm(32, rngs=rngs)
+        self.head = nnx.Linear(32, 4, rngs=rngs)
+
+    def __call__(self, x):
+        units = jnp.array([3e4, 4e3, 1.0, 1.0, 1.0, 0.2, 1.0, 10.0])
+        return self.head(nnx.gelu(self.norm(self.into(units * x))))
+
+
+def test_uneven_inputs_of_a_network_that_learns_a_part_are_standardized():
+    def loss_fn(model, batch):
+        return optax.softmax_cross_entropy_with_integer_labels(model(batch[0]), batch[1]).mean()
+
+    problem = vj.Problem.from_nnx(Table(nnx.Rngs(0)), loss_fn, vj.adam(0.01))
+    x = jax.random.normal(KEY, (16, 64, 8))
+    told = []
+    batches = [(own, jnp.argmax(own[:, :4], axis=1)) for own in x]
+    treatment = vj.cure(problem, batches, steps=40, on_trial=told.append)
+    assert treatment.before.verdict == "healthy", str(treatment.before)
+    assert [one.name for one in treatment.accepted] == ["standardize_inside"], str(treatment)
+    assert [trial.outcome for trial in told] == ["untreated", "accepted"]
+    untreated, accepted = treatment.trials
+    assert accepted.loss < 0.9 < untreated.loss < 1.3

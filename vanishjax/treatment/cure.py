@@ -33,7 +33,7 @@ from vanishjax.treatment.judgement import (
 from vanishjax.treatment.loss import loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import propose
-from vanishjax.treatment.remedies import fitting_remedies
+from vanishjax.treatment.remedies import fitting_remedies, standardizing_remedies
 from vanishjax.treatment.remedy import OPTIMIZER, Remedy, in_order
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Outcome, Run, Trial, form, race
@@ -61,8 +61,9 @@ def cure(
     """Finds out what makes a network train, by trying it on that network.
 
     Diagnoses the network; a healthy one that is seen to learn in the steps of one trial is returned
-    as it is. So is one of which that can't be known, or that seems healthy and learns too little,
-    unless a remedy lets it learn twice as much. Else the remedies that fit the cause are tried, in
+    as it is, unless its kernels take in inputs far from standard, and it learns twice as much when
+    they are standardized. So is one of which that can't be known, or that seems healthy and learns
+    too little, unless a remedy lets it learn twice as much. Else the remedies that fit the cause are tried, in
     order: from the same parameters, on the same batches, for the same few steps, beside the
     untreated network (those that change parameters alone run all at once). One that improves the
     cause's statistic and the held-out loss, both by more than the noise, is accepted, once the
@@ -192,14 +193,23 @@ def _seen_alone(
 ) -> tuple[Setting, Progress, tuple[str, ...]]:
     """Trains a network that looks healthy as it is, and doubts the verdict if it learns nothing.
 
-    If it learns, that isn't one of the trials, which are of remedies: its diagnosis tells it.
+    If it learns, that isn't one of the trials, which are of remedies: its diagnosis tells it. But
+    where inputs are far from standard, standardizing them is.
     """
     alone = _tried(dataclasses.replace(setting, remedies=()), progress, None)
     (trial,), untreated = alone.trials, alone.untreated
     if untreated is None or learns_by_itself(untreated, setting.before):
         learned = untreated and course(untreated, setting.before)
         verdict = dataclasses.replace(setting.before, learning=learned)
-        return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
+        # In units of their own inputs may hold back a part of the network that no rule knows of.
+        wanted = setting.remedies is None and untreated is not None
+        others = standardizing_remedies(setting.context) if wanted else ()
+        if not others:
+            return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
+        if on_trial is not None:
+            on_trial(trial)
+        setting = dataclasses.replace(setting, before=verdict, remedies=others)
+        return setting, dataclasses.replace(alone, verdict=verdict), ()
     examine = functools.partial(_examine, setting.problem)
     verdict, notes = doubted(setting.before, untreated, setting.batches, examine)
     if on_trial is not None:

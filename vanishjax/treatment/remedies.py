@@ -100,6 +100,24 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
         if one.severity == "critical" or one.leaves_unknown or one.rule == "does_not_learn"
         if not _is_mended_in_code(one)
     }
+    return _fit(fitting(rules), context)
+
+
+def standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
+    """What standardizes inputs, where kernels take in some that are far from standard.
+
+    Args:
+      context: The network.
+
+    Returns:
+      The remedies; none where there is no need.
+    """
+    found = _fit(("standardize", "standardize_inside"), context)
+    return found if any(one.name == "standardize_inside" for one in found) else ()
+
+
+def _fit(wanted: Iterable[str], context: Context) -> tuple[Remedy, ...]:
+    """Those of some remedies that the network has a use for."""
     problem, seen = context.problem, context.probe
     had = frozenset[str]() if seen is None else traits(seen)
     unfit = set()
@@ -109,7 +127,7 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
         unfit |= {"standardize", "standardize_inside"}
     elif not may_be_far(context.batch):
         unfit.add("standardize")
-    names = [name for name in fitting(rules) if name in KNOWN and name not in unfit]
+    names = [name for name in wanted if name in KNOWN and name not in unfit]
     if seen is not None:
         names = [name for name in names if REMEDIES[name].needs in (None, *had)]
     # What takes a measurement is asked last.
