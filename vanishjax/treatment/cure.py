@@ -63,12 +63,12 @@ def cure(
     Diagnoses the network; a healthy one that is seen to learn in the steps of one trial is returned
     as it is, unless its kernels take in inputs far from standard, and it learns twice as much when
     they are standardized. So is one of which that can't be known, or that seems healthy and learns
-    too little, unless a remedy lets it learn twice as much. Else the remedies that fit the cause are tried, in
-    order: from the same parameters, on the same batches, for the same few steps, beside the
-    untreated network (those that change parameters alone run all at once). One that improves the
-    cause's statistic and the held-out loss, both by more than the noise, is accepted, once the
-    network learns more than one output for all inputs. If what was wrong is then gone and the loss
-    is half of the untreated one's, that's the end, but for a more careful form of what was
+    too little, unless a remedy lets it learn twice as much. Else the remedies that fit the cause
+    are tried, in order: from the same parameters, on the same batches, for the same few steps,
+    beside the untreated network (those that change parameters alone run all at once). One that
+    improves the cause's statistic and the held-out loss, both by more than the noise, is accepted,
+    once the network learns more than one output for all inputs. If what was wrong is then gone and
+    the loss is half of the untreated one's, that's the end, but for a more careful form of what was
     accepted: a few steps may go well at a rate that many don't. Else what is left is tried on top
     of it. Where nothing is accepted, the three kinds that took the cause away and came furthest are
     tried once more, in all their forms, for four times as many steps. Where nothing helped, the
