@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.experimental.ode import odeint
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -1027,3 +1028,27 @@ def test_a_race_over_many_decades_is_drawn_on_a_logarithmic_axis(
     assert axes.get_yscale() == scale
     assert title in [text.get_text() for text in figure.texts]
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_a_recurrent_nnx_model_merged_in_the_loss_is_tried():
+    class Reader(nnx.Module):
+        def __init__(self, rngs):
+            self.recurrent = nnx.RNN(nnx.SimpleCell(1, 8, rngs=rngs))
+            self.head = nnx.Linear(8, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.recurrent(x)[:, -1])
+
+    graph, params, rest = nnx.split(Reader(nnx.Rngs(0)), nnx.Param, ...)
+
+    def predict(params, x):
+        return nnx.merge(graph, params, jax.tree.map(jnp.asarray, rest))(x[:, :, None])
+
+    def loss_fn(params, batch):
+        logits = predict(params, batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    problem = vj.Problem(loss_fn, params, vj.adam(3e-3), predict_fn=predict)
+    treatment = vj.cure(problem, data(6, 16), steps=3, remedies=[remedies.KNOWN["lsuv"](context())])
+    assert not [trial for trial in treatment.trials if trial.outcome == "failed"], str(treatment)
+    assert names(treatment)["untreated"] == "untreated"

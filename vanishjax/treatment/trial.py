@@ -219,11 +219,10 @@ def _run_all(
         first = metrics["loss"][0]
         if task.evaluate_fn is not None or problem.with_key:
             first = evaluated(*start, jax.tree.map(lambda x: x[0], batches))
-        end = functools.partial(evaluated, state.params, state.model_state)
-        held = jax.lax.map(end, held_out)
+        held = _each(evaluated, held_out, state.params, state.model_state)
         scored = None
         if task.predict_fn is not None:
-            scored = jnp.mean(jax.lax.map(lambda batch: right(state.params, batch), held_out))
+            scored = jnp.mean(_each(right, held_out, state.params))
         carried = state.params, state.opt_state, state.model_state
         return *carried, first, metrics["loss"], held, scored
 
@@ -231,6 +230,12 @@ def _run_all(
     if any(leaf.ndim > _CONVOLUTION for leaf in jax.tree.leaves(params)):
         return jax.lax.map(run, (params, model_state))
     return jax.vmap(run)((params, model_state))
+
+
+def _each(measure: Callable[..., jax.Array], batches: Any, *of: Any) -> jax.Array:
+    """What is measured of some trees on each batch."""
+    # A variable of nnx belongs to the trace it was made in: in a loop it must be made anew.
+    return jax.lax.map(lambda batch: measure(*jax.tree.map(lambda x: x, of), batch), batches)
 
 
 def _has_labels(batch: Any) -> bool:
