@@ -10,7 +10,7 @@ from typing import Any
 
 from vanishjax.foreign import plot_text
 from vanishjax.report.plots import OKABE_ITO, png_figure
-from vanishjax.report.trials_text import trial_name
+from vanishjax.report.trials_text import trial_name, verb
 
 __all__ = ["plot_treatment"]
 
@@ -30,7 +30,7 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
       The path.
     """
     accepted = " + ".join(treatment["accepted"])
-    title = f"{'Cured' if treatment['after']['healthy'] else 'Improved'} by {accepted}"
+    title = f"{verb(treatment)} by {accepted}"
     if not accepted:
         sick = treatment["before"].get("verdict", "sick") == "sick"
         title = "Nothing helped" if sick else "No remedy does much better"

@@ -13,6 +13,7 @@ __all__ = ["treatment_text"]
 
 _WIDTH = 79
 _HEALTHY = "Healthy: nothing to cure."
+_FAR = "It learns, but its kernels take in inputs that are far from zero mean and unit size."
 _MARKS = {"accepted": "✓", "better": "+", "no better": "·", "diverged": "✗", "failed": "✗"}
 
 
@@ -58,10 +59,11 @@ def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> s
     found = treatment["before"]["findings"]
     causes = decisive(found) or [one for one in found if one["rule"] == "does_not_learn"]
     notes = [textwrap.fill(f"Note: {note}.", _WIDTH) for note in treatment.get("notes", ())]
-    if not causes:
+    if not (causes or treatment["trials"]):
         return "\n\n".join([_HEALTHY + _learned(treatment), *notes])
     nothing_fits = len(treatment["trials"]) == 1 and not treatment["accepted"]
     words = [_cause(cause) + (_mends(cause) if nothing_fits else "") for cause in causes]
+    words = words or [textwrap.fill(_FAR, _WIDTH)]
     head = "\n".join([_headline(treatment), *_meaning(treatment)])
     blocks = [head, *words, _table(treatment), *notes]
     if recipe:
@@ -90,7 +92,24 @@ def _headline(treatment: Mapping[str, Any]) -> str:
     left = "" if treatment["after"]["healthy"] else "; it isn't healthy yet"
     if treatment["after"].get("verdict") == "unknown":
         left = "; whether it is healthy now can't be known"
-    return f"{'Improved' if left else 'Cured'} by {names}, {cost}{left}."
+    return f"{verb(treatment)} by {names}, {cost}{left}."
+
+
+def verb(treatment: Mapping[str, Any]) -> str:
+    """What remedies that were taken have done: a network that was sick and is healthy is cured.
+
+    Args:
+      treatment: What `Treatment.to_dict` gives.
+
+    Example:
+      >>> verb({"before": {"verdict": "healthy", "findings": []}, "after": {"healthy": True}})
+      'Improved'
+    """
+    before = treatment["before"]
+    learned = before.get("verdict") == "healthy" and "does_not_learn" not in {
+        one["rule"] for one in before["findings"]
+    }
+    return "Cured" if treatment["after"]["healthy"] and not learned else "Improved"
 
 
 def _meaning(treatment: Mapping[str, Any]) -> list[str]:
