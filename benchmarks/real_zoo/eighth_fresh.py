@@ -14,7 +14,7 @@ def eighth_fresh_networks() -> list[Network]:
 
 def _instruments() -> list[Network]:
     sensors = machines.boiler("sensor GRU")
-    shadows = instruments.dense_net("DenseNet 6")
+    shadows = instruments.dense_net("DenseNet 6 of radiographs")
     scans = instruments.scan("edge convolutions 2")
     spectra = instruments.spectra_vae("VAE of spectra")
     waves = instruments.eeg_net("EEGNet")
@@ -45,7 +45,7 @@ def _instruments() -> list[Network]:
         ),
         shadows,
         instruments.dense_net(
-            "DenseNet 6, 12-bit pixels, no norms",
+            "DenseNet 6 of radiographs, 12-bit pixels, no norms",
             "mean_collapse",
             "bad_start",
             "exploding_gradient",
@@ -57,7 +57,7 @@ def _instruments() -> list[Network]:
         ),
         edited(
             shadows,
-            "DenseNet 6, Adam at .3",
+            "DenseNet 6 of radiographs, Adam at .3",
             "learning_rate",
             "does_not_learn",
             "exploding_gradient",
