@@ -56,7 +56,7 @@ def _few_memory_maps():
     if next(_tests) % 10 == 0 and _MAPS.exists():
         with _MAPS.open("rb") as lines:
             count = sum(1 for _ in lines)
-        if count > 8_000:
+        if count > 4_000:
             import jax
 
             jax.clear_caches()
