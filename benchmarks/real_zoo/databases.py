@@ -14,9 +14,9 @@ from flax import nnx
 from benchmarks.real_zoo.dynamics import forward, stack
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.images import gaussian
-from benchmarks.real_zoo.instruments import of_linen, standard
+from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network, regression
-from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_nnx
+from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
 
 # Levels and spreads of what columns hold, as they come.

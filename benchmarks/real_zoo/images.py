@@ -14,7 +14,7 @@ from flax import nnx
 
 from benchmarks.real_zoo import tasks
 from benchmarks.real_zoo.network import Network, network
-from benchmarks.real_zoo.sequences import Block, cross_entropy, of_equinox, of_nnx
+from benchmarks.real_zoo.sequences import Block, cross_entropy, of_equinox, of_linen, of_nnx
 
 EXAMPLE = jnp.zeros((2, 64))
 
@@ -26,19 +26,6 @@ def classifier(name: str, init: Any, apply: Any, **rest: Any) -> Network:
         return cross_entropy(apply(p, batch[0]), batch[1])
 
     return network(name, loss, init, **{"task": tasks.digits} | rest)
-
-
-def _linen(module: nn.Module) -> tuple[Any, Any]:
-    def init(key: Any) -> Any:
-        return module.init(key, EXAMPLE)["params"]
-
-    def apply(p: Any, *inputs: Any) -> Any:
-        # In training BatchNorm doesn't read what it has kept, and what it keeps is dropped.
-        shapes = jax.eval_shape(module.init, jax.random.key(0), EXAMPLE)
-        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), {**shapes, "params": None})
-        return module.apply({**state, "params": p}, *inputs, mutable=["batch_stats"])[0]
-
-    return init, apply
 
 
 def gaussian(scale: float) -> Any:
@@ -146,7 +133,7 @@ def linen_classifier(
     name: str, module: nn.Module, kind: str, *ails: str, twin: str | None = None, **rest: Any
 ) -> Network:
     """A linen module that classifies digits."""
-    init, apply = _linen(module)
+    init, apply = of_linen(module, EXAMPLE)
     return classifier(name, init, apply, kind=kind, library="linen", twin=twin, ails=ails, **rest)
 
 
@@ -303,7 +290,7 @@ def autoencoder(
     name: str, module: nn.Module, kind: str, *ails: str, twin: str | None = None, **rest: Any
 ) -> Network:
     """A linen module that gives images back; `noise` is added to what it sees."""
-    init, apply = _linen(module)
+    init, apply = of_linen(module, EXAMPLE)
     noise = rest.pop("noise", 0.0)
 
     def loss(p: Any, batch: Any) -> Any:
@@ -317,7 +304,7 @@ def autoencoder(
 
 def vae(name: str, module: VAE, *ails: str, twin: str | None = None, **rest: Any) -> Network:
     """A variational autoencoder, judged by what it gives back."""
-    init, apply = _linen(module)
+    init, apply = of_linen(module, EXAMPLE)
 
     def terms(p: Any, batch: Any) -> Any:
         (x,) = batch

@@ -13,23 +13,11 @@ from flax import nnx
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.images import classifier, gaussian
 from benchmarks.real_zoo.network import Network, Task
-from benchmarks.real_zoo.sequences import of_equinox, of_nnx
+from benchmarks.real_zoo.sequences import of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
 
 # Where a tile lies (UTM), and how long its unit is, in meters.
 TILE, METERS = np.array([447_310.0, 5_411_820.0, 312.0], np.float32), 5.0
-
-
-def of_linen(module: nn.Module, *example: Any) -> tuple[Any, Any]:
-    """`init(key)` and `apply(params, *inputs)` of a module, in training mode if it has norms."""
-
-    def init(key: Any) -> Any:
-        return module.init(key, *example)["params"]
-
-    def apply(p: Any, *inputs: Any) -> Any:
-        return module.apply({"params": p}, *inputs, mutable=["batch_stats"])[0]
-
-    return init, apply
 
 
 def standard(x: Any, axis: Any = 0) -> Any:

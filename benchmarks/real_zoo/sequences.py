@@ -209,6 +209,19 @@ class NnxTransformer(nnx.Module):
         return self.head(self.norm(x))
 
 
+def of_linen(module: nn.Module, *example: Any) -> tuple[Any, Any]:
+    """`init(key)` and `apply(params, *inputs)` of a linen module that takes such examples."""
+
+    def init(key: Any) -> Any:
+        return module.init(key, *example)["params"]
+
+    def apply(params: Any, *inputs: Any) -> Any:
+        # In training BatchNorm doesn't read what it has kept, and what it keeps is dropped.
+        return module.apply({"params": params}, *inputs, mutable=["batch_stats"])[0]
+
+    return init, apply
+
+
 def of_nnx(make: Any) -> tuple[Any, Any]:
     """`init(key)` and `apply(params, *inputs)` of an nnx module made by `make(rngs)`."""
 
