@@ -56,8 +56,7 @@ def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> s
     """
     recipe = treatment["recipe"]
     treatment = printable_tree(treatment)
-    found = treatment["before"]["findings"]
-    causes = decisive(found) or [one for one in found if one["rule"] == "does_not_learn"]
+    causes = _causes(treatment)
     notes = [textwrap.fill(f"Note: {note}.", _WIDTH) for note in treatment.get("notes", ())]
     if not (causes or treatment["trials"]):
         return "\n\n".join([_HEALTHY + _learned(treatment), *notes])
@@ -102,14 +101,16 @@ def verb(treatment: Mapping[str, Any]) -> str:
       treatment: What `Treatment.to_dict` gives.
 
     Example:
-      >>> verb({"before": {"verdict": "healthy", "findings": []}, "after": {"healthy": True}})
+      >>> verb({"before": {"findings": []}, "after": {"healthy": True}})
       'Improved'
     """
-    before = treatment["before"]
-    learned = before.get("verdict") == "healthy" and "does_not_learn" not in {
-        one["rule"] for one in before["findings"]
-    }
-    return "Cured" if treatment["after"]["healthy"] and not learned else "Improved"
+    return "Cured" if treatment["after"]["healthy"] and _causes(treatment) else "Improved"
+
+
+def _causes(treatment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What was wrong; nothing with a network that learned by itself."""
+    found = treatment["before"]["findings"]
+    return decisive(found) or [one for one in found if one["rule"] == "does_not_learn"]
 
 
 def _meaning(treatment: Mapping[str, Any]) -> list[str]:
