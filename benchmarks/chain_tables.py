@@ -3,10 +3,7 @@
 import collections
 import math
 
-from benchmarks.deep_chains import CONTENDERS, Network, best
-
-# Sizes of which a row need not say more.
-USUAL = Network(2)
+from benchmarks.deep_chains import CONTENDERS, USUAL, best
 
 
 def percent(shares) -> str:
@@ -39,9 +36,9 @@ def deep_chains(results):
 
     def name(own):
         plain = f"{own['activation']} x{own['depth']}" if own["depth"] else "linear classifier"
-        width = f", width {own['width']}" if own["width"] != USUAL.width else ""
-        batch = f", batch {own['batch_size']}" if own["batch_size"] != USUAL.batch_size else ""
-        return plain + _of_fashion(own) + width + batch
+        words = {"width": f", width {own['width']}", "batch_size": f", batch {own['batch_size']}"}
+        other = [words[size] for size, usual in USUAL.items() if own[size] != usual]
+        return "".join([plain, _of_fashion(own), *other])
 
     return _by_contender(results, name, ("data", "batch_size", "width", "activation", "depth"))
 

@@ -62,6 +62,10 @@ class Network(NamedTuple):
         )
 
 
+# What a table's row or a picture need not say of a network.
+USUAL = {field: Network._field_defaults[field] for field in ("width", "batch_size")}
+
+
 class Contender(NamedTuple):
     """How a network is started and trained.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from benchmarks.deep_chains import best
+from benchmarks.deep_chains import USUAL, best
 from benchmarks.record import RESULTS
 from vanishjax.report import png_figure
 from vanishjax.report.atlas_plot import plot_atlas
@@ -231,7 +231,7 @@ def deep_chains(results, _, path):
         "optax muon": ("black", "D", 4, "--"),
     }
     cells = [cell for own in results.values() for cell in own]
-    shared = {"data": "mnist", "width": 64, "batch_size": 64}
+    shared = USUAL | {"data": "mnist"}
     cells = [cell for cell in cells if shared.items() <= cell["network"].items()]
     runs = collections.defaultdict(list)
     for cell in cells:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import chain_tables, real_tables, speed_tables
 from benchmarks.chain_tables import percent
-from benchmarks.deep_chains import best
+from benchmarks.deep_chains import USUAL, best
 from benchmarks.real_networks import PARTS
 from benchmarks.record import RESULTS
 from benchmarks.speed_tables import ratio
@@ -279,8 +279,7 @@ def front():
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation, data="mnist"):
-        sizes = {"depth": depth, "width": 64, "batch_size": 64}
-        wanted = sizes | {"activation": activation, "data": data}
+        wanted = USUAL | {"depth": depth, "activation": activation, "data": data}
         own = [cell for cell in cells if wanted.items() <= cell["network"].items()]
         by = max({cell["contender"] for cell in own}, key=lambda name: _mean(_best(own, name)))
         scores = _best(own, by)
