@@ -74,17 +74,21 @@ class Contender(NamedTuple):
       rates: To choose from, the likeliest first.
       shaped: Whether `initializers.shaped` comes before.
       critical: Whether kernels are drawn critical and orthogonal, and biases centered.
+      method: Of the shape.
     """
 
     make: object
     rates: tuple[float, ...]
     shaped: bool = False
     critical: bool = False
+    method: str = "dks"
 
 
-def deep(rate, network, layers):
+def deep(rate, network, layers, method="dks"):
     """The flagship of plain chains."""
-    return vj.deep_adam(rate, network.steps, activation=network.activation, layers=layers)
+    return vj.deep_adam(
+        rate, network.steps, activation=network.activation, layers=layers, method=method
+    )
 
 
 def adam(rate, network, _):
@@ -95,6 +99,10 @@ def adam(rate, network, _):
 CONTENDERS = {
     "shaped, deep_adam": Contender(deep, (0.1, 0.2, 0.05), shaped=True),
     "deep_adam": Contender(deep, (0.1, 0.2, 0.05)),
+    # For smooth activations alone.
+    "shaped, deep_adam, TAT": Contender(
+        functools.partial(deep, method="tat"), (0.1, 0.05, 0.2), shaped=True, method="tat"
+    ),
     "deep_muon, recondition": Contender(
         lambda rate, network, layers: vj.deep_muon(
             rate, network.steps, layers=layers, recondition=True
@@ -118,8 +126,9 @@ CONTENDERS = {
         (0.01, 0.003, 0.03),
     ),
 }
+TAT = "shaped, deep_adam, TAT"
 OURS = tuple(CONTENDERS)[:2]
-ALL = tuple(CONTENDERS)
+ALL = tuple(name for name in CONTENDERS if name != TAT)
 STACKED = tuple(name for name in ALL if name not in ("optax lamb", "optax muon"))
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 
@@ -144,7 +153,7 @@ PARTS = {
     "256": of_depth(256, STACKED),
     "1000": of_depth(1000, STACKED),
     "smooth": [
-        (Network(depth, f), OURS) for depth in (64, 256, 1000) for f in ("gelu", "softplus")
+        (Network(depth, f), (*OURS, TAT)) for depth in (64, 256, 1000) for f in ("gelu", "softplus")
     ],
     "widths": [
         one
@@ -231,7 +240,7 @@ def train(network, contender, rate, seed, folder):
         params = center_biases(params, network.activation)
     if CONTENDERS[contender].shaped:
         look = jax.tree.map(lambda a: a[:FIRST_LOOK], train_data)
-        params = shaped(problem.loss_fn, params, look)
+        params = shaped(problem.loss_fn, params, look, method=CONTENDERS[contender].method)
     rng = np.random.default_rng(seed)
     examples, size = len(train_data[1]), network.batch_size
     orders = [rng.permutation(examples)[: examples // size * size].reshape(-1, size)]
@@ -270,6 +279,7 @@ def measure(name, description, parts, quick):
     parser.add_argument("--part", choices=parts, action="append")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--rates", type=int, default=4, help="how many (default: all)")
+    parser.add_argument("--rate", type=float, action="append", help="only these of the rates")
     parser.add_argument("--contender", choices=CONTENDERS, action="append", help="only these")
     options = parser.parse_args()
     # Accelerators round the factors of a product where nothing else is said: too coarse for a
@@ -292,6 +302,7 @@ def measure(name, description, parts, quick):
         for contender in contenders
         if contender in (options.contender or contenders)
         for rate in CONTENDERS[contender].rates[number : number + 1]
+        if rate in (options.rate or (rate,))
     ]
     for part, network, contender, rate, seed in wanted:
         cell = {
