@@ -1,5 +1,7 @@
 """Coordinates in which first kernels take in standardized features: training as on such inputs."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 from flax import nnx
 
 import vanishjax as vj
-from vanishjax.treatment import standardize_inside
+from vanishjax.treatment import Context, standardize_inside
 
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 8)
@@ -382,3 +384,14 @@ def test_uneven_inputs_of_a_network_that_learns_a_part_are_standardized():
     assert text.startswith("Improved by standardize_inside")
     assert "inputs that are far from zero mean" in text
     assert treatment.recipe in text.replace("\n  ", "\n")
+
+
+def test_a_network_is_measured_once_for_all_its_parameters():
+    problem = vj.mlp_problem(6, (8,), 1, loss="squared_error", key=KEY)
+    batch = MEANS + DEVIATIONS * drawn(KEY, 32, 6), jnp.ones((32, 1))
+    context = Context(problem, batch)
+    found = context.coordinates(problem)
+    moved = dataclasses.replace(problem, params=jax.tree.map(lambda w: w + 1, problem.params))
+    assert context.coordinates(moved) is found
+    another = vj.mlp_problem(6, (9,), 1, loss="squared_error", key=KEY)
+    assert context.coordinates(another) is not found

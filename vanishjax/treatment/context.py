@@ -15,6 +15,7 @@ from vanishjax.initializers.network import network
 from vanishjax.layers import Layers, find_layers
 from vanishjax.problem import Problem
 from vanishjax.treatment.coordinates import Coordinates, find_coordinates
+from vanishjax.treatment.trial import form
 
 _T = TypeVar("_T")
 
@@ -37,7 +38,7 @@ class Context:
       relative_step: Of the untreated problem's transform; see `vanishjax.Diagnosis`.
       loss_scale: Of the untreated problem's transform, if it scales the loss: another optimizer
         takes its place within.
-      made: By name what was made of which problem: a slower form of a remedy makes the same.
+      made: By name what was made, and of what: a slower form of a remedy makes the same.
     """
 
     problem: Problem
@@ -48,15 +49,27 @@ class Context:
     probe: Probe | None = None
     relative_step: float | None = None
     loss_scale: float | None = None
-    made: dict[str, tuple[Problem, Any]] = dataclasses.field(default_factory=dict)
+    made: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
-    def once(self, name: str, make: Callable[[Problem], _T]) -> Callable[[Problem], _T]:
-        """The same function, for one problem after the other called once."""
+    def once(
+        self,
+        name: str,
+        make: Callable[[Problem], _T],
+        of: Callable[[Problem], Any] = lambda problem: problem,
+    ) -> Callable[[Problem], _T]:
+        """The same function, for one problem after the other called once.
+
+        Args:
+          name: What it makes.
+          make: The function.
+          of: What it sees of a problem: the same is made of two that have it in common.
+        """
 
         def made(problem: Problem) -> _T:
-            known: tuple[Problem, _T] | None = self.made.get(name)
-            if known is None or known[0] is not problem:
-                known = self.made[name] = problem, make(problem)
+            seen = of(problem)
+            known: tuple[Any, _T] | None = self.made.get(name)
+            if known is None or known[0] != seen:
+                known = self.made[name] = seen, make(problem)
             return known[1]
 
         return made
@@ -67,7 +80,11 @@ class Context:
         def find(problem: Problem) -> Coordinates:
             return find_coordinates(network(problem.plain_loss, problem.params, self.batch))
 
-        return self.once("coordinates", find)(problem)
+        def seen(problem: Problem) -> Any:
+            # Parameters have no say in what the data is.
+            return problem.loss_fn, form(problem.params)
+
+        return self.once("coordinates", find, seen)(problem)
 
     @functools.cached_property
     def layers(self) -> Layers:
