@@ -38,6 +38,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # What compiles in less is read, and written, no sooner.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
+# Nobody reads from which lines of Python the compiler's own operations come.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 # Tracing makes many objects that live long: walking them all so often takes 5% of the time.
 gc.set_threshold(20_000, 20, 50)
 

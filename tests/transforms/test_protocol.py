@@ -60,14 +60,15 @@ def run(tx, params, steps=3):
 def test_types_shapes_and_structure_stay(name, dtype):
     tx, params = FACTORIES[name](), tree(dtype)
     state = tx.init(params)
-    updates, after = jax.jit(tx.update)(gradient(params), state, params)
+    updates, after = jax.eval_shape(tx.update, params, state, params)
     expected = tree(jnp.float32) if name in ROUNDING else params
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, expected)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-    chex.assert_tree_all_finite(updates)
     # Not even a weak type may change: it would retrace the step.
-    avals = lambda t: [jax.typeof(x) for x in jax.tree.leaves(t)]  # noqa: E731
-    assert avals(after) == avals(state)
+    weak = lambda t: [jax.typeof(x).weak_type for x in jax.tree.leaves(t)]  # noqa: E731
+    weakly = lambda t: [x.weak_type for x in jax.tree.leaves(t)]  # noqa: E731
+    assert weakly(after) == weak(state)
+    assert not any(weakly(jax.eval_shape(optax.apply_updates, params, updates)))
 
 
 # Argument -> the field of the state whose type it is.
@@ -151,22 +152,6 @@ def test_zeros_stay_zeros(name):
     tx, params = FACTORIES[name](), optax.tree.zeros_like(tree())
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     chex.assert_trees_all_equal(updates, params)
-
-
-@every_factory
-def test_traces_once(name):
-    tx, params = FACTORIES[name](), tree()
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = tx.init(params)
-    for i in range(3):
-        params, state = step(params, state, gradient(params, i))
-    chex.clear_trace_counter()
 
 
 @every_factory
