@@ -83,6 +83,21 @@ def test_the_equations_hold(name, depth):
     assert depth * c_bend == pytest.approx(0.3, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "depth", "dks", "tat"),
+    [("tanh", 256, 12.5, 6.1), ("gelu", 256, 71, 6.3), ("softplus", 1000, 739, 6.4)],
+)
+def test_tat_keeps_large_inputs_their_size_where_dks_makes_them_larger(name, depth, dks, tat):
+    for method, expected in (("dks", dks), ("tat", tat)):
+        shape = theory.shape(name, depth, method=method)
+        x, w = np.polynomial.hermite_e.hermegauss(200)
+        energy = 6.0
+        for _ in range(depth):
+            value, *_ = derivatives(FUNCTIONS[name], shape.input_scale * energy**0.5 * x + shape[1])
+            energy = w @ (shape.output_scale * (value + shape.output_shift)) ** 2 / w.sum()
+        assert energy == pytest.approx(expected, rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["elu", "selu", "softsign", "leaky_relu", "relu"])
 def test_kinks_are_no_obstacle(name):
     for depth in (2, 300, 100_000):

@@ -80,7 +80,8 @@ def shaped(
         batch alone beside it.
       params: Its parameters.
       batch: A few hundred examples, the batch axis first.
-      method: As in `vanishjax.theory.shape`.
+      method: As in `vanishjax.theory.shape`; "tat" for GELU, SiLU and softplus in hundreds
+        of layers.
       activation: The activation of all layers, where it isn't one that can be told by its values.
 
     Returns:

@@ -74,12 +74,14 @@ def deep_adam(
 
     Args:
       learning_rate: eta_0. A float is multiplied by s_t; .1 serves every depth from some tens of
-        layers on, and every activation that we tried. A schedule stands for eta_0 s_t.
+        layers on, and every activation that we tried, with the `method` that fits it. A schedule
+        stands for eta_0 s_t.
       total_steps: Length of the run.
       activation: Of all layers but the last: its name, or an elementwise function.
       layers: Division of the tree into layers; derived from the parameters if None. Pass
         ``find_layers(params, loss_fn, batch)`` unless paths sort in the order of depth.
-      method: As in `vanishjax.theory.shape`.
+      method: As in `vanishjax.theory.shape`; "tat" for GELU, SiLU and softplus, which "dks" lets
+        blow up now and then in hundreds of layers.
       b1: Decay of the first moment.
       b2: Decay of the second moment.
       rest_rate: r, the rate of biases, the first kernel and the last, and anything else, over

@@ -76,6 +76,11 @@ def shape(activation: str | Activation, depth: int, *, method: Method = "dks") -
 
     .. math:: Q(1) = 1, \quad Q'(1) = 1, \quad C'(1) = 1, \quad C''(1) = .3 / L
 
+    Both keep inputs of unit size. What DKS makes of larger ones depends on the activation: those of
+    six times the mean energy leave 256 layers of tanh with 12, of GELU with 71, and 1,000 of
+    softplus with 739; in TAT with 6.1, 6.3 and 6.4. So TAT is safer for what is bounded on one side
+    at most (GELU, SiLU, softplus) in hundreds of layers.
+
     Of several solutions the one with the least output scale is taken, of these the one with the
     least mean output, then the one with a positive shift. For rectifiers, which are the same at
     every scale, Q'(1) can't be chosen (it's below 1, which is stable), and the shift is 1.
