@@ -1,4 +1,4 @@
-"""Inputs with so much in common that the first kernels' steps drown what tells them apart."""
+"""Inputs that drown what tells them apart: in what they have in common, or in one of them."""
 
 import jax
 import jax.numpy as jnp
@@ -164,8 +164,95 @@ def test_only_first_kernels_are_measured():
     np.testing.assert_allclose(probe.intake_energy[0], energy, rtol=1e-5)
 
 
+def in_units(units):
+    return lambda x: x * jnp.array(units)
+
+
+DOLLARS = (1.0, 2e4, 3.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (dense, "dense"),
+        (normed, "dense"),
+        (batch_normed, "dense"),
+        (convolved, "conv"),
+        (recurrent, "dense"),
+        (attended, "qkv"),
+        (beside_positions, "dense"),
+    ],
+)
+def test_features_in_units_of_their_own_are_named_with_the_kernel_that_takes_them_in(first, name):
+    found = finding(first, in_units(DOLLARS), ADAM)
+    assert found.severity == "critical"
+    assert {layer.partition("@")[0] for layer in found.layers} == {name}
+    # How far draws of six features range is a matter of chance.
+    assert 0.5 < found.evidence["feature_evenness"] * 2e4 < 2
+    assert found.remedy_ids == ("standardize", "standardize_inside")
+
+
+def test_how_uneven_is_too_uneven_depends_on_the_optimizer_and_on_half_of_them():
+    def severity(units, tx):
+        found = finding(normed, in_units(units), tx)
+        return found and found.severity
+
+    assert severity((400, 1, 1, 1, 1, 1), ADAM) is None
+    assert severity((1000, 1, 1, 1, 1, 1), MOMENTUM) == "critical"
+    assert severity((100, 1, 1, 1, 1, 1), MOMENTUM) is None
+    # What few features hold back is little.
+    assert severity((1e4, 1e4, 1e4, 1e4, 1, 1), ADAM) is None
+    assert severity((1e4, 1e4, 1e4, 1, 1, 1), ADAM) == "critical"
+
+
+def test_features_that_never_change_have_no_units():
+    def spoil(x):
+        return jnp.where(jnp.arange(6) < 4, 7.0, x)
+
+    loss, params, batch = network(dense, spoil)
+    probe = vj.health.probe(loss, params, batch)
+    x = spoil(X[:, 0])
+    ranges = np.sort(np.asarray(x.max(0) - x.min(0)))[4:]
+    np.testing.assert_allclose(probe.feature_evenness[0], ranges[0] / ranges[1], rtol=1e-5)
+    assert np.isnan(probe.feature_evenness[1])
+
+
+@pytest.mark.parametrize(("large", "verdict"), [(4, "sick"), (5, "healthy")])
+def test_five_large_features_are_enough(large, verdict):
+    def spoil(x):
+        return jnp.tile(x, 20)[..., :100] * jnp.where(jnp.arange(100) < large, 1.0, 1e-5)
+
+    loss, params, batch = network(dense, spoil)
+    params = params | {"dense": drawn(KEYS[1], 100, 16)}
+    assert vj.diagnose(loss, params, batch, ADAM).verdict == verdict
+
+
+def test_rare_features_are_in_units_like_the_others():
+    words = jax.nn.one_hot(jnp.arange(64) ** 2 % 61 % 6, 6).at[:, 5].set(0).at[0, 5].set(1)
+    assert finding(dense, lambda x: words[:, None], ADAM) is None
+
+
+def test_the_picture_has_a_scale_for_uneven_features():
+    verdict = vj.diagnose(*network(normed, in_units(DOLLARS)), ADAM).to_dict()
+    evidence = {one["rule"]: one["evidence"] for one in verdict["findings"]}
+    said = {name: (text, place) for name, text, place in _scales(verdict["probe"], evidence)}
+    text, place = said["inputs"]
+    assert text == "most vary by 1 / 1.31e+04 of the largest"
+    assert 0.5 < place < 0.8
+
+
 def test_the_picture_has_a_scale_for_it():
     verdict = vj.diagnose(*network(dense, lambda x: x + 100), ADAM).to_dict()
     evidence = {one["rule"]: one["evidence"] for one in verdict["findings"]}
     places = {name: place for name, _, place in _scales(verdict["probe"], evidence)}
     assert 0.5 < places["inputs"] < 0.8
+
+
+def test_what_the_kernel_makes_up_for_is_even():
+    loss, params, batch = network(normed, in_units(DOLLARS))
+    params = params | {"dense": params["dense"] / jnp.array(DOLLARS)[:, None]}
+    assert vj.diagnose(loss, params, batch, ADAM).probe.feature_evenness[0] > 0.1
+    # Entries that training has made small are no units.
+    loss, params, batch = network(normed, in_units(np.ones(6)))
+    params = params | {"dense": params["dense"].at[2:].multiply(1e-6)}
+    assert vj.diagnose(loss, params, batch, ADAM).probe.feature_evenness[0] > 0.1

@@ -356,25 +356,38 @@ def test_inputs_that_the_model_spoils_are_cured():
 class Table(nnx.Module):
     """Dollars, years and shares, behind one kernel and a normalization."""
 
-    def __init__(self, rngs):
+    def __init__(self, dollars, rngs):
+        self.dollars = dollars
         self.into = nnx.Linear(8, 32, rngs=rngs)
         self.norm = nnx.LayerNorm(32, rngs=rngs)
         self.head = nnx.Linear(32, 4, rngs=rngs)
 
     def __call__(self, x):
-        units = jnp.array([3e4, 4e3, 1.0, 1.0, 1.0, 0.2, 1.0, 10.0])
+        units = jnp.array([1.0, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]).at[:2].multiply(self.dollars)
         return self.head(nnx.gelu(self.norm(self.into(units * x))))
 
 
-def test_uneven_inputs_of_a_network_that_learns_a_part_are_standardized():
+def cured_table(dollars, on_trial=None):
     def loss_fn(model, batch):
         return optax.softmax_cross_entropy_with_integer_labels(model(batch[0]), batch[1]).mean()
 
-    problem = vj.Problem.from_nnx(Table(nnx.Rngs(0)), loss_fn, vj.adam(0.01))
+    problem = vj.Problem.from_nnx(Table(dollars, nnx.Rngs(0)), loss_fn, vj.adam(0.01))
     x = jax.random.normal(KEY, (16, 64, 8))
-    told = []
     batches = [(own, jnp.argmax(own[:, :4], axis=1)) for own in x]
-    treatment = vj.cure(problem, batches, steps=40, on_trial=told.append)
+    return vj.cure(problem, batches, steps=40, on_trial=on_trial)
+
+
+def test_uneven_inputs_are_cured():
+    treatment = cured_table(3e4)
+    assert treatment.before.verdict == "sick"
+    assert treatment.before.findings[0].rule == "mean_collapse"
+    assert [one.name for one in treatment.accepted] == ["standardize_inside"], str(treatment)
+    assert treatment.after.healthy
+
+
+def test_uneven_inputs_of_a_network_that_learns_a_part_are_standardized():
+    told = []
+    treatment = cured_table(300.0, told.append)
     assert treatment.before.verdict == "healthy", str(treatment.before)
     assert [one.name for one in treatment.accepted] == ["standardize_inside"], str(treatment)
     assert [trial.outcome for trial in told] == ["untreated", "accepted"]

@@ -25,7 +25,7 @@ from vanishjax._jaxpr.reach import GRADIENT, Reach
 from vanishjax._jaxpr.uses import Trace
 from vanishjax._jaxpr.values import Use
 from vanishjax._jaxpr.versions import dtype_of, scan_split, shape_of
-from vanishjax._jaxpr.watched import Softmax, Watched, find_softmaxes, intake_of
+from vanishjax._jaxpr.watched import Softmax, Watched, features_of, find_softmaxes, intake_of
 
 _GATES: dict[str, Literal["tanh", "logistic"]] = {"tanh": "tanh", "logistic": "logistic"}
 
@@ -122,9 +122,15 @@ class Anatomy:
     events: tuple[Event, ...]
     hidden: tuple[int, ...]
     paths: Paths
-    watched: dict[Var, Watched]
+    watched: dict[Var, tuple[Watched, ...]]
     frozen: dict[int, JaxprEqn]
     frozen_sites: dict[Var, Site]
+
+    @property
+    def watches(self) -> tuple[Watched, ...]:
+        """All that is looked at, by number."""
+        watches = (one for own in self.watched.values() for one in own)
+        return tuple(sorted(watches, key=lambda one: one.number))
 
     @functools.cached_property
     def last_sites(self) -> tuple[Site, ...]:
@@ -309,13 +315,16 @@ class _Surgeon:
                 self._gates[eqn.outvars[0]] = eqn
         return events
 
-    def watch(self, paths: Paths) -> dict[Var, Watched]:
-        """The softmaxes inside the network, and what its first and last kernel of positions get.
+    def watch(self, paths: Paths) -> dict[Var, tuple[Watched, ...]]:
+        """The softmaxes inside the network, and what its first and its last kernels get.
+
+        Of kernels of positions that is what the first and the last one gets, of kernels of features
+        what all those get that come after no other.
 
         Args:
           paths: The finished graph.
         """
-        watched: dict[Var, Watched] = {}
+        found: list[tuple[Var, Watched]] = []
         sites = [site.tap for site in self.sites.values()]
         nodes = {v: self.paths.known(v) for v in self._softmaxes}
         known = {v: node for v, node in nodes.items() if node is not None}
@@ -323,22 +332,33 @@ class _Surgeon:
         for variable, taps in zip(known, feeding, strict=True):
             if taps:
                 axes, positions, width = self._softmaxes[variable]
-                watched[variable] = Watched(
-                    len(watched), "softmax", axes, taps=taps, positions=positions, width=width
+                one = Watched(
+                    len(found), "softmax", axes, taps=taps, positions=positions, width=width
                 )
+                found.append((variable, one))
         gates = {v: node for v in self._gates if (node := self.paths.known(v)) is not None}
         # A tanh of what gates let through, such as an LSTM's of its cell, is no gate of a kernel's.
         feeding = paths.feeding(list(gates.values()), sites, apart=True)
         for variable, taps in zip(gates, feeding, strict=True):
             if taps:
                 kind = _GATES[self._gates[variable].primitive.name]
-                watched[variable] = Watched(len(watched), kind, (), taps=taps)
+                found.append((variable, Watched(len(found), kind, (), taps=taps)))
+        ends: dict[Var, Watched] = {}
         for intakes in (self._intakes, reversed(self._intakes)):
             for variable, eqn, samples, tap in intakes:
-                intake = intake_of(eqn, samples, len(watched), tap)
+                intake = intake_of(eqn, samples, len(found) + len(ends), tap)
                 if intake is not None:
-                    watched.setdefault(variable, intake)
+                    ends.setdefault(variable, intake)
                     break
+        found += ends.items()
+        first = paths.first(sites)
+        for variable, eqn, samples, tap in self._intakes:
+            features = features_of(eqn, samples, len(found), tap) if tap in first else None
+            if features is not None:
+                found.append((variable, features))
+        watched: dict[Var, tuple[Watched, ...]] = {}
+        for variable, one in found:
+            watched[variable] = (*watched.get(variable, ()), one)
         return watched
 
     def _loop(

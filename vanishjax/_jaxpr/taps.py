@@ -19,11 +19,10 @@ from vanishjax import numerics
 from vanishjax._jaxpr.anatomy import Anatomy, Site
 from vanishjax._jaxpr.program import Evaluator, Program
 from vanishjax._jaxpr.versions import bind, dtype_of, shape_of
-from vanishjax._jaxpr.watched import Watched
 from vanishjax.placement import unsharded
 
 Measure = Callable[[Site, jax.Array], Any]
-Watch = Callable[[Watched, jax.Array], Any]
+Watch = Callable[..., Any]
 
 
 def tapped_loss(
@@ -45,7 +44,8 @@ def tapped_loss(
       arguments: The parameters' leaves, then the batch's arrays.
       dummies: For each tap zeros: see `dummies_for`. The gradient with respect to them is the
         cotangent there, or log(rms) of it.
-      watch: If given, `watch(watched, x)` of a watched equation's result or operand; anything.
+      watch: If given, `watch(watched, *values)` of a watched equation's result or operands;
+        anything.
       normalize: Whether bottlenecks normalize: then cotangents are what is left of them when those
         further down have done so.
 
@@ -95,10 +95,11 @@ class _Tapped(Evaluator):
 
     def apply(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         results = super().apply(eqn, operands)
-        watched = self._anatomy.watched.get(eqn.outvars[0]) if eqn.outvars else None
-        if watched is not None and self._watch is not None:
-            x = operands[watched.operand] if watched.kind == "intake" else results[0]
-            self.seen[watched.number] = self._watch(watched, unsharded(jax.lax.stop_gradient(x)))
+        watched = self._anatomy.watched.get(eqn.outvars[0], ()) if eqn.outvars else ()
+        if self._watch is not None:
+            for one in watched:
+                values = jax.lax.stop_gradient(one.among(operands, results))
+                self.seen[one.number] = self._watch(one, *map(unsharded, values))
         return results
 
     def value(self, variable: Var, x: Any, environment: Mapping[Var, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jax.extend.core import JaxprEqn, Var
@@ -23,23 +23,32 @@ class Watched(NamedTuple):
     Attributes:
       number: Its own.
       kind: "softmax": its result is one; "intake": one of its operands is what a kernel takes in;
-        "tanh", "logistic": its result is one, of what several kernels or a part of one put out.
+        "features": that and the kernel; "tanh", "logistic": its result is one, of what several
+        kernels or a part of one put out.
       axes: The axes along which the softmax adds up to 1; those of the features of the intake.
       batch: The axis of the intake that counts the batch.
       operand: Which operand the intake is.
       taps: The taps on the outputs of the kernels that feed its result; of the kernel itself.
       positions: Of a softmax of products of as many queries as keys how many these are; else 0.
       width: The number of features that these products are sums over; 0 where it isn't known.
+      kernel_axes: The axes of the features in the kernel, in the order of `axes`.
     """
 
     number: int
-    kind: Literal["softmax", "intake", "tanh", "logistic"]
+    kind: Literal["softmax", "intake", "features", "tanh", "logistic"]
     axes: tuple[int, ...]
     batch: int = 0
     operand: int = 0
     taps: tuple[int, ...] = ()
     positions: int = 0
     width: int = 0
+    kernel_axes: tuple[int, ...] = ()
+
+    def among(self, operands: Sequence[Any], results: Sequence[Any]) -> tuple[Any, ...]:
+        """What is looked at, of an equation's operands and results."""
+        if self.kind == "features":
+            return operands[self.operand], operands[1 - self.operand]
+        return (operands[self.operand] if self.kind == "intake" else results[0],)
 
 
 class Softmax(NamedTuple):
@@ -144,23 +153,46 @@ def intake_of(
       number: Of the watch.
       tap: On the kernel's output.
     """
+    side, axes, free = _taken_in(eqn, output_samples)
+    if not free or _count(eqn, side, free[1:]) < 2:
+        return None
+    return Watched(number, "intake", axes, free[0], side, (tap,))
+
+
+def features_of(
+    eqn: JaxprEqn, output_samples: tuple[int, ...], number: int, tap: int
+) -> Watched | None:
+    """What a kernel takes in, if that has two features or more; see `intake_of`."""
+    side, axes, free = _taken_in(eqn, output_samples)
+    if not free or _count(eqn, side, axes) < 2:
+        return None
+    if eqn.primitive.name == "dot_general":
+        kernel_axes = tuple(eqn.params["dimension_numbers"][0][1 - side])
+    elif eqn.params["feature_group_count"] == 1:
+        kernel_axes = (eqn.params["dimension_numbers"].rhs_spec[1],)
+    else:
+        return None  # each group of a kernel's units has features of its own
+    return Watched(number, "features", axes, free[0], side, (tap,), kernel_axes=kernel_axes)
+
+
+def _taken_in(
+    eqn: JaxprEqn, output_samples: tuple[int, ...]
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Which operand a kernel takes in, its features' axes and the others, the batch's first."""
     if eqn.primitive.name == "conv_general_dilated":
         batch, feature, *positions = eqn.params["dimension_numbers"].lhs_spec
-        side, axes = 0, (feature,)
-    elif eqn.primitive.name == "dot_general":
+        return 0, (feature,), (batch, *positions)
+    if eqn.primitive.name == "dot_general":
         contracted, (batched, _) = eqn.params["dimension_numbers"]
         left = len(shape_of(eqn.invars[0].aval)) - len(contracted[0])
         # Where the data's axes come in the output tells on which side it stands.
         side = 0 if output_samples == tuple(range(left)) else 1
         axes = tuple(contracted[side])
-        free = [i for i in range(len(shape_of(eqn.invars[side].aval))) if i not in axes]
-        if batched or not free:
-            return None
-        batch, *positions = free
-    else:
-        return None
+        rest = (i for i in range(len(shape_of(eqn.invars[side].aval))) if i not in axes)
+        return side, axes, () if batched else tuple(rest)
+    return 0, (), ()
+
+
+def _count(eqn: JaxprEqn, side: int, axes: tuple[int, ...]) -> int:
     shape = shape_of(eqn.invars[side].aval)
-    count = 1
-    for axis in positions:
-        count *= shape[axis]
-    return Watched(number, "intake", axes, batch, side, (tap,)) if count > 1 else None
+    return math.prod(shape[axis] for axis in axes)

@@ -97,6 +97,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         unmeasured=plan.unmeasured,
         reach=supply.reach[sites],
         factors=plan.factors,
+        feature_evenness=_evenness(values, plan, [passed[i] for i in sites]),
         token_energy=watched.token_energy,
         token_detail=watched.token_detail,
         token_layer=watched.token_layer,
@@ -201,6 +202,8 @@ def _watched(
     first = math.nan
     for one in plan.watched:
         seen = np.asarray(values.watched[one.number], np.float64)
+        if one.kind == "features":
+            continue
         if one.kind == "intake":
             places = [i for i, site in enumerate(sites) if site.event.tap == one.taps[0]]
             energy, apart = seen.reshape(-1, 2).T
@@ -219,6 +222,17 @@ def _watched(
             if len(turns) == seen.ndim
         ]
     return found._replace(softmaxes=tuple(softmaxes), gates=tuple(gates))
+
+
+def _evenness(values: Values, plan: Plan, sites: Sequence[Instance]) -> Vector:
+    """That of the features that each layer takes in; see `Probe.feature_evenness`."""
+    seen = {
+        one.taps[0]: values.watched[one.number] for one in plan.watched if one.kind == "features"
+    }
+    found = (
+        seen[site.event.tap][site.turns] if site.event.tap in seen else np.nan for site in sites
+    )
+    return np.array(list(found), np.float64)
 
 
 def _parameters(

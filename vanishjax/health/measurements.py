@@ -83,6 +83,10 @@ class Probe:
       slope_rms: Root mean square of the activation's slope.
       intake_energy: Share of what the kernel takes in that tells inputs apart, where no other
         comes before; else NaN.
+      feature_evenness: Of the features that the kernel takes in the range of the fifth largest (of
+        less than nine the middle one) over that of the largest, where no other kernel comes
+        before: as they are, or times the kernel's own entries, where that is more. Features that
+        never change don't count. NaN elsewhere, and where there are fewer than two.
       activations: For each layer the kind of its activation, "rectifier", "unit_slope" (as
         tanh) or "other"; None without one.
       is_chain: Whether all gradient to earlier layers passes through this layer's output.
@@ -155,6 +159,7 @@ class Probe:
     activations: tuple[str | None, ...] = ()
     unmeasured: tuple[str, ...] = ()
     intake_energy: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
+    feature_evenness: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     reach: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     factors: tuple[str, ...] = ()
     token_energy: float = math.nan

@@ -265,7 +265,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         _dtypes(layers, leaves),
         tuple(layers.leaves[leaf].path for leaf in anatomy.hidden),
         anatomy.paths,
-        tuple(anatomy.watched.values()),
+        anatomy.watches,
         tuple({layers.leaves[u.leaf].path: 0 for u in traced.trace.uses if _multiplies(u)}),
         tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
         tuple(site.tap for site in anatomy.last_sites),

@@ -22,7 +22,7 @@ from vanishjax.health.lost import lost_updates
 from vanishjax.health.measurements import Probe
 from vanishjax.health.memory import memory
 from vanishjax.health.rounding import rounding_noise
-from vanishjax.health.start import bad_start, faint_inputs, far_inputs, far_targets
+from vanishjax.health.start import bad_start, faint_inputs, far_inputs, far_targets, uneven_inputs
 from vanishjax.health.starvation import (
     chain_factors,
     dead_units,
@@ -344,7 +344,9 @@ RULES: Mapping[Rule, _Rule] = {
     "dead_units": dead_units,
     "zero_gradient": zero_gradient,
     "saturated_units": saturated_units,
-    "mean_collapse": lambda seen: _gravest(far_inputs, mean_collapse, faint_inputs, of=seen),
+    "mean_collapse": lambda seen: _gravest(
+        far_inputs, mean_collapse, uneven_inputs, faint_inputs, of=seen
+    ),
     "exploding_gradient": exploding_gradient,
     "vanishing_gradient": vanishing_gradient,
     "rank_collapse": rank_collapse,

@@ -81,7 +81,7 @@ def identity_attention(
     by_tap = {kernel.site.tap: kernel for kernel in kernels}
     inputs = {use.leaf: set(map(id, use.equation.invars)) for use in found.traced.trace.uses}
     attentions = []
-    for one in found.traced.anatomy.watched.values():
+    for one in found.traced.anatomy.watches:
         pair = [by_tap[tap] for tap in one.taps if tap in by_tap]
         if one.kind != "softmax" or one.positions < 2 or len(pair) != 2:
             continue

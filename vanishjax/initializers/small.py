@@ -121,7 +121,7 @@ def small_queries(
       al., Stabilizing transformer training by preventing attention entropy collapse, 2023.
     """
     found = network(loss_fn, params, batch)
-    watched = found.traced.anatomy.watched.values()
+    watched = found.traced.anatomy.watches
     feeding = {tap for one in watched if one.kind == "softmax" for tap in one.taps}
     kernels = [kernel for kernel in adjustable(found) if kernel.site.tap in feeding]
     if not kernels:

@@ -171,10 +171,15 @@ def _scales(
         ratio = critical["bad_start"]["loss_ratio"]
         said = f"loss {_number(ratio)} times a constant's"
         scales.append(("start", said, _logarithm(ratio, _DEAD_START)))
-    if "intake_energy" in (far := critical.get("mean_collapse", {})):
-        energy = far["intake_energy"]
-        place = math.log(energy) / (2 * math.log(far["limit"]))
-        scales.append(("inputs", f"told apart by {_number(energy)}", min(place, 1.0)))
+    far = critical.get("mean_collapse", {})
+    for field, said in (
+        ("intake_energy", "a mean of {} deviations"),
+        ("feature_evenness", "most vary by 1 / {} of the largest"),
+    ):
+        if field in far:
+            times = _number(far[field] ** (-0.5 if field == "intake_energy" else -1.0))
+            place = math.log(far[field]) / (2 * math.log(far["limit"]))
+            scales.append(("inputs", said.format(times), min(place, 1.0)))
     if "learning_rate" in critical:
         step = critical["learning_rate"]["relative_step"]
         place = _logarithm(step / _USUAL_STEP, _DEAD_STEP / _USUAL_STEP)
