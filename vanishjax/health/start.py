@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
+from vanishjax.health.measurements import Vector
 from vanishjax.health.starvation import pick
 from vanishjax.health.step_size import TOO_LARGE
 from vanishjax.layers.matrices import bias_places
@@ -136,26 +138,18 @@ def far_inputs(seen: Examination) -> Finding | None:
     It moves the outputs of all inputs together by the mean that they take in, and no later step
     finds a direction that doesn't.
     """
-    probe = seen.probe
-    drowned = DROWNED_LINEAR if seen.is_linear else DROWNED_ADAPTIVE
-    told = np.nan_to_num(probe.intake_energy, nan=1.0)
+    told = np.nan_to_num(seen.probe.intake_energy, nan=1.0)
     told[told < _CONSTANT] = 1.0
-    far = told < drowned
-    if not far.any() or probe.supply is None:
-        return None
-    stops = (probe.supply.blocked(np.inf, far) & far).any()
-    least = float(told.min())
-    names = pick(probe.names, far)
-    past = "" if stops else " The network trains past them."
-    return Finding(
-        "mean_collapse",
-        "critical" if stops else "warning",
-        names,
-        {"intake_energy": least, "limit": drowned},
-        f"What all inputs have in common is {least**-0.5:.3g} times what tells them apart where "
-        f"{names[0]} takes them in: a step of the kernel moves all its outputs together, and "
-        f"drowns that. The inputs are far from zero mean.{past}",
-        applicable(("standardize", "standardize_inside"), probe),
+    return _not_standard(
+        seen,
+        "intake_energy",
+        told,
+        DROWNED_LINEAR if seen.is_linear else DROWNED_ADAPTIVE,
+        lambda name, least: (
+            f"What all inputs have in common is {least**-0.5:.3g} times what tells them apart "
+            f"where {name} takes them in: a step of the kernel moves all its outputs together, and "
+            "drowns that. The inputs are far from zero mean."
+        ),
     )
 
 
@@ -165,24 +159,46 @@ def uneven_inputs(seen: Examination) -> Finding | None:
     All that the first kernels put out, and all that their gradients see, comes from the large ones;
     what the others tell is learned last.
     """
-    probe = seen.probe
-    limit = UNEVEN_LINEAR if seen.is_linear else UNEVEN_ADAPTIVE
-    evenness = np.nan_to_num(probe.feature_evenness, nan=1.0)
-    uneven = evenness < limit
-    if not uneven.any() or probe.supply is None:
+    return _not_standard(
+        seen,
+        "feature_evenness",
+        np.nan_to_num(seen.probe.feature_evenness, nan=1.0),
+        UNEVEN_LINEAR if seen.is_linear else UNEVEN_ADAPTIVE,
+        lambda name, least: (
+            f"Most features that {name} takes in vary by {least:.1e} of what the largest does, or "
+            "less: all inputs look alike but for that, and the others are learned last. They are "
+            "in units of their own."
+        ),
+    )
+
+
+def _not_standard(
+    seen: Examination,
+    field: str,
+    shares: Vector,
+    limit: float,
+    says: Callable[[str, float], str],
+) -> Finding | None:
+    """What first kernels take in that is far from standard: critical where nothing leads past it.
+
+    Args:
+      seen: The examination.
+      field: What the shares are.
+      shares: For each layer; 1 where there is nothing to say.
+      limit: Below which one is too small.
+      says: Of the first such kernel and the least share what is wrong.
+    """
+    probe, far = seen.probe, shares < limit
+    if not far.any() or probe.supply is None:
         return None
-    stops = (probe.supply.blocked(np.inf, uneven) & uneven).any()
-    least = float(evenness.min())
-    names = pick(probe.names, uneven)
-    past = "" if stops else " The network trains past them."
+    stops = (probe.supply.blocked(np.inf, far) & far).any()
+    least, names = float(shares.min()), pick(probe.names, far)
     return Finding(
         "mean_collapse",
         "critical" if stops else "warning",
         names,
-        {"feature_evenness": least, "limit": limit},
-        f"Most features that {names[0]} takes in vary by {least:.1e} of what the largest does, or "
-        "less: all inputs look alike but for that, and the others are learned last. They are in "
-        f"units of their own.{past}",
+        {field: least, "limit": limit},
+        says(names[0], least) + ("" if stops else " The network trains past them."),
         applicable(("standardize", "standardize_inside"), probe),
     )
 

@@ -27,6 +27,11 @@ _DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
 _DEAD_TOKENS = {"token_energy": 3e-4, "token_detail": 5e-5}
 _DEAD_START, _DEAD_STEP, _USUAL_STEP = 1.5, 1.0, 0.01
 _UNITS = {"dead_units": "dead_fraction", "saturated_units": "saturated_fraction"}
+# What inputs are far from standard by: which power of it is said, and how.
+_INPUTS = {
+    "intake_energy": (-0.5, "a mean of {} deviations"),
+    "feature_evenness": (-1.0, "most vary by 1 / {} of the largest"),
+}
 
 
 def plot_diagnosis(verdict: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -172,14 +177,10 @@ def _scales(
         said = f"loss {_number(ratio)} times a constant's"
         scales.append(("start", said, _logarithm(ratio, _DEAD_START)))
     far = critical.get("mean_collapse", {})
-    for field, said in (
-        ("intake_energy", "a mean of {} deviations"),
-        ("feature_evenness", "most vary by 1 / {} of the largest"),
-    ):
+    for field, (power, said) in _INPUTS.items():
         if field in far:
-            times = _number(far[field] ** (-0.5 if field == "intake_energy" else -1.0))
             place = math.log(far[field]) / (2 * math.log(far["limit"]))
-            scales.append(("inputs", said.format(times), min(place, 1.0)))
+            scales.append(("inputs", said.format(_number(far[field] ** power)), min(place, 1.0)))
     if "learning_rate" in critical:
         step = critical["learning_rate"]["relative_step"]
         place = _logarithm(step / _USUAL_STEP, _DEAD_STEP / _USUAL_STEP)
