@@ -109,6 +109,8 @@ class Anatomy:
       events: What the data passes, in order.
       hidden: Indices of kernels that also meet the data where nothing can be measured.
       paths: The graph along which gradients flow from tap to tap.
+      first: The taps on kernels that come after no other, lookups left out: a table's rows learn
+        one by one, and what all inputs look up holds back none of the others.
       watched: Equations to look at, by their first result.
       frozen: The taps on products of the signal with something that isn't trained, such as the
         kernels of a discriminator that the loss closes over, and the equations.
@@ -122,6 +124,7 @@ class Anatomy:
     events: tuple[Event, ...]
     hidden: tuple[int, ...]
     paths: Paths
+    first: frozenset[int]
     watched: dict[Var, tuple[Watched, ...]]
     frozen: dict[int, JaxprEqn]
     frozen_sites: dict[Var, Site]
@@ -184,6 +187,8 @@ def dissect(program: Program, trace: Trace) -> Anatomy:
     frame = Frame(program.closed.jaxpr, (GRADIENT,), inputs, nothing, not program.arrays)
     events = surgeon.explore(frame, (), beside=False)
     paths = surgeon.paths.build(list(surgeon.taps), program.closed.jaxpr.outvars[0])
+    taps = {site.tap: site.looks_up for site in surgeon.sites.values()}
+    first = frozenset(tap for tap in paths.first(taps) if not taps[tap])
     return Anatomy(
         surgeon.sites,
         surgeon.taps,
@@ -192,7 +197,8 @@ def dissect(program: Program, trace: Trace) -> Anatomy:
         tuple(events),
         tuple(sorted({use.leaf for key, use in kernels.items() if key not in surgeon.met})),
         paths,
-        surgeon.watch(paths),
+        first,
+        surgeon.watch(paths, first),
         surgeon.frozen,
         surgeon.frozen_sites,
     )
@@ -315,7 +321,7 @@ class _Surgeon:
                 self._gates[eqn.outvars[0]] = eqn
         return events
 
-    def watch(self, paths: Paths) -> dict[Var, tuple[Watched, ...]]:
+    def watch(self, paths: Paths, first: frozenset[int]) -> dict[Var, tuple[Watched, ...]]:
         """The softmaxes inside the network, and what its first and its last kernels get.
 
         Of kernels of positions that is what the first and the last one gets, of kernels of features
@@ -323,6 +329,7 @@ class _Surgeon:
 
         Args:
           paths: The finished graph.
+          first: See `Anatomy`.
         """
         found: list[tuple[Var, Watched]] = []
         sites = [site.tap for site in self.sites.values()]
@@ -351,7 +358,6 @@ class _Surgeon:
                     ends.setdefault(variable, intake)
                     break
         found += ends.items()
-        first = paths.first(sites)
         for variable, eqn, samples, tap in self._intakes:
             features = features_of(eqn, samples, len(found), tap) if tap in first else None
             if features is not None:

@@ -229,10 +229,10 @@ def _evenness(values: Values, plan: Plan, sites: Sequence[Instance]) -> Vector:
     seen = {
         one.taps[0]: values.watched[one.number] for one in plan.watched if one.kind == "features"
     }
-    found = (
+    found = [
         seen[site.event.tap][site.turns] if site.event.tap in seen else np.nan for site in sites
-    )
-    return np.array(list(found), np.float64)
+    ]
+    return np.array(found, np.float64)
 
 
 def _parameters(

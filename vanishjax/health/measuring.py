@@ -228,14 +228,11 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
     measurements: dict[int, Measurement] = {}
 
     types = {site.tap: site.dtype for site in anatomy.sites.values()}
-    # A table's rows learn one by one: what all inputs look up holds back none of the others.
-    tables = {site.tap for site in anatomy.sites.values() if site.looks_up}
-    first = anatomy.paths.first(types) - tables
 
     def observe(site: _jaxpr.Site, x: jax.Array) -> Any:
         widths[site.tap] = int(np.prod([x.shape[axis] for axis in site.units], dtype=int))
         activations[site.tap] = None if site.activation is None else site.activation.kind
-        measurement = Measurement.of(site, first=site.tap in first)
+        measurement = Measurement.of(site, first=site.tap in anatomy.first)
         if anatomy.lengths[site.tap]:
             return measurement(x)  # a loop would stack the arrays of all its turns
         measurements[site.tap] = measurement
