@@ -96,11 +96,11 @@ def adam(rate, network, _):
     return optax.adam(falling(rate, network.steps))
 
 
+TAT = "shaped, deep_adam, TAT"  # for smooth activations alone
 CONTENDERS = {
     "shaped, deep_adam": Contender(deep, (0.1, 0.2, 0.05), shaped=True),
     "deep_adam": Contender(deep, (0.1, 0.2, 0.05)),
-    # For smooth activations alone.
-    "shaped, deep_adam, TAT": Contender(
+    TAT: Contender(
         functools.partial(deep, method="tat"), (0.1, 0.05, 0.2), shaped=True, method="tat"
     ),
     "deep_muon, recondition": Contender(
@@ -126,7 +126,6 @@ CONTENDERS = {
         (0.01, 0.003, 0.03),
     ),
 }
-TAT = "shaped, deep_adam, TAT"
 OURS = tuple(CONTENDERS)[:2]
 ALL = tuple(name for name in CONTENDERS if name != TAT)
 STACKED = tuple(name for name in ALL if name not in ("optax lamb", "optax muon"))
