@@ -561,3 +561,20 @@ def test_what_is_not_for_a_transformer_refuses_by_name_without_training():
     treated = KNOWN["deep_muon"](Context(problem, tokens[0])).treat(problem)
     with pytest.raises(ValueError, match="no bias beside it"):
         jax.eval_shape(treated.tx.init, params)
+
+
+def test_a_loss_is_traced_once_for_all_remedies():
+    calls = []
+
+    def loss_fn(params, batch):
+        calls.append(params)
+        return vj.losses.squared_error(jnp.tanh(batch[0] @ params["w"]) @ params["v"], batch[1])
+
+    params = {"w": jnp.ones((3, 8)), "v": jnp.ones((8, 1))}
+    x = jax.random.normal(KEY, (32, 3))
+    problem = vj.Problem(loss_fn, params, vj.adam(1e-3))
+    context = Context(problem, (x, x[:, :1]))
+    made = [KNOWN[name](context).treat(problem) for name in ("lsuv", "small_output")]
+    assert len(calls) == 1
+    for one in made:
+        assert not (one.params["v"] == params["v"]).all()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import jaxpr_as_fun
 
 from vanishjax import _jaxpr
 from vanishjax.compilation import jit_once
 from vanishjax.layers.traced import TracedLoss, traced_loss
 from vanishjax.placement import gathered, placed_like
-from vanishjax.problem import loss_alone, network_of
+from vanishjax.problem import network_of
 from vanishjax.validation import check_floating
 
 
@@ -40,13 +42,22 @@ class Network:
 
     def losses(self, params: Any) -> tuple[jax.Array, jax.Array]:
         """The loss on the batch of the parameters given, and of others."""
-        loss = jit_once(lambda params, batch: loss_alone(self.loss_fn(params, batch)))
-        return loss(self.params, self.batch), loss(gathered(params), self.batch)
+        others = jax.tree.leaves(gathered(params))
+        before, after = (
+            _loss(self.traced, [*leaves, *self.inputs]) for leaves in (self.leaves, others)
+        )
+        return before, after
 
     def with_leaves(self, leaves: Sequence[Any]) -> Any:
         """Parameters of other arrays, where those given lie."""
         structure = jax.tree_util.tree_structure(self.params)
         return placed_like(jax.tree_util.tree_unflatten(structure, leaves), self.given)
+
+
+@functools.partial(jit_once, static_argnums=0)
+def _loss(traced: TracedLoss, arguments: list[Any]) -> jax.Array:
+    loss: jax.Array = jaxpr_as_fun(traced.program.closed)(*arguments)[0]
+    return loss
 
 
 def network(loss_fn: Any, params: Any, batch: Any) -> Network:

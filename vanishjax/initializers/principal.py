@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.initializers.network import network
-from vanishjax.layers import Leaf
+from vanishjax.layers.traced import TracedLoss
 from vanishjax.problem import MISSING, Problem
 
 
@@ -64,34 +64,37 @@ def pca(loss_fn: Callable[..., Any] | Problem, params: Any = MISSING, batch: Any
       analysis, 2017. The rotation, which leaves other initializations their structure, is ours.
     """
     found = network(loss_fn, params, batch)
-    traced, leaves = found.traced, found.leaves
-    uses = collections.Counter(use.leaf for use in traced.trace.uses)
-    first = {
-        use.leaf: leaf
-        for use in traced.trace.uses
-        for leaf in [traced.layers.leaves[use.leaf]]
-        if uses[use.leaf] == 1 and use.depths.ndim == 0 and use.depths == 1
-        if not leaf.axes and leaf.is_matrix
-    }
+    first, leaves = _first(found.traced), found.leaves
     if first:
-        turned = functools.partial(_turned, traced.program, traced.anatomy, first)
-        leaves = jit_once(turned)(leaves, found.inputs)
+        leaves = _turned(found.traced, first, leaves, found.inputs)
     return found.with_leaves(leaves)
 
 
+def _first(traced: TracedLoss) -> tuple[int, ...]:
+    """The numbers of kernels that take in data alone, and once."""
+    uses = collections.Counter(use.leaf for use in traced.trace.uses)
+    found: dict[int, None] = {}
+    for use in traced.trace.uses:
+        leaf = traced.layers.leaves[use.leaf]
+        once = uses[use.leaf] == 1 and use.depths.ndim == 0
+        if once and use.depths == 1 and leaf.is_matrix and not leaf.axes:
+            found[use.leaf] = None
+    return tuple(found)
+
+
+@functools.partial(jit_once, static_argnums=(0, 1))
 def _turned(
-    program: _jaxpr.Program,
-    anatomy: _jaxpr.Anatomy,
-    first: dict[int, Leaf],
-    leaves: Sequence[jax.Array],
-    inputs: Sequence[jax.Array],
+    traced: TracedLoss,
+    first: tuple[int, ...],
+    leaves: list[jax.Array],
+    inputs: list[jax.Array],
 ) -> list[jax.Array]:
-    seen = _jaxpr.kernel_inputs(program, anatomy, [*leaves, *inputs])
+    seen = _jaxpr.kernel_inputs(traced.program, traced.anatomy, [*leaves, *inputs])
     turned = list(leaves)
-    for number, leaf in first.items():
+    for number in first:
         if number not in seen:
             continue
-        matrices, laid_out = leaf.matrices(numerics.upcast(leaves[number]))
+        matrices, laid_out = traced.layers.leaves[number].matrices(numerics.upcast(leaves[number]))
         data = numerics.upcast(seen[number]).reshape(-1, seen[number].shape[-1])
         if matrices.ndim == 2 and matrices.shape[0] == data.shape[1]:
             kernel = laid_out(_toward_components(matrices, data))

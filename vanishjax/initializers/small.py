@@ -18,6 +18,7 @@ from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.initializers.network import Network, network
 from vanishjax.initializers.unit_variance import adjustable, adjusted
+from vanishjax.layers.traced import TracedLoss
 from vanishjax.problem import MISSING, Problem
 
 # Of what a network puts out at first: logits of a tenth are as good as a uniform guess.
@@ -197,23 +198,22 @@ def _is_outside_loops(found: Network) -> bool:
 
 def _small_output(found: Network) -> Any:
     heads = found.traced.anatomy.last_sites
-    anatomy = found.traced.anatomy
     kernels = [kernel for kernel in adjustable(found) if kernel.site in heads]
     if kernels:
         return adjusted(found, kernels, variance=_OUTPUT)
     last = heads[-1]
     leaves = list(found.leaves)
-    size = jit_once(functools.partial(_output_size, found.traced.program, anatomy, last))
     for _ in range(_ROUNDS):
-        factor = jnp.sqrt(_OUTPUT**0.5 / size(leaves, found.inputs))
+        size = _output_size(found.traced, last, leaves, found.inputs)
+        factor = jnp.sqrt(_OUTPUT**0.5 / size)
         scaled = numerics.upcast(leaves[last.leaf]) * jnp.where(jnp.isfinite(factor), factor, 1.0)
         leaves[last.leaf] = numerics.saturating_cast(scaled, leaves[last.leaf].dtype)
     return found.with_leaves(leaves)
 
 
+@functools.partial(jit_once, static_argnums=(0, 1))
 def _output_size(
-    program: _jaxpr.Program,
-    anatomy: _jaxpr.Anatomy,
+    traced: TracedLoss,
     last: _jaxpr.Site,
     leaves: list[jax.Array],
     inputs: list[jax.Array],
@@ -227,7 +227,7 @@ def _output_size(
         mean = jnp.mean(wide, axis=site.output_samples, keepdims=True)
         return y, numerics.rms(wide - mean)
 
-    size: jax.Array = _jaxpr.adjusted_forward(program, anatomy, measure, [*leaves, *inputs])[
-        last.tap
-    ]
+    arguments = [*leaves, *inputs]
+    kept = _jaxpr.adjusted_forward(traced.program, traced.anatomy, measure, arguments)
+    size: jax.Array = kept[last.tap]
     return size

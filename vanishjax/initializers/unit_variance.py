@@ -17,6 +17,7 @@ from vanishjax.compilation import jit_once
 from vanishjax.initializers.network import Network, network
 from vanishjax.layers import Leaf
 from vanishjax.layers.matrices import bias_of
+from vanishjax.layers.traced import TracedLoss
 from vanishjax.problem import MISSING, Problem
 
 
@@ -255,22 +256,21 @@ def adjusted(
       orthogonal: Whether they become orthogonal.
       variance: Of what they put out: of all, or of each by its tap; None as it is.
     """
-    program, anatomy = found.traced.program, found.traced.anatomy
     deviations = {
         tap: None if own is None else own**0.5
         for tap in (kernel.site.tap for kernel in kernels)
         for own in [variance[tap] if isinstance(variance, Mapping) else variance]
     }
-    run = functools.partial(_adjusted, program, anatomy, kernels, orthogonal, deviations)
-    return found.with_leaves(jit_once(run)(found.leaves, found.inputs))
+    arguments = deviations, found.leaves, found.inputs
+    return found.with_leaves(_adjusted(found.traced, tuple(kernels), orthogonal, *arguments))
 
 
+@functools.partial(jit_once, static_argnums=(0, 1, 2))
 def _adjusted(
-    program: _jaxpr.Program,
-    anatomy: _jaxpr.Anatomy,
-    kernels: Sequence[Adjustable],
+    traced: TracedLoss,
+    kernels: tuple[Adjustable, ...],
     orthogonal: bool,
-    deviations: Mapping[int, float | None],
+    deviations: dict[int, Any],
     leaves: list[jax.Array],
     inputs: list[jax.Array],
 ) -> list[jax.Array]:
@@ -309,7 +309,8 @@ def _adjusted(
         adjusted = numerics.saturating_cast(wide * scale - shift, y.dtype)
         return adjusted, (scale, -shift.ravel(), alive)
 
-    kept = _jaxpr.adjusted_forward(program, anatomy, adjust, [*started, *inputs])
+    arguments = [*started, *inputs]
+    kept = _jaxpr.adjusted_forward(traced.program, traced.anatomy, adjust, arguments)
     results = list(leaves)
 
     def keep(number: int, axes: tuple[int, ...], values: jax.Array, alive: jax.Array) -> None:

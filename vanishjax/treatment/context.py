@@ -13,6 +13,7 @@ import jax
 from vanishjax.health import Probe
 from vanishjax.initializers.network import network
 from vanishjax.layers import Layers, find_layers
+from vanishjax.layers.traced import KeptTrace
 from vanishjax.problem import Problem
 from vanishjax.treatment.coordinates import Coordinates, find_coordinates
 from vanishjax.treatment.trial import form
@@ -74,11 +75,19 @@ class Context:
 
         return made
 
+    def loss(self, problem: Problem) -> KeptTrace:
+        """A problem's loss in its plain form, traced once for all that start from its shapes."""
+
+        def seen(problem: Problem) -> Any:
+            return problem.plain_loss
+
+        return self.once("loss", lambda problem: KeptTrace(problem.plain_loss), seen)(problem)
+
     def coordinates(self, problem: Problem) -> Coordinates:
         """Those of `standardize_inside`; without kernels where nothing is far from standard."""
 
         def find(problem: Problem) -> Coordinates:
-            return find_coordinates(network(problem.plain_loss, problem.params, self.batch))
+            return find_coordinates(network(self.loss(problem), problem.params, self.batch))
 
         def seen(problem: Problem) -> Any:
             # Parameters have no say in what the data is.

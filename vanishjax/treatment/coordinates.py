@@ -266,8 +266,8 @@ def _features(found: Network, wanted: Collection[int]) -> dict[int, np.ndarray[A
     traced = found.traced
     run = functools.partial(_jaxpr.feature_moments, traced.program, traced.trace, traced.anatomy)
     measure = jit_once(run)
-    keys = jax.random.split(jax.random.key(0), max(1, len(found.leaves)))
-    others = [_perturbed(key, leaf) for key, leaf in zip(keys, found.leaves, strict=False)]
+    draws = np.random.default_rng(0)
+    others = [_perturbed(draws, leaf) for leaf in found.leaves]
     first, second = (measure([*leaves, *found.inputs]) for leaves in (found.leaves, others))
     features = {}
     for number in wanted:
@@ -276,10 +276,14 @@ def _features(found: Network, wanted: Collection[int]) -> dict[int, np.ndarray[A
     return features
 
 
-def _perturbed(key: jax.Array, leaf: jax.Array) -> jax.Array:
-    size = numerics.rms(leaf)
-    size = jnp.where(size > 0, size, _CHANGE)
-    return numerics.saturating_cast(leaf + size * jax.random.normal(key, leaf.shape), leaf.dtype)
+def _perturbed(draws: np.random.Generator, leaf: jax.Array) -> jax.Array:
+    # On the host: every shape would ask for programs of its own.
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    value, largest = np.asarray(leaf, wide), float(jnp.finfo(leaf.dtype).max)
+    size = np.abs(value).mean() if value.size else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # parameters may be infinite
+        changed = value + (size or _CHANGE) * draws.standard_normal(value.shape, wide)
+    return jnp.asarray(np.clip(changed, -largest, largest), leaf.dtype)
 
 
 def _pooled(places: Sequence[_jaxpr.Moments]) -> np.ndarray[Any, Any]:

@@ -15,6 +15,7 @@ from vanishjax.health.constant import best_constant, loss_of_constant
 from vanishjax.initializers.network import Network, network
 from vanishjax.initializers.small import smaller_output
 from vanishjax.initializers.unit_variance import Adjustable, adjustable, varies
+from vanishjax.layers.traced import TracedLoss
 from vanishjax.problem import MISSING, Problem
 
 # Of how far the targets lie apart: the first at which the loss is so near to that of the best
@@ -81,8 +82,8 @@ def match_targets(
     """
     found = network(loss_fn, params, batch)
     try:
-        run = functools.partial(_matched, found, _heads(found))
-        matched = found.with_leaves(jit_once(run)(found.leaves, found.inputs))
+        leaves = _matched(found.traced, _heads(found), found.leaves, found.inputs)
+        matched = found.with_leaves(leaves)
         before, after = found.losses(matched)
         if not after < before:
             raise _CannotMatchError("the loss doesn't fall by it")
@@ -103,7 +104,7 @@ _NO_HEADS = (
 )
 
 
-def _heads(found: Network) -> list[tuple[Adjustable, int]]:
+def _heads(found: Network) -> tuple[tuple[Adjustable, int], ...]:
     """The last kernels, each with the number of its bias."""
     heads = {
         kernel.site.tap: (kernel, kernel.bias[0])
@@ -113,20 +114,21 @@ def _heads(found: Network) -> list[tuple[Adjustable, int]]:
     taps = [site.tap for site in found.traced.anatomy.last_sites]
     if not taps or not heads.keys() >= set(taps):
         raise _CannotMatchError(_NO_HEADS)
-    return [heads[tap] for tap in taps]
+    return tuple(heads[tap] for tap in taps)
 
 
+@functools.partial(jit_once, static_argnums=(0, 1))
 def _matched(
-    found: Network,
-    heads: Sequence[tuple[Adjustable, int]],
+    traced: TracedLoss,
+    heads: tuple[tuple[Adjustable, int], ...],
     leaves: list[jax.Array],
     inputs: list[jax.Array],
 ) -> list[jax.Array]:
     """The leaves, those of heads, kernels with the numbers of their biases, matched."""
-    of_constant = loss_of_constant(found.traced, [*leaves, *inputs])
+    of_constant = loss_of_constant(traced, [*leaves, *inputs])
     kernels = [kernel for kernel, _ in heads]
     axes = [kernel.site.output_samples for kernel in kernels]
-    put_out = _outputs(found, kernels, leaves, inputs)
+    put_out = _outputs(traced, kernels, leaves, inputs)
     of_one = [jnp.mean(y, own, keepdims=True) for y, own in zip(put_out, axes, strict=True)]
     # A kernel that is also a factor of something else isn't replaced by what it puts out here.
     if of_constant is None or [x.shape for x in of_constant[1]] != [x.shape for x in of_one]:
@@ -165,7 +167,7 @@ def _matched(
         matched[kernel.number] = _scaled(kernel, leaves[kernel.number], factor)
     # The means are those of kernels rounded to their type.
     for (_, number), own, y, constant in zip(
-        heads, axes, _outputs(found, kernels, matched, inputs), best, strict=True
+        heads, axes, _outputs(traced, kernels, matched, inputs), best, strict=True
     ):
         bias = leaves[number]
         shift = (constant - jnp.mean(y, own, keepdims=True)).reshape(bias.shape)
@@ -175,7 +177,7 @@ def _matched(
 
 
 def _outputs(
-    found: Network,
+    traced: TracedLoss,
     kernels: Sequence[Adjustable],
     leaves: list[jax.Array],
     inputs: list[jax.Array],
@@ -185,8 +187,7 @@ def _outputs(
     def keep(_: _jaxpr.Site, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         return y, numerics.upcast(y)
 
-    program, anatomy = found.traced.program, found.traced.anatomy
-    kept = _jaxpr.adjusted_forward(program, anatomy, keep, [*leaves, *inputs])
+    kept = _jaxpr.adjusted_forward(traced.program, traced.anatomy, keep, [*leaves, *inputs])
     return [kept[kernel.site.tap] for kernel in kernels]
 
 

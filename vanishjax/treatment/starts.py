@@ -52,7 +52,7 @@ def small_lsuv(context: Context) -> Remedy:
 
 def _lsuv(name: str, context: Context, variance: float) -> Remedy:
     def apply(problem: Problem) -> Problem:
-        loss_fn = problem.plain_loss
+        loss_fn = context.loss(problem)
         params = initializers.pca(loss_fn, problem.params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch, variance=variance)
         _check_changed(problem.params, params)
@@ -84,7 +84,7 @@ def standardize(context: Context) -> Remedy:
     @functools.cache
     def standard() -> Standardized:
         problem = context.problem
-        return standardize_inputs(problem.plain_loss, problem.params, context.batch)
+        return standardize_inputs(context.loss(problem), problem.params, context.batch)
 
     # The same object for the same function, so that problems can run side by side.
     @functools.cache
@@ -133,7 +133,7 @@ def zero_means(context: Context) -> Remedy:
 
     def apply(problem: Problem) -> Problem:
         params = initializers.lsuv(
-            problem.plain_loss, problem.params, context.batch, orthogonal=False, variance=None
+            context.loss(problem), problem.params, context.batch, orthogonal=False, variance=None
         )
         _check_changed(problem.params, params)
         return dataclasses.replace(problem, params=params)
@@ -173,7 +173,7 @@ def _started(
     """What sees the loss, the parameters and a batch, and makes others; settings of the remedy."""
 
     def apply(problem: Problem) -> Problem:
-        params = make(problem.plain_loss, problem.params, context.batch)
+        params = make(context.loss(problem), problem.params, context.batch)
         return dataclasses.replace(problem, params=params)
 
     recipe = f"params = vj.{room}.{name}(loss_fn, params, batch)"
@@ -190,7 +190,9 @@ def tiny_lsuv(context: Context) -> Remedy:
     steps = muon_at(context, TINY_RATE * context.learning_rate)
 
     def apply(problem: Problem) -> Problem:
-        params = initializers.lsuv(problem.plain_loss, problem.params, context.batch, variance=TINY)
+        params = initializers.lsuv(
+            context.loss(problem), problem.params, context.batch, variance=TINY
+        )
         _check_changed(problem.params, params)
         return steps.apply(dataclasses.replace(problem, params=params))
 
@@ -214,11 +216,10 @@ def looks_linear(context: Context) -> Remedy:
         if context.probe is not None and "rectifier" not in context.probe.activations:
             raise ValueError(refusal)
         params = initializers.looks_linear(context.key, problem.params, context.layers)
-        loss_fn = problem.plain_loss
-        change = probe(loss_fn, params, context.batch).sum_log_chi
+        change = probe(problem.plain_loss, params, context.batch).sum_log_chi
         if not abs(change) < _LINEAR * len(context.layers):
             raise ValueError(f"{refusal} (sum of ln chi {change:.3g})")
-        params = initializers.pca(loss_fn, params, context.batch)
+        params = initializers.pca(context.loss(problem), params, context.batch)
         return dataclasses.replace(problem, params=params)
 
     drawn = f"params = vj.initializers.looks_linear(key, params, layers)\n{_PCA}"
@@ -236,7 +237,7 @@ def redraw(context: Context) -> Remedy:
     """Kernels drawn anew, biases zero, then `lsuv`: for what is beyond repair (NaN, all alike)."""
 
     def apply(problem: Problem) -> Problem:
-        loss_fn = problem.plain_loss
+        loss_fn = context.loss(problem)
         params = initializers.redraw(context.key, problem.params, context.layers)
         params = initializers.pca(loss_fn, params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch)
