@@ -32,8 +32,8 @@ def test_mnist(monkeypatch, capsys):
 
 
 def test_transformer(monkeypatch, capsys):
-    out = printed("transformer", monkeypatch, capsys, "--epochs", "2")
-    assert out.startswith("Won't train: exploding gradient"), out
+    out = printed("transformer", monkeypatch, capsys, "--depth", "12", "--epochs", "2")
+    assert out.startswith("Won't train: "), out
     assert "\nCured by " in out
     assert "\nparams = vj.initializers." in out
     assert numbers(out)[-1] > 0.8, out

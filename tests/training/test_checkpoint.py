@@ -42,8 +42,7 @@ def start(tx, width=16):
     return vj.TrainState.create(problem(width).params, tx, jax.random.key(7))
 
 
-def trained(tx, state, steps):
-    step = vj.make_train_step(problem().loss_fn, tx)
+def trained(step, state, steps):
     for _ in range(steps):
         state, _ = step(state, BATCH)
     return state
@@ -60,12 +59,13 @@ CHAINS = {
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_run_goes_on_bit_for_bit(tmp_path, name):
     tx = CHAINS[name]()
-    half = trained(tx, start(tx), 3)
+    step = vj.make_train_step(problem().loss_fn, tx)
+    half = trained(step, start(tx), 3)
     vj.save_checkpoint(tmp_path, half)
-    whole = trained(tx, half, 3)
+    whole = trained(step, half, 3)
     restored = vj.restore_checkpoint(tmp_path, start(tx))
     assert int(restored.step) == 3
-    again = trained(tx, restored, 3)
+    again = trained(step, restored, 3)
     key = lambda s: s._replace(key=jax.random.key_data(s.key))  # noqa: E731
     chex.assert_trees_all_equal(key(again), key(whole))
     chex.assert_trees_all_equal_shapes_and_dtypes(key(again), key(whole))
