@@ -172,11 +172,21 @@ PARTS = {
         (Network(10_000, data="fashion_mnist"), OURS),
         (Network(10_000), ALL[:1]),
         (Network(10_000, "relu"), ALL[:1]),
+        (Network(10_000, "tanh"), ALL[:1]),
+        (Network(10_000, "gelu"), (TAT,)),
     ],
     "fashion": [
         (Network(0, data="fashion_mnist"), ("optax adam",)),
         (Network(2, "relu", data="fashion_mnist"), ("optax adam",)),
         *of_depth(256, OURS, data="fashion_mnist"),
+        *(
+            one
+            for f in ("gelu", "softplus")
+            for one in (
+                (Network(2, f, data="fashion_mnist"), ("optax adam",)),
+                (Network(256, f, data="fashion_mnist"), (TAT,)),
+            )
+        ),
     ],
 }
 QUICK = {
