@@ -280,7 +280,9 @@ def deep_chains(results, _, path):
                     )
             axes.set_xscale("log")
             ticks = sorted({key[2] for key in runs if key[2] > 2})
-            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            # There is no room for the numbers of all.
+            names = [f"{n:,}" if n in (4, 16, 64, 1_000, 10_000) else "" for n in ticks]
+            axes.set_xticks(ticks, names, fontsize="small")
             axes.minorticks_off()
             axes.set_ylim(0, 100)
             axes.set_xlabel(f"layers, {activation}")
