@@ -2,20 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax.extend.core import Literal, Var
+from jax.extend.core import JaxprEqn, Literal, Var
 
 from vanishjax._jaxpr.anatomy import Anatomy, Site
 from vanishjax._jaxpr.output import MOVES, PRODUCTS
 from vanishjax._jaxpr.program import Program, on_device
 from vanishjax._jaxpr.uses import Trace
-from vanishjax._jaxpr.versions import bind, dtype_of, shape_of
+from vanishjax._jaxpr.versions import bind, called, dtype_of, open_jaxpr, shape_of
 
 # A kernel of one output is multiplied entry by entry on the way back.
 _PRODUCTS = PRODUCTS | {"mul"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """The loss as a function of what the last kernels put out.
+
+    Attributes:
+      starts: What they put out, or biases in its place.
+      after: The equations that depend on it, in order.
+      fixed: What doesn't.
+      loss: The loss.
+    """
+
+    starts: tuple[Var, ...]
+    after: list[JaxprEqn]
+    fixed: Mapping[Var, Any]
+    loss: Any
+
+    def __call__(self, outputs: Sequence[Any], without: tuple[int, int] | None = None) -> Any:
+        """The loss.
+
+        Args:
+          outputs: For each start a value, broadcast to its shape.
+          without: Numbers of two of `stages`: the first is left out, and the second, which comes
+            before it, takes its place.
+        """
+        skipped = None if without is None else tuple(self.stages()[one] for one in without)
+        environment = self._environment(outputs, skipped)
+        return self.loss.val if isinstance(self.loss, Literal) else environment[self.loss]
+
+    def stages(self) -> list[Var]:
+        """What is made of one start on the way to the loss, as many numbers as it has itself.
+
+        Not the exponentials of a softmax, which are but a part of it.
+        """
+        if len(self.starts) != 1:
+            return []
+        size = math.prod(shape_of(self.starts[0].aval))
+        made = {v: eqn for eqn in self.after for v in eqn.outvars}
+        inner = {numerator for eqn in self.after if (numerator := _exponentials(eqn, made))}
+        return [
+            v
+            for v in (self.starts[0], *made)
+            if math.prod(shape_of(v.aval)) == size and v not in inner
+            if jnp.issubdtype(dtype_of(v), jnp.floating)
+        ]
+
+    def makers(self) -> list[tuple[JaxprEqn | None, str]]:
+        """The equation that makes each stage, None for the start, and what to call it."""
+        made = {v: eqn for eqn in self.after for v in eqn.outvars}
+        return [(made.get(v), self._name(v, made)) for v in self.stages()]
+
+    @staticmethod
+    def _name(variable: Var, made: Mapping[Var, JaxprEqn]) -> str:
+        eqn = made.get(variable)
+        if eqn is None:
+            return ""
+        name = eqn.primitive.name
+        if name.startswith("custom_") and (inner := called(eqn)) is not None:
+            return str(open_jaxpr(inner).debug_info.func_name)
+        if _exponentials(eqn, made):
+            return "softmax"
+        return "sigmoid" if name == "logistic" else name
+
+    def values(self, outputs: Sequence[Any]) -> list[Any]:
+        """The stages' values."""
+        environment = self._environment(outputs, None)
+        return [environment[v] for v in self.stages()]
+
+    def _environment(self, outputs: Sequence[Any], skipped: tuple[Var, ...] | None) -> Any:
+        started = {
+            v: jnp.broadcast_to(own, shape_of(v.aval))
+            for v, own in zip(self.starts, outputs, strict=True)
+        }
+        environment = {**self.fixed, **started}
+        if skipped is None:
+            _run(self.after, environment)
+            return environment
+        out, instead = skipped
+        for eqn in self.after:
+            _run([eqn], environment)
+            if out in eqn.outvars:
+                environment[out] = environment[instead].astype(dtype_of(out))
+        return environment
+
+
+def _exponentials(eqn: JaxprEqn, made: Mapping[Var, JaxprEqn]) -> Var | None:
+    """The numerator of a quotient of exponentials, as in a softmax."""
+    if eqn.primitive.name != "div" or isinstance(first := eqn.invars[0], Literal):
+        return None
+    if first not in made:
+        return None
+    return first if made[first].primitive.name == "exp" else None
 
 
 def constant_tail(
@@ -24,7 +119,7 @@ def constant_tail(
     anatomy: Anatomy,
     arguments: Sequence[Any],
     bias_of: Callable[[int], int | None],
-) -> tuple[Callable[[Any], Any], list[Any]] | None:
+) -> tuple[Tail, list[Any]] | None:
     """The loss if the last kernels put out the same for all inputs, as a function of that.
 
     What doesn't depend on it is computed once, here. Where a last kernel meets several inputs, as
@@ -73,16 +168,8 @@ def constant_tail(
     fixed.update(zip(jaxpr.invars, arguments, strict=True))
     _run(before, fixed)
 
-    def tail(constants: Any) -> Any:
-        outputs = {
-            variable: jnp.broadcast_to(constant, shape_of(variable.aval))
-            for variable, constant in zip(shapes, constants, strict=True)
-        }
-        environment = {**fixed, **nothing, **outputs}
-        _run(after, environment)
-        (loss,) = jaxpr.outvars
-        return loss.val if isinstance(loss, Literal) else environment[loss]
-
+    (loss,) = jaxpr.outvars
+    tail = Tail(tuple(shapes), after, {**fixed, **nothing}, loss)
     return tail, [jnp.zeros(shape, dtype_of(variable)) for variable, shape in shapes.items()]
 
 

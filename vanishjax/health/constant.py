@@ -73,24 +73,43 @@ def loss_of_constant(
       The function of one array for each last kernel, and zeros of the shapes of one output for all
       inputs, in the type to compute in; None where `constant_output` knows nothing.
     """
+    found = tail_of(traced, arguments)
+    if found is None:
+        return None
+    tail, zeros = found
+    return in_types_of(zeros, tail), wide(zeros)
+
+
+def tail_of(
+    traced: TracedLoss, arguments: Sequence[Any]
+) -> tuple[_jaxpr.Tail, list[jax.Array]] | None:
+    """The same with the equations in sight, and zeros in the types of the outputs."""
     leaves = traced.layers.leaves
 
     def beside(number: int) -> int | None:
         bias = bias_of(leaves[number], leaves)
         return None if bias is None else leaves.index(bias)
 
-    found = _jaxpr.constant_tail(traced.program, traced.trace, traced.anatomy, arguments, beside)
-    if found is None:
-        return None
-    tail, zeros = found
+    return _jaxpr.constant_tail(traced.program, traced.trace, traced.anatomy, arguments, beside)
+
+
+def in_types_of(
+    zeros: Sequence[jax.Array], tail: Callable[[Sequence[jax.Array]], Any]
+) -> Callable[[Sequence[jax.Array]], jax.Array]:
+    """A function of outputs that casts them to some types first."""
 
     def loss(outputs: Sequence[jax.Array]) -> jax.Array:
-        own = [x.astype(zero.dtype) for x, zero in zip(outputs, zeros, strict=True)]
-        value: jax.Array = tail(own)
+        value: jax.Array = tail(
+            [x.astype(zero.dtype) for x, zero in zip(outputs, zeros, strict=True)]
+        )
         return value
 
-    # In the accumulator's type: in float16 Adam's eps is 0.
-    return loss, [x.astype(numerics.accumulator_dtype(x.dtype)) for x in zeros]
+    return loss
+
+
+def wide(zeros: Sequence[jax.Array]) -> list[jax.Array]:
+    """Outputs in the accumulator's type, to compute in: in float16 Adam's eps is 0."""
+    return [x.astype(numerics.accumulator_dtype(x.dtype)) for x in zeros]
 
 
 def best_constant(

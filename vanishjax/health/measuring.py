@@ -15,11 +15,13 @@ import numpy as np
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.health.constant import ConstantOutput, constant_output
+from vanishjax.health.measurements import Squash
+from vanishjax.health.squash import find_squash
 from vanishjax.health.statistics import Measurement, Statistics
 from vanishjax.health.together import call_each
 from vanishjax.health.watch import watch
 from vanishjax.layers import Layers
-from vanishjax.layers.traced import traced_loss
+from vanishjax.layers.traced import TracedLoss, traced_loss
 from vanishjax.problem import loss_alone
 
 # What the loss of a float16 network is multiplied by, lest its cotangent underflow before the first
@@ -52,6 +54,10 @@ class Loss(NamedTuple):
             jax.tree_util.tree_unflatten(self.structure, leaves),
             jax.tree_util.tree_unflatten(self.batch_structure, inputs),
         )
+
+    def traced(self, leaves: Sequence[Any], arrays: Sequence[Any]) -> TracedLoss:
+        """The loss as a program."""
+        return traced_loss(self.fn, *self.arguments(leaves, arrays))
 
 
 class Plan(NamedTuple):
@@ -86,6 +92,7 @@ class Values(NamedTuple):
     parameter_rms: np.ndarray[Any, Any]
     watched: dict[int, np.ndarray[Any, Any]]
     constant: ConstantOutput
+    squash: Squash | None
 
 
 class _Arrays(NamedTuple):
@@ -210,13 +217,13 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
         **of_layers._asdict(),
         watched=watched,
         constant=constant,
+        squash=find_squash(loss, leaves, arrays, constant),
     ), plan
 
 
 @functools.partial(jit_once, static_argnums=0)
 def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
-    params, batch = loss.arguments(leaves, arrays)
-    traced = traced_loss(loss.fn, params, batch)
+    traced = loss.traced(leaves, arrays)
     program, layers, anatomy = traced.program, traced.layers, traced.anatomy
     aval = program.closed.out_avals[0]
     if not jnp.issubdtype(aval.dtype, jnp.floating):
@@ -309,7 +316,7 @@ def _at_its_line(loss: Loss, leaves: list[Any], arrays: list[Any], error: Except
 @functools.partial(jit_once, static_argnums=0)
 def _normalizing(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
     """The cotangents and the gradients of the parameters, with bottlenecks that normalize."""
-    traced = traced_loss(loss.fn, *loss.arguments(leaves, arrays))
+    traced = loss.traced(leaves, arrays)
     program, anatomy = traced.program, traced.anatomy
     log_scale = _log_scale(anatomy, leaves)
 

@@ -198,6 +198,10 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "compute the loss from logits",
             "loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()",
         ),
+        "raw_output": Advice(
+            "hand the loss what the last kernel puts out, without an activation in between",
+            "loss = loss_of(kernel_output, targets)",
+        ),
         "guard": Advice(
             "guard the argument of a root, a quotient or a logarithm, not its result",
             "y = jnp.log(jnp.where(x > 0, x, 1.0))",

@@ -22,7 +22,14 @@ from vanishjax.health.lost import lost_updates
 from vanishjax.health.measurements import Probe
 from vanishjax.health.memory import memory
 from vanishjax.health.rounding import rounding_noise
-from vanishjax.health.start import bad_start, faint_inputs, far_inputs, far_targets, uneven_inputs
+from vanishjax.health.start import (
+    bad_start,
+    faint_inputs,
+    far_inputs,
+    far_targets,
+    squashed_output,
+    uneven_inputs,
+)
 from vanishjax.health.starvation import (
     chain_factors,
     dead_units,
@@ -359,7 +366,7 @@ RULES: Mapping[Rule, _Rule] = {
     "learning_rate": learning_rate,
     "unmeasured": unmeasured,
     "memory": memory,
-    "does_not_learn": lambda seen: does_not_learn(seen.learning),
+    "does_not_learn": lambda seen: squashed_output(seen) or does_not_learn(seen.learning),
 }
 """The rules in the order in which they explain one another."""
 

@@ -49,6 +49,10 @@ DROWNED_LINEAR, DROWNED_ADAPTIVE = 1e-2, 1e-3
 # closes .7 of it at .01 and .3 at .003, in 4,000 steps. Five large features may be enough: power
 # spectra, of which half are 3e-4 of the largest and the fifth is .07, classify Fashion-MNIST.
 UNEVEN_LINEAR, UNEVEN_ADAPTIVE = 3e-3, 1e-3
+# Of the way from the best constant output's loss down to what is reached without the squashing, the
+# part that outputs of their own for all examples go. Two softmaxes let .55 of it through for two
+# classes, .37 for ten; a tanh under targets of unit variance .87.
+SQUASHED = 0.6
 # What is the same for all inputs, as positions are, has no more than what rounding makes of it.
 _CONSTANT = 1e-13
 
@@ -200,6 +204,36 @@ def _not_standard(
         {field: least, "limit": limit},
         says(names[0], least) + ("" if stops else " The network trains past them."),
         applicable(("standardize", "standardize_inside"), probe),
+    )
+
+
+def squashed_output(seen: Examination) -> Finding | None:
+    """A loss that outputs of any size can't bring down: something between squashes them.
+
+    As a softmax before a cross-entropy that takes one itself, or a tanh under targets of thousands.
+    """
+    probe, squash = seen.probe, seen.probe.squash
+    if squash is None:
+        return None
+    share = (probe.constant_loss - squash.loss) / (probe.constant_loss - squash.without)
+    if not 0 <= share < SQUASHED:
+        return None
+    head = ", ".join(probe.heads)
+    said = "An operation between it" if squash.where is None else f"The {squash.where.operation}"
+    return Finding(
+        "does_not_learn",
+        "critical",
+        probe.heads,
+        {
+            "constant_loss": probe.constant_loss,
+            "least_loss": squash.loss,
+            "least_loss_without": squash.without,
+        },
+        f"Whatever {head} puts out, the loss gets no lower than {squash.loss:.3g}, where a "
+        f"constant output reaches {probe.constant_loss:.3g}. {said} before the loss squashes it: "
+        f"without, the loss could get to {squash.without:.3g}.",
+        ("raw_output", "standardize_targets") if squash.growth > _SQUARE else ("raw_output",),
+        squash.where,
     )
 
 

@@ -62,8 +62,7 @@ KNOWN: Mapping[str, Callable[[Context], Remedy]] = MappingProxyType(
 
 def _is_mended_in_code(finding: Finding) -> bool:
     """Whether an operation in the user's own code is at fault, whatever the parameters are."""
-    at_fault = finding.rule == "nonfinite" and finding.where is not None
-    return at_fault and KNOWN.keys().isdisjoint(finding.remedy_ids)
+    return finding.where is not None and KNOWN.keys().isdisjoint(finding.remedy_ids)
 
 
 def _takes_in_far(context: Context) -> bool:

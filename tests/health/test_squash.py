@@ -1,0 +1,141 @@
+"""What squashes the output before the loss, so that the loss can't come down."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vanishjax as vj
+
+N = 64
+X = jax.random.normal(jax.random.key(0), (N, 8))
+LABELS = jnp.argmax(X[:, :4], axis=1)
+TARGETS = X[:, :1]
+CLASSES = {"w": jax.random.normal(jax.random.key(1), (8, 4)) / 8**0.5, "b": jnp.zeros(4)}
+ONE = jax.tree.map(lambda x: x[..., :1], CLASSES)
+
+
+def outputs(params, x):
+    return x @ params["w"] + params["b"]
+
+
+def cross_entropy(logits):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
+
+
+def classifier(of):
+    """A loss of four logits."""
+    return (lambda params, x: of(outputs(params, x))), CLASSES
+
+
+def regression(squash, targets=TARGETS):
+    return (lambda params, x: jnp.mean((squash(outputs(params, x)) - targets) ** 2)), ONE
+
+
+def softmax_by_hand(x):
+    e = jnp.exp(x - jax.lax.stop_gradient(x.max(axis=1, keepdims=True)))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def binary(of):
+    return (lambda params, x: of(outputs(params, x)[:, 0]).mean()), ONE
+
+
+def twice_sigmoid(logits):
+    return optax.sigmoid_binary_cross_entropy(jax.nn.sigmoid(logits), (LABELS > 1) * 1.0)
+
+
+def alike(x, temperature=0.5):
+    """A contrastive loss: what is normalized is bounded, and squashed by nothing."""
+    z = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    scores = z @ z.T / temperature
+    return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(N)).mean()
+
+
+SQUASHED = {
+    "softmax": classifier(lambda x: cross_entropy(jax.nn.softmax(x))),
+    "softmax, by hand": classifier(lambda x: cross_entropy(softmax_by_hand(x))),
+    "sigmoid": classifier(lambda x: cross_entropy(jax.nn.sigmoid(x))),
+    "sigmoid, twice": binary(twice_sigmoid),
+    "tanh": regression(jnp.tanh, 100 * TARGETS),
+    "tanh, bfloat16": regression(
+        lambda x: jnp.tanh(x.astype(jnp.bfloat16)).astype(jnp.float32), 100 * TARGETS
+    ),
+    "relu": regression(jax.nn.relu),
+    "clamp": regression(lambda x: jnp.clip(x, -0.1, 0.1)),
+}
+FREE = {
+    "a cross-entropy": classifier(cross_entropy),
+    "tanh under unit targets": regression(jnp.tanh),
+    "a logarithm of clipped probabilities": classifier(
+        lambda x: -jnp.log(jnp.clip(jax.nn.softmax(x)[jnp.arange(N), LABELS], 1e-7)).mean()
+    ),
+    "squares of probabilities": classifier(
+        lambda x: jnp.mean((jax.nn.softmax(x) - jax.nn.one_hot(LABELS, 4)) ** 2)
+    ),
+    "an expected cost": classifier(
+        lambda x: jnp.mean(jnp.sum(jax.nn.softmax(x) * (1 + jnp.abs(X[:, :4])), axis=1))
+    ),
+    "normalized outputs": classifier(alike),
+    "a bounded loss": regression(lambda x: 3 * jnp.exp(-((x - TARGETS) ** 2)), 3.0),
+}
+
+
+@pytest.mark.parametrize("name", SQUASHED)
+def test_what_squashes_is_named_with_its_line(name):
+    loss_fn, params = SQUASHED[name]
+    verdict = vj.diagnose(loss_fn, params, X)
+    (finding,) = (one for one in verdict.findings if one.rule == "does_not_learn")
+    assert finding.severity == "critical"
+    if name != "clamp":  # `jnp.clip` was compiled in another place
+        assert finding.where.operation == name.split(",")[0]
+        assert finding.where.file.endswith("test_squash.py")
+    assert finding.remedy_ids[0] == "raw_output"
+    by_squares = name.startswith(("tanh", "relu", "clamp"))
+    assert ("standardize_targets" in finding.remedy_ids) == by_squares
+    evidence = finding.evidence
+    assert evidence["least_loss_without"] < evidence["least_loss"] < evidence["constant_loss"]
+    assert f"{finding.evidence['least_loss']:.3g}" in finding.cause
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_lets_the_loss_come_down_is_no_alarm(name):
+    loss_fn, params = FREE[name]
+    assert "does_not_learn" not in {one.rule for one in vj.diagnose(loss_fn, params, X).findings}
+
+
+def test_the_least_losses_are_theorys():
+    """Of one-hot probabilities p the cross-entropy of n classes is ln(1 + (n - 1) / e)."""
+    loss_fn, params = SQUASHED["softmax"]
+    squash = vj.probe(loss_fn, params, X).squash
+    np.testing.assert_allclose(squash.loss, np.log(1 + 3 / np.e), rtol=1e-5)
+    np.testing.assert_allclose(squash.without, 0, atol=1e-6)
+    loss_fn, params = SQUASHED["relu"]
+    squash = vj.probe(loss_fn, params, X).squash
+    np.testing.assert_allclose(squash.loss, np.mean(np.minimum(TARGETS, 0) ** 2), rtol=1e-3)
+    np.testing.assert_allclose(squash.growth, 2, atol=0.02)
+
+
+def test_training_says_so_too():
+    """Trained to its end, the squashed loss is where the finding says, and the other is below."""
+    ends = []
+    for name, of in (SQUASHED["softmax"], FREE["a cross-entropy"]):
+        tx = optax.adam(0.3)
+        step = vj.make_train_step(name, tx)
+        state = vj.TrainState.create(of, tx)
+        for _ in range(300):
+            state, metrics = step(state, X)
+        ends.append(float(metrics["loss"]))
+    assert ends[0] > np.log(1 + 3 / np.e) - 1e-3
+    assert ends[1] < 0.2
+
+
+def test_it_is_said_in_the_report_and_json_and_no_remedy_is_tried():
+    loss_fn, params = SQUASHED["softmax"]
+    verdict = vj.diagnose(loss_fn, params, X)
+    assert "The softmax before the loss squashes it" in " ".join(str(verdict).split())
+    assert verdict.to_dict()["probe"]["squash"]["where"].endswith("softmax")
+    assert vj.probe(*FREE["a cross-entropy"], X).to_dict()["squash"] is None
+    treatment = vj.cure(vj.Problem(loss_fn, params, vj.adam(1e-2)), [X] * 4, steps=5)
+    assert {trial.remedy for trial in treatment.trials} <= {"untreated"}
