@@ -42,6 +42,7 @@ from benchmarks.real_zoo import (
     fourth_fresh_networks,
     fresh_networks,
     held_out_networks,
+    ninth_fresh_networks,
     second_fresh_networks,
     seventh_fresh_networks,
     sixth_fresh_networks,
@@ -66,6 +67,7 @@ PARTS = {
     "sixth_fresh": sixth_fresh_networks,
     "seventh_fresh": seventh_fresh_networks,
     "eighth_fresh": eighth_fresh_networks,
+    "ninth_fresh": ninth_fresh_networks,
     "tuning": tuning_networks,
 }
 

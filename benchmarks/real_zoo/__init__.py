@@ -10,6 +10,7 @@ from benchmarks.real_zoo.fourth_fresh import fourth_fresh_networks
 from benchmarks.real_zoo.fresh import fresh_networks
 from benchmarks.real_zoo.held_out import held_out_networks
 from benchmarks.real_zoo.network import Network, Task
+from benchmarks.real_zoo.ninth_fresh import ninth_fresh_networks
 from benchmarks.real_zoo.second_fresh import second_fresh_networks
 from benchmarks.real_zoo.seventh_fresh import seventh_fresh_networks
 from benchmarks.real_zoo.sixth_fresh import sixth_fresh_networks
@@ -24,6 +25,7 @@ __all__ = [
     "fourth_fresh_networks",
     "fresh_networks",
     "held_out_networks",
+    "ninth_fresh_networks",
     "second_fresh_networks",
     "seventh_fresh_networks",
     "sixth_fresh_networks",
