@@ -29,7 +29,7 @@ from vanishjax._jaxpr.origin import (
 from vanishjax._jaxpr.paths import Paths
 from vanishjax._jaxpr.program import Program, flatten, is_array, split_arrays, trace_loss
 from vanishjax._jaxpr.rows import WHOLE, Cut, Update
-from vanishjax._jaxpr.tail import Tail, constant_tail
+from vanishjax._jaxpr.tail import Tail, constant_tail, crossing
 from vanishjax._jaxpr.taps import copied, dummies_for, log_rms, tapped_loss
 from vanishjax._jaxpr.uses import Trace, parameter_uses
 from vanishjax._jaxpr.values import Use
@@ -70,6 +70,7 @@ __all__ = [
     "common_lines",
     "constant_tail",
     "copied",
+    "crossing",
     "custom_function",
     "degrees",
     "dissect",

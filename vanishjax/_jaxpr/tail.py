@@ -104,6 +104,32 @@ class Tail:
         return environment
 
 
+def crossing(program: Program, anatomy: Anatomy) -> JaxprEqn | None:
+    """Where every output of one unit is put beside every other example, as `[n, 1] - [n]` does.
+
+    Args:
+      program: The loss, flattened.
+      anatomy: Where its kernels meet the data.
+
+    Returns:
+      The first equation after the last kernel that makes n * n numbers of n outputs; None without.
+    """
+    if len(anatomy.last_sites) != 1:
+        return None
+    (site,) = anatomy.last_sites
+    size = math.prod(shape_of(site.output.aval))
+    if site.output_units != 1 or size < 2:
+        return None
+    after = {site.output}
+    for eqn in program.closed.jaxpr.eqns:
+        if after.isdisjoint(atom for atom in eqn.invars if not isinstance(atom, Literal)):
+            continue
+        if any(math.prod(shape_of(v.aval)) == size**2 for v in eqn.outvars):
+            return eqn
+        after.update(eqn.outvars)
+    return None
+
+
 def _exponentials(eqn: JaxprEqn, made: Mapping[Var, JaxprEqn]) -> Var | None:
     """The numerator of a quotient of exponentials, as in a softmax."""
     if eqn.primitive.name != "div" or isinstance(first := eqn.invars[0], Literal):

@@ -109,7 +109,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         constant_loss=float(values.constant.loss),
         nothing_loss=float(values.constant.nothing),
         loss_growth=float(values.constant.growth),
-        squash=values.squash,
+        floor=values.floor,
         memory=_memory(passed, log_norm, plan.layers),
         frozen=_frozen(passed[sites[-1] + 1 :] if len(sites) else [], values, supply, plan),
         supply=supply,

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -55,16 +55,18 @@ class Frozen(NamedTuple):
     saturated_fraction: float
 
 
-class Squash(NamedTuple):
+class Floor(NamedTuple):
     """An operation between the last kernel and the loss that keeps the loss from coming down.
 
     Attributes:
+      kind: "squashed": it squashes the output; "crossed": it puts every output beside every target.
       where: Its line; None if unknown.
       loss: The least loss that was found for outputs of their own for all examples.
-      without: The same if the operation is left out.
-      growth: The power with which the loss then grows with large outputs.
+      without: The same if what squashes is left out; NaN for what crosses.
+      growth: The power with which the loss then grows with large outputs; NaN for what crosses.
     """
 
+    kind: Literal["squashed", "crossed"]
     where: Where | None
     loss: float
     without: float
@@ -134,7 +136,7 @@ class Probe:
       nothing_loss: The loss where the heads put out 0.
       loss_growth: The power with which the loss grows with that output where it is large: 1 for a
         cross-entropy, 2 for a square, 0 where it doesn't; NaN where that can't be told.
-      squash: What keeps the loss from coming down, whatever the heads put out; None where nothing
+      floor: What keeps the loss from coming down, whatever the heads put out; None where nothing
         was found to.
       memory: For each kernel that a loop uses anew in every step the nats of energy that the
         gradient loses in a step back, and the number of steps.
@@ -189,7 +191,7 @@ class Probe:
     constant_loss: float = math.nan
     nothing_loss: float = math.nan
     loss_growth: float = math.nan
-    squash: Squash | None = None
+    floor: Floor | None = None
     memory: tuple[tuple[str, float, int], ...] = ()
     frozen: tuple[Frozen, ...] = ()
     supply: Supply | None = None
@@ -228,11 +230,11 @@ class Probe:
         plain = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("parameters", "places", "frozen", "squash", "supply")
+            if field.name not in ("parameters", "places", "frozen", "floor", "supply")
         }
         plain["frozen"] = tuple((one.where and str(one.where), *one[1:]) for one in self.frozen)
-        where = self.squash and self.squash.where
-        plain["squash"] = self.squash and self.squash._asdict() | {"where": where and str(where)}
+        where = self.floor and self.floor.where
+        plain["floor"] = self.floor and self.floor._asdict() | {"where": where and str(where)}
         own = {
             field.name: getattr(self.parameters, field.name)
             for field in dataclasses.fields(self.parameters)

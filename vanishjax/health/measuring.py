@@ -15,8 +15,8 @@ import numpy as np
 from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.health.constant import ConstantOutput, constant_output
-from vanishjax.health.measurements import Squash
-from vanishjax.health.squash import find_squash
+from vanishjax.health.floor import find_floor
+from vanishjax.health.measurements import Floor
 from vanishjax.health.statistics import Measurement, Statistics
 from vanishjax.health.together import call_each
 from vanishjax.health.watch import watch
@@ -74,6 +74,7 @@ class Plan(NamedTuple):
     watched: tuple[_jaxpr.Watched, ...]
     factors: tuple[str, ...]
     frozen: tuple[tuple[int, _jaxpr.Place | None], ...]  # by tap
+    crossed: tuple[_jaxpr.Place | None, ...]  # where outputs meet all targets; empty without
     heads: tuple[int, ...]  # the last kernels' taps
 
 
@@ -92,7 +93,7 @@ class Values(NamedTuple):
     parameter_rms: np.ndarray[Any, Any]
     watched: dict[int, np.ndarray[Any, Any]]
     constant: ConstantOutput
-    squash: Squash | None
+    floor: Floor | None
 
 
 class _Arrays(NamedTuple):
@@ -217,7 +218,7 @@ def measure(loss: Loss, leaves: list[Any], arrays: list[Any]) -> tuple[Values, P
         **of_layers._asdict(),
         watched=watched,
         constant=constant,
-        squash=find_squash(loss, leaves, arrays, constant),
+        floor=find_floor(loss, leaves, arrays, constant, plan.crossed),
     ), plan
 
 
@@ -272,6 +273,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         anatomy.watches,
         tuple({layers.leaves[u.leaf].path: 0 for u in traced.trace.uses if _multiplies(u)}),
         tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
+        tuple(_jaxpr.place_of(eqn) for eqn in [_jaxpr.crossing(program, anatomy)] if eqn),
         tuple(site.tap for site in anatomy.last_sites),
     )
     constant = constant_output(traced, [*leaves, *arrays])

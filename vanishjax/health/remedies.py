@@ -202,6 +202,10 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "hand the loss what the last kernel puts out, without an activation in between",
             "loss = loss_of(kernel_output, targets)",
         ),
+        "same_shapes": Advice(
+            "give the loss outputs and targets of the same shape",
+            "targets = targets.reshape(outputs.shape)",
+        ),
         "guard": Advice(
             "guard the argument of a root, a quotient or a logarithm, not its result",
             "y = jnp.log(jnp.where(x > 0, x, 1.0))",

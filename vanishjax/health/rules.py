@@ -27,7 +27,7 @@ from vanishjax.health.start import (
     faint_inputs,
     far_inputs,
     far_targets,
-    squashed_output,
+    high_floor,
     uneven_inputs,
 )
 from vanishjax.health.starvation import (
@@ -366,7 +366,7 @@ RULES: Mapping[Rule, _Rule] = {
     "learning_rate": learning_rate,
     "unmeasured": unmeasured,
     "memory": memory,
-    "does_not_learn": lambda seen: squashed_output(seen) or does_not_learn(seen.learning),
+    "does_not_learn": lambda seen: high_floor(seen) or does_not_learn(seen.learning),
 }
 """The rules in the order in which they explain one another."""
 

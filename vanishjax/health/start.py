@@ -207,33 +207,45 @@ def _not_standard(
     )
 
 
-def squashed_output(seen: Examination) -> Finding | None:
-    """A loss that outputs of any size can't bring down: something between squashes them.
+def high_floor(seen: Examination) -> Finding | None:
+    """A loss that no output can bring down: something between squashes them, or mixes examples up.
 
-    As a softmax before a cross-entropy that takes one itself, or a tanh under targets of thousands.
+    As a softmax before a cross-entropy that takes one itself, a tanh under targets of thousands, or
+    outputs `[n, 1]` less targets `[n]`, which are compared with all of them.
     """
-    probe, squash = seen.probe, seen.probe.squash
-    if squash is None:
+    probe, floor = seen.probe, seen.probe.floor
+    if floor is None:
         return None
-    share = (probe.constant_loss - squash.loss) / (probe.constant_loss - squash.without)
-    if not 0 <= share < SQUASHED:
+    head, constant = ", ".join(probe.heads), probe.constant_loss
+    evidence = {"constant_loss": constant, "least_loss": floor.loss}
+    if floor.kind == "crossed":
+        cause = (
+            f"All that {head} puts out meets all targets, not its own: outputs that know every "
+            f"target get the loss no lower than {floor.loss:.3g}, where a constant one does "
+            f"{constant:.3g}. Arrays of [n, 1] and [n] make one of [n, n]."
+        )
+        return Finding(
+            "does_not_learn",
+            "critical",
+            probe.heads,
+            evidence,
+            cause,
+            ("same_shapes",),
+            floor.where,
+        )
+    if not 0 <= (constant - floor.loss) / (constant - floor.without) < SQUASHED:
         return None
-    head = ", ".join(probe.heads)
-    said = "An operation between it" if squash.where is None else f"The {squash.where.operation}"
+    said = "Something" if floor.where is None else f"The {floor.where.operation}"
     return Finding(
         "does_not_learn",
         "critical",
         probe.heads,
-        {
-            "constant_loss": probe.constant_loss,
-            "least_loss": squash.loss,
-            "least_loss_without": squash.without,
-        },
-        f"Whatever {head} puts out, the loss gets no lower than {squash.loss:.3g}, where a "
-        f"constant output reaches {probe.constant_loss:.3g}. {said} before the loss squashes it: "
-        f"without, the loss could get to {squash.without:.3g}.",
-        ("raw_output", "standardize_targets") if squash.growth > _SQUARE else ("raw_output",),
-        squash.where,
+        evidence | {"least_loss_without": floor.without},
+        f"Whatever {head} puts out, the loss gets no lower than {floor.loss:.3g}, where a constant "
+        f"output does {constant:.3g}. {said} before the loss squashes it: without, the loss could "
+        f"get to {floor.without:.3g}.",
+        ("raw_output", "standardize_targets") if floor.growth > _SQUARE else ("raw_output",),
+        floor.where,
     )
 
 

@@ -90,7 +90,7 @@ def test_what_squashes_is_named_with_its_line(name):
     assert finding.severity == "critical"
     if name != "clamp":  # `jnp.clip` was compiled in another place
         assert finding.where.operation == name.split(",")[0]
-        assert finding.where.file.endswith("test_squash.py")
+        assert finding.where.file.endswith("test_floor.py")
     assert finding.remedy_ids[0] == "raw_output"
     by_squares = name.startswith(("tanh", "relu", "clamp"))
     assert ("standardize_targets" in finding.remedy_ids) == by_squares
@@ -108,13 +108,13 @@ def test_what_lets_the_loss_come_down_is_no_alarm(name):
 def test_the_least_losses_are_theorys():
     """Of one-hot probabilities p the cross-entropy of n classes is ln(1 + (n - 1) / e)."""
     loss_fn, params = SQUASHED["softmax"]
-    squash = vj.probe(loss_fn, params, X).squash
-    np.testing.assert_allclose(squash.loss, np.log(1 + 3 / np.e), rtol=1e-5)
-    np.testing.assert_allclose(squash.without, 0, atol=1e-6)
+    floor = vj.probe(loss_fn, params, X).floor
+    np.testing.assert_allclose(floor.loss, np.log(1 + 3 / np.e), rtol=1e-5)
+    np.testing.assert_allclose(floor.without, 0, atol=1e-6)
     loss_fn, params = SQUASHED["relu"]
-    squash = vj.probe(loss_fn, params, X).squash
-    np.testing.assert_allclose(squash.loss, np.mean(np.minimum(TARGETS, 0) ** 2), rtol=1e-3)
-    np.testing.assert_allclose(squash.growth, 2, atol=0.02)
+    floor = vj.probe(loss_fn, params, X).floor
+    np.testing.assert_allclose(floor.loss, np.mean(np.minimum(TARGETS, 0) ** 2), rtol=1e-3)
+    np.testing.assert_allclose(floor.growth, 2, atol=0.02)
 
 
 def test_training_says_so_too():
@@ -135,7 +135,32 @@ def test_it_is_said_in_the_report_and_json_and_no_remedy_is_tried():
     loss_fn, params = SQUASHED["softmax"]
     verdict = vj.diagnose(loss_fn, params, X)
     assert "The softmax before the loss squashes it" in " ".join(str(verdict).split())
-    assert verdict.to_dict()["probe"]["squash"]["where"].endswith("softmax")
-    assert vj.probe(*FREE["a cross-entropy"], X).to_dict()["squash"] is None
+    assert verdict.to_dict()["probe"]["floor"]["where"].endswith("softmax")
+    assert vj.probe(*FREE["a cross-entropy"], X).to_dict()["floor"] is None
     treatment = vj.cure(vj.Problem(loss_fn, params, vj.adam(1e-2)), [X] * 4, steps=5)
     assert {trial.remedy for trial in treatment.trials} <= {"untreated"}
+
+
+def by_all(params, x):
+    """All outputs less all targets."""
+    return jnp.mean((outputs(params, x) - TARGETS[:, 0]) ** 2)
+
+
+def ranked(params, x):
+    """Pairs of outputs against pairs of targets."""
+    scores = outputs(params, x)
+    return jnp.mean(jax.nn.softplus(-(scores - scores.T) * jnp.sign(TARGETS - TARGETS.T)))
+
+
+def test_outputs_that_meet_all_targets_are_told_with_their_line():
+    verdict = vj.diagnose(by_all, ONE, X)
+    (finding,) = (one for one in verdict.findings if one.rule == "does_not_learn")
+    assert finding.where.file.endswith("test_floor.py")
+    assert finding.remedy_ids == ("same_shapes",)
+    np.testing.assert_allclose(finding.evidence["least_loss"], np.var(TARGETS), rtol=1e-3)
+    assert verdict.to_dict()["probe"]["floor"]["kind"] == "crossed"
+
+
+@pytest.mark.parametrize("loss_fn", [ranked, regression(lambda x: x)[0]])
+def test_pairs_of_outputs_are_no_alarm(loss_fn):
+    assert vj.probe(loss_fn, ONE, X).floor is None

@@ -1,14 +1,14 @@
 """What stands between the last kernel and the loss, and lets too little through.
 
-A softmax before a cross-entropy that takes a softmax itself, a tanh under targets of thousands:
-whatever the kernel puts out, the loss can't come down.
+A softmax before a cross-entropy that takes a softmax itself, a tanh under targets of thousands, a
+difference of all outputs and all targets: whatever the kernel puts out, the loss can't come down.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from vanishjax import _jaxpr, numerics
 from vanishjax.compilation import jit_once
 from vanishjax.health.constant import ConstantOutput, best_constant, in_types_of, tail_of, wide
 from vanishjax.health.finding import Where
-from vanishjax.health.measurements import Squash
+from vanishjax.health.measurements import Floor
 from vanishjax.layers.traced import TracedLoss
 
 # How far below the constant's loss, in its own size, one without the squashing may lie: an expected
@@ -48,22 +48,41 @@ class Traceable(Protocol):
         ...
 
 
-def find_squash(
-    loss: Traceable, leaves: list[Any], arrays: list[Any], constant: ConstantOutput
-) -> Squash | None:
-    """Looks for what is to blame where the loss hardly grows with what the last kernel puts out.
+def find_floor(
+    loss: Traceable,
+    leaves: list[Any],
+    arrays: list[Any],
+    constant: ConstantOutput,
+    crossed: Sequence[_jaxpr.Place | None],
+) -> Floor | None:
+    """Looks for what keeps the loss up.
+
+    Only where the loss hardly grows with what the last kernel puts out, or all outputs meet all
+    examples: it takes a second or two.
 
     Args:
       loss: The loss.
       leaves: The parameters' leaves.
       arrays: The batch's arrays.
       constant: What is known of constant outputs (`ConstantOutput`, on the host).
+      crossed: Where all outputs meet all examples, if they do.
 
     Returns:
-      A `Squash`; None where the loss grows, or nothing between is bounded.
+      A `Floor`; None where nothing that may be one was found.
     """
-    if not (constant.growth < _BOUNDED and constant.loss > 0):
+    if not constant.loss > 0:
         return None
+    if crossed:
+        least, _ = jax.device_get(_reaching(loss, (), leaves, arrays))
+        if constant.loss - least < _SAME * constant.loss:
+            where = _where(crossed[0], "broadcast")
+            return Floor("crossed", where, float(least), math.nan, math.nan)
+    return _squash(loss, leaves, arrays, constant) if constant.growth < _BOUNDED else None
+
+
+def _squash(
+    loss: Traceable, leaves: list[Any], arrays: list[Any], constant: ConstantOutput
+) -> Floor | None:
     seen = _stages(loss, leaves, arrays)
     if seen is None:
         return None
@@ -81,7 +100,7 @@ def find_squash(
         return None
     least, others = jax.device_get(_reaching(loss, tuple(pairs[:_TRIED]), leaves, arrays))
     found = [
-        Squash(seen.makers[stage], float(least), float(without), float(power))
+        Floor("squashed", seen.makers[stage], float(least), float(without), float(power))
         for (stage, _), (without, power) in zip(pairs, others, strict=False)
         if constant.loss - without <= _FARTHEST * abs(constant.loss)
     ]
@@ -137,7 +156,10 @@ def _stages(loss: Traceable, leaves: list[Any], arrays: list[Any]) -> _Stages | 
     return _Stages(
         (jnp.stack(growth), jnp.stack(change)),
         _shapes(tail.stages()),
-        tuple(itertools.starmap(_where, tail.makers())),
+        tuple(
+            None if eqn is None else _where(_jaxpr.place_of(eqn), name)
+            for eqn, name in tail.makers()
+        ),
     )
 
 
@@ -147,8 +169,7 @@ def _growth(small: jax.Array, large: jax.Array, there: jax.Array) -> jax.Array:
     return jnp.where(sizes[1] == 0, 0.0, jnp.log2(sizes[1] / sizes[0]))
 
 
-def _where(eqn: Any, name: str) -> Where | None:
-    place = None if eqn is None else _jaxpr.place_of(eqn)
+def _where(place: _jaxpr.Place | None, name: str) -> Where | None:
     return None if place is None else Where.of(place.file, place.line, name)
 
 
