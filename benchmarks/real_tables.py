@@ -18,6 +18,7 @@ _NAMES = {
     "sixth_fresh_again": "fresh, sixth set, looked at before",
     "seventh_fresh": "fresh, seventh set",
     "eighth_fresh": "fresh, eighth set",
+    "ninth_fresh": "fresh, ninth set",
     "tuning": "tuning",
 }
 

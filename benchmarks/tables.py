@@ -275,7 +275,10 @@ def front():
     new = [known[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
     treated = _results("real_cures")
     unknown = [treated[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
-    usual, latest = known["sixth_fresh"], [known[f"{n}_fresh"] for n in ("seventh", "eighth")]
+    usual, latest = (
+        known["sixth_fresh"],
+        [known[f"{n}_fresh"] for n in ("seventh", "eighth", "ninth")],
+    )
     cells = [cell for own in chains.values() for cell in own]
 
     def accuracy(depth, activation, data="mnist"):
@@ -316,16 +319,16 @@ def front():
         f"more in two sets, written when all rules were fixed: {seen_of(*fresh)}; "
         f"{sum(x['networks'] for x in new)} of kinds in no set before: {seen_of(*new)}; "
         f"{usual['networks']} more of usual kinds, with the mistakes that people make: "
-        f"{seen_of(usual)}; the latest two, {sum(x['networks'] for x in latest)} of "
-        f"{sum(x['kinds'] for x in latest)} kinds: {seen_of(latest[0])} and {seen_of(latest[1])} | "
+        f"{seen_of(usual)}; the latest three, {sum(x['networks'] for x in latest)} of "
+        f"{sum(x['kinds'] for x in latest)} kinds: {', '.join(map(seen_of, latest))} | "
         "[verdicts](benchmarks/README.md#does-it-see) |",
         f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs "
         f"repaired, {cured['control_repaired']:.0%} by chance, for "
         f"{cured['cost']['median']:.2f} of a training run; of two fresh sets of other networks of "
         f"usual kinds {repaired(treated['second_fresh'])} and "
         f"{repaired(treated['sixth_fresh'])}; of three of kinds in no set before "
-        f"{repaired(*unknown)}; of the latest two {repaired(treated['seventh_fresh'])} and "
-        f"{repaired(treated['eighth_fresh'])} | "
+        f"{repaired(*unknown)}; of the latest three "
+        f"{'; '.join(repaired(treated[f'{n}_fresh']) for n in ('seventh', 'eighth', 'ninth'))} | "
         "[cures](benchmarks/README.md#does-it-cure) |",
     ]
 

@@ -184,7 +184,7 @@ def _reaching(
     """The least loss of outputs of their own for all examples; without some stages; its growth."""
     found = tail_of(loss.traced(leaves, arrays), [*leaves, *arrays])
     if found is None:
-        raise AssertionError("no stages without outputs")
+        raise ValueError("nothing is known of what the last kernel puts out")
     tail, zeros = found
     own = [jnp.zeros(shape, x.dtype) for x, shape in zip(zeros, _shapes(tail.starts), strict=True)]
 
