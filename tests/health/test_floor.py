@@ -131,11 +131,14 @@ def test_training_says_so_too():
     assert ends[1] < 0.2
 
 
-def test_it_is_said_in_the_report_and_json_and_no_remedy_is_tried():
+def test_it_is_said_in_report_picture_and_json_and_no_remedy_is_tried(tmp_path, figures):
     loss_fn, params = SQUASHED["softmax"]
     verdict = vj.diagnose(loss_fn, params, X)
     assert "The softmax before the loss squashes it" in " ".join(str(verdict).split())
     assert verdict.to_dict()["probe"]["floor"]["where"].endswith("softmax")
+    verdict.plot(tmp_path / "verdict.png")
+    said = {text.get_text() for text in figures[0].axes[1].texts}
+    assert {"loss", "no lower than 0.744, a constant's 1.37"} <= said
     assert vj.probe(*FREE["a cross-entropy"], X).to_dict()["floor"] is None
     treatment = vj.cure(vj.Problem(loss_fn, params, vj.adam(1e-2)), [X] * 4, steps=5)
     assert {trial.remedy for trial in treatment.trials} <= {"untreated"}

@@ -26,6 +26,7 @@ _LINES = {
 _DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
 _DEAD_TOKENS = {"token_energy": 3e-4, "token_detail": 5e-5}
 _DEAD_START, _DEAD_STEP, _USUAL_STEP = 1.5, 1.0, 0.01
+_DEAD_FLOOR = 0.4
 _UNITS = {"dead_units": "dead_fraction", "saturated_units": "saturated_fraction"}
 # What inputs are far from standard by: which power of it is said, and how.
 _INPUTS = {
@@ -185,6 +186,13 @@ def _scales(
         step = critical["learning_rate"]["relative_step"]
         place = _logarithm(step / _USUAL_STEP, _DEAD_STEP / _USUAL_STEP)
         scales.append(("rate", f"a step of {_number(step)} kernels", place))
+    floor = critical.get("does_not_learn", {})
+    if "least_loss" in floor:
+        least, constant = floor["least_loss"], floor["constant_loss"]
+        end = floor.get("least_loss_without", 0.0)
+        missing = (least - end) / (constant - end)
+        said = f"no lower than {_number(least)}, a constant's {_number(constant)}"
+        scales.append(("loss", said, min(missing / (2 * _DEAD_FLOOR), 1.0)))
     if critical:
         return scales
     # The rules know more than the whole network's number: inputs that lie on a line, skips.
