@@ -251,3 +251,30 @@ def _reshaped(layout: Layout, old: Sequence[int], new: Sequence[int]) -> Layout:
     if dims:
         dims[-1] += [part for part in left if part.size == 1]
     return tuple(tuple(part for part in parts if part.axes != _BROADCAST) for parts in dims)
+
+
+def taken_in(
+    eqn: JaxprEqn, output_samples: tuple[int, ...]
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """What a kernel takes in.
+
+    Args:
+      eqn: The product.
+      output_samples: The axes of its result that tell inputs apart.
+
+    Returns:
+      The number of the operand, the axes of its features, and the others, the batch's first; none
+      of these where the product isn't with a matrix.
+    """
+    if eqn.primitive.name == "conv_general_dilated":
+        batch, feature, *positions = eqn.params["dimension_numbers"].lhs_spec
+        return 0, (feature,), (batch, *positions)
+    if eqn.primitive.name == "dot_general":
+        contracted, (batched, _) = eqn.params["dimension_numbers"]
+        left = len(shape_of(eqn.invars[0].aval)) - len(contracted[0])
+        # Where the data's axes come in the output tells on which side it stands.
+        side = 0 if output_samples == tuple(range(left)) else 1
+        axes = tuple(contracted[side])
+        rest = (i for i in range(len(shape_of(eqn.invars[side].aval))) if i not in axes)
+        return side, axes, () if batched else tuple(rest)
+    return 0, (), ()

@@ -11,6 +11,7 @@ from jax.extend.core import JaxprEqn, Var
 
 from vanishjax import numerics
 from vanishjax._jaxpr.anatomy import Anatomy, Site
+from vanishjax._jaxpr.contraction import taken_in
 from vanishjax._jaxpr.examine import Path, Record, examine, inner_jaxprs
 from vanishjax._jaxpr.program import Evaluator, Program
 from vanishjax._jaxpr.uses import Trace
@@ -185,22 +186,18 @@ def _places(jaxpr: Any, known: _Known, record: Record | None) -> Iterator[tuple[
 def _of_site(eqn: JaxprEqn, site: Site) -> Intake | None:
     """How a site's kernel takes in features; None if along several axes, or not as a matrix."""
     name, params = eqn.primitive.name, eqn.params
-    shapes = [shape_of(atom.aval) for atom in eqn.invars[:2]]
+    side, features, samples = taken_in(eqn, site.output_samples)
     if name == "dot_general":
         contracted, (batched, _) = params["dimension_numbers"]
-        # Where the data's axes come in the output tells on which side it stands.
-        left = len(shapes[0]) - len(contracted[0])
-        side = 0 if site.output_samples == tuple(range(left)) else 1
-        if len(contracted[side]) != 1 or batched:
+        if len(features) != 1 or batched:
             return None
-        samples = tuple(axis for axis in range(len(shapes[side])) if axis not in contracted[side])
-        return Intake(side, samples, shapes[1 - side], tuple(contracted[1 - side]))
+        kernel = shape_of(eqn.invars[1 - side].aval)
+        return Intake(side, samples, kernel, tuple(contracted[1 - side]))
     if name == "conv_general_dilated" and params["batch_group_count"] == 1:
-        numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-        outputs, inputs, *_ = numbers.rhs_spec
+        groups = params["feature_group_count"]
+        outputs, inputs, *_ = params["dimension_numbers"].rhs_spec
         apart = (inputs, outputs) if groups > 1 else (inputs,)
-        samples = tuple(axis for axis in range(len(shapes[0])) if axis != numbers.lhs_spec[1])
-        return Intake(0, samples, shapes[1], apart, groups)
+        return Intake(0, tuple(sorted(samples)), shape_of(eqn.invars[1].aval), apart, groups)
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core import Literal as Constant
 
+from vanishjax._jaxpr.contraction import taken_in
 from vanishjax._jaxpr.reach import GRADIENT, best
 from vanishjax._jaxpr.versions import called, open_jaxpr, shape_of
 
@@ -153,7 +154,7 @@ def intake_of(
       number: Of the watch.
       tap: On the kernel's output.
     """
-    side, axes, free = _taken_in(eqn, output_samples)
+    side, axes, free = taken_in(eqn, output_samples)
     if not free or _count(eqn, side, free[1:]) < 2:
         return None
     return Watched(number, "intake", axes, free[0], side, (tap,))
@@ -163,7 +164,7 @@ def features_of(
     eqn: JaxprEqn, output_samples: tuple[int, ...], number: int, tap: int
 ) -> Watched | None:
     """What a kernel takes in, if that has two features or more; see `intake_of`."""
-    side, axes, free = _taken_in(eqn, output_samples)
+    side, axes, free = taken_in(eqn, output_samples)
     if not free or _count(eqn, side, axes) < 2:
         return None
     if eqn.primitive.name == "dot_general":
@@ -173,24 +174,6 @@ def features_of(
     else:
         return None  # each group of a kernel's units has features of its own
     return Watched(number, "features", axes, free[0], side, (tap,), kernel_axes=kernel_axes)
-
-
-def _taken_in(
-    eqn: JaxprEqn, output_samples: tuple[int, ...]
-) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Which operand a kernel takes in, its features' axes and the others, the batch's first."""
-    if eqn.primitive.name == "conv_general_dilated":
-        batch, feature, *positions = eqn.params["dimension_numbers"].lhs_spec
-        return 0, (feature,), (batch, *positions)
-    if eqn.primitive.name == "dot_general":
-        contracted, (batched, _) = eqn.params["dimension_numbers"]
-        left = len(shape_of(eqn.invars[0].aval)) - len(contracted[0])
-        # Where the data's axes come in the output tells on which side it stands.
-        side = 0 if output_samples == tuple(range(left)) else 1
-        axes = tuple(contracted[side])
-        rest = (i for i in range(len(shape_of(eqn.invars[side].aval))) if i not in axes)
-        return side, axes, () if batched else tuple(rest)
-    return 0, (), ()
 
 
 def _count(eqn: JaxprEqn, side: int, axes: tuple[int, ...]) -> int:
