@@ -197,6 +197,6 @@ def _reaching(
             return best_constant(lambda y: of([x + shift for x in y]), wide(own))[0]
 
         # Where a ReLU is 0 there is no slope to go by.
-        return jnp.nanmin(jax.vmap(from_there)(jnp.array([0.0, 1.0, -1.0]))), growth
+        return jnp.nanmin(jax.lax.map(from_there, jnp.array([0.0, 1.0, -1.0]))), growth
 
     return least(None)[0], [least(pair) for pair in pairs]
