@@ -214,8 +214,8 @@ def high_floor(seen: Examination) -> Finding | None:
     outputs `[n, 1]` less targets `[n]`, which are compared with all of them.
     """
     probe, floor = seen.probe, seen.probe.floor
-    if floor is None:
-        return None
+    if floor is None or not probe.parameters.rms.any():
+        return None  # without any slope, as of a rounded loss, nothing is known of what is lower
     head, constant = ", ".join(probe.heads), probe.constant_loss
     evidence = {"constant_loss": constant, "least_loss": floor.loss}
     if floor.kind == "crossed":
