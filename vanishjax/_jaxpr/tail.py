@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,10 +45,15 @@ class Tail:
           without: Numbers of two of `stages`: the first is left out, and the second, which comes
             before it, takes its place.
         """
-        skipped = None if without is None else tuple(self.stages()[one] for one in without)
-        environment = self._environment(outputs, skipped)
+        swapped = {} if without is None else {self.stages[without[0]]: self.stages[without[1]]}
+        environment = self._start(outputs)
+        for eqn in self.after:
+            _run([eqn], environment)
+            for out in swapped.keys() & eqn.outvars:
+                environment[out] = environment[swapped[out]].astype(dtype_of(out))
         return self.loss.val if isinstance(self.loss, Literal) else environment[self.loss]
 
+    @functools.cached_property
     def stages(self) -> list[Var]:
         """What is made of one start on the way to the loss, as many numbers as it has itself.
 
@@ -56,7 +62,7 @@ class Tail:
         if len(self.starts) != 1:
             return []
         size = math.prod(shape_of(self.starts[0].aval))
-        made = {v: eqn for eqn in self.after for v in eqn.outvars}
+        made = self._made
         inner = {numerator for eqn in self.after if (numerator := _exponentials(eqn, made))}
         return [
             v
@@ -67,41 +73,35 @@ class Tail:
 
     def makers(self) -> list[tuple[JaxprEqn | None, str]]:
         """The equation that makes each stage, None for the start, and what to call it."""
-        made = {v: eqn for eqn in self.after for v in eqn.outvars}
-        return [(made.get(v), self._name(v, made)) for v in self.stages()]
+        return [(eqn, self._name(eqn)) for eqn in map(self._made.get, self.stages)]
 
-    @staticmethod
-    def _name(variable: Var, made: Mapping[Var, JaxprEqn]) -> str:
-        eqn = made.get(variable)
+    def _name(self, eqn: JaxprEqn | None) -> str:
         if eqn is None:
             return ""
         name = eqn.primitive.name
         if name.startswith("custom_") and (inner := called(eqn)) is not None:
             return str(open_jaxpr(inner).debug_info.func_name)
-        if _exponentials(eqn, made):
+        if _exponentials(eqn, self._made):
             return "softmax"
         return "sigmoid" if name == "logistic" else name
 
     def values(self, outputs: Sequence[Any]) -> list[Any]:
         """The stages' values."""
-        environment = self._environment(outputs, None)
-        return [environment[v] for v in self.stages()]
+        environment = self._start(outputs)
+        _run(self.after, environment)
+        return [environment[v] for v in self.stages]
 
-    def _environment(self, outputs: Sequence[Any], skipped: tuple[Var, ...] | None) -> Any:
+    @functools.cached_property
+    def _made(self) -> dict[Var, JaxprEqn]:
+        """By what depends on the starts the equation that makes it."""
+        return {v: eqn for eqn in self.after for v in eqn.outvars}
+
+    def _start(self, outputs: Sequence[Any]) -> dict[Var, Any]:
         started = {
             v: jnp.broadcast_to(own, shape_of(v.aval))
             for v, own in zip(self.starts, outputs, strict=True)
         }
-        environment = {**self.fixed, **started}
-        if skipped is None:
-            _run(self.after, environment)
-            return environment
-        out, instead = skipped
-        for eqn in self.after:
-            _run([eqn], environment)
-            if out in eqn.outvars:
-                environment[out] = environment[instead].astype(dtype_of(out))
-        return environment
+        return {**self.fixed, **started}
 
 
 def crossing(program: Program, anatomy: Anatomy) -> JaxprEqn | None:

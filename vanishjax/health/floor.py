@@ -131,7 +131,7 @@ class _Stages:
 @functools.partial(jit_once, static_argnums=0)
 def _stages(loss: Traceable, leaves: list[Any], arrays: list[Any]) -> _Stages | None:
     found = tail_of(loss.traced(leaves, arrays), [*leaves, *arrays])
-    if found is None or not found[0].stages():
+    if found is None or not found[0].stages:
         return None
     tail, zeros = found
     # Both ways for every unit: what is bounded on one side, as by a ReLU, counts.
@@ -155,7 +155,7 @@ def _stages(loss: Traceable, leaves: list[Any], arrays: list[Any]) -> _Stages | 
     ]
     return _Stages(
         (jnp.stack(growth), jnp.stack(change)),
-        _shapes(tail.stages()),
+        _shapes(tail.stages),
         tuple(
             None if eqn is None else _where(_jaxpr.place_of(eqn), name)
             for eqn, name in tail.makers()
