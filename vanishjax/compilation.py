@@ -56,6 +56,8 @@ def jit_recent(
             count = len(fixed) + len(rest)
             return fn(*(next(fixed_ones if i in static else others) for i in range(count)))
 
+        # Profiles and the compiler's log show the function.
+        varying.__name__ = getattr(fn, "__name__", varying.__name__)
         return jax.jit(varying, compiler_options=options)
 
     @functools.wraps(fn)
