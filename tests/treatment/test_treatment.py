@@ -28,7 +28,7 @@ from vanishjax.treatment.judgement import (
     learns_by_itself,
 )
 from vanishjax.treatment.loss import trained_loss
-from vanishjax.treatment.progress import Progress
+from vanishjax.treatment.progress import Progress, Relief
 from vanishjax.treatment.trial import Run, race, run_alike
 
 KEY = jax.random.key(0)
@@ -293,9 +293,10 @@ def test_more_time_is_for_a_kind_in_all_its_forms():
         for name, safer in (("a", None), ("slow_a", "a"), ("b", None), ("c", None), ("d", None))
     }
     losses = {"slow_a": 1.0, "b": 1.1, "a": 1.2, "c": 1.3, "d": 1.4}
-    relieved = tuple((loss, kinds[name]) for name, loss in losses.items())
     problem = network()
-    progress = Progress(problem, vj.diagnose(problem, data()[0]), relieved=relieved)
+    seen = vj.diagnose(problem, data()[0])
+    relieved = tuple(Relief(kinds[name], loss, seen) for name, loss in losses.items())
+    progress = Progress(problem, seen, relieved=relieved)
     assert [one.name for one in progress.furthest(3)] == ["slow_a", "a", "b", "c"]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -31,10 +32,19 @@ from vanishjax.treatment.judgement import (
     learns_by_itself,
 )
 from vanishjax.treatment.loss import loss_scale, trained_loss
-from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
-from vanishjax.treatment.proposal import propose
+from vanishjax.treatment.progress import (
+    Failure,
+    Member,
+    Progress,
+    Raced,
+    Relief,
+    Setting,
+    Wave,
+)
+from vanishjax.treatment.proposal import propose, waiting
 from vanishjax.treatment.remedies import fitting_remedies, standardizing_remedies
 from vanishjax.treatment.remedy import OPTIMIZER, Remedy, in_order
+from vanishjax.treatment.together import pairs
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Outcome, Run, Trial, form, race
 
@@ -70,9 +80,11 @@ def cure(
     once the network learns more than one output for all inputs. If what was wrong is then gone and
     the loss is half of the untreated one's, that's the end, but for a more careful form of what was
     accepted: a few steps may go well at a rate that many don't. Else what is left is tried on top
-    of it. Where nothing is accepted, the three kinds that took the cause away and came furthest are
-    tried once more, in all their forms, for four times as many steps. Where nothing helped, the
-    network comes back as it was.
+    of it. What took the cause away and didn't prove itself is tried together with what mends
+    another fault that is measured, inputs far from standard or a rate far off. Where nothing is
+    accepted, the three kinds that took the cause away and came furthest are tried once more, in all
+    their forms, for four times as many steps. Where nothing helped, the network comes back as it
+    was.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
@@ -229,6 +241,36 @@ def _tried(
         for trial in progress.trials[told:]:
             if on_trial is not None:
                 on_trial(trial)
+        if setting.remedies is None and progress.best is None:
+            progress = _tried_in_pairs(setting, progress, on_trial)
+    return progress
+
+
+def _tried_in_pairs(
+    setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
+) -> Progress:
+    """What comes of remedies that took the cause away beside what mends another fault.
+
+    What is still to be tried alone isn't tried in pairs yet.
+    """
+    alone = {remedy.name for remedy in waiting(setting, progress)}
+    for given, candidates in pairs(progress.reliefs, setting.context):
+        names = [(given.name, one.name) for one in candidates]
+        others = [one for one in candidates if (given.name, one.name) not in progress.paired]
+        if not others or not alone.isdisjoint(itertools.chain(*names)):
+            continue
+        beside = dataclasses.replace(
+            progress,
+            start=given.treat(setting.problem),
+            accepted=(given,),
+            tried=frozenset[str](),
+        )
+        pair = _tried(dataclasses.replace(setting, remedies=others), beside, on_trial)
+        if pair.best is not None:
+            return dataclasses.replace(pair, tried=progress.tried | pair.tried)
+        progress = dataclasses.replace(
+            progress, trials=pair.trials, cost=pair.cost, paired=progress.paired.union(names)
+        )
     return progress
 
 
@@ -297,7 +339,8 @@ def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pr
         else:
             trials.append(_trial(name, "no better", run, after, f"{by}; {how}"))
         if better:
-            relieved.append((float(np.mean(run.held_out)), remedy))
+            loss = float(np.mean(run.held_out))
+            relieved.append(Relief(remedy, loss, after))
     # The constant is fitted to the batch that it is judged on, so that it is hard to beat. By one
     # that isn't, cures ended sooner and with less: an autoencoder closed .15 of its gap, not .52.
     learned = progress.learned or any(beats_constant(run, setting.before) for _, run, *_ in proven)

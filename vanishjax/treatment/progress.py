@@ -41,6 +41,21 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Relief:
+    """A remedy that took the cause away, and didn't prove itself.
+
+    Attributes:
+      remedy: It.
+      loss: The held-out loss that its trial ended with.
+      after: The diagnosis at its end.
+    """
+
+    remedy: Remedy
+    loss: float
+    after: Diagnosis
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Progress:
     """What was tried and accepted so far.
 
@@ -53,7 +68,8 @@ class Progress:
       tried: Names of the remedies that ran.
       failed: Names of those that raised.
       leading: Names of those whose slower forms are worth a trial.
-      relieved: Those that took the cause away, and didn't prove themselves, with the held-out loss.
+      relieved: What took the cause away, and didn't prove itself.
+      paired: Names of two that were tried together.
       learned: Whether one that proved itself beats a constant output.
       cured: Whether the network is healthy, and learns what the untreated one doesn't.
       trials: All of them.
@@ -68,7 +84,8 @@ class Progress:
     tried: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
     leading: frozenset[str] = frozenset()
-    relieved: tuple[tuple[float, Remedy], ...] = ()
+    relieved: tuple[Relief, ...] = ()
+    paired: frozenset[tuple[str, str]] = frozenset()
     learned: bool = False
     cured: bool = False
     trials: tuple[Trial, ...] = ()
@@ -83,9 +100,15 @@ class Progress:
     def furthest(self, count: int) -> list[Remedy]:
         """So many kinds that took the cause away and came furthest, each in all its forms."""
         kinds: dict[str, list[Remedy]] = {}
-        for _, remedy in sorted(self.relieved, key=lambda one: one[0]):
-            kinds.setdefault(remedy.safer_than or remedy.name, []).append(remedy)
+        for one in sorted(self.relieved, key=lambda one: one.loss):
+            kinds.setdefault(one.remedy.safer_than or one.remedy.name, []).append(one.remedy)
         return [remedy for forms in list(kinds.values())[:count] for remedy in forms]
+
+    @property
+    def reliefs(self) -> list[Relief]:
+        """What took the cause away, but for slower forms, in the order of the losses."""
+        usual = (one for one in self.relieved if one.remedy.safer_than is None)
+        return sorted(usual, key=lambda one: one.loss)
 
     def name(self, remedy: Remedy) -> str:
         """A trial's name: what it is tried on top of, and the remedy."""

@@ -29,17 +29,10 @@ def propose(setting: Setting, progress: Progress) -> Wave | None:
             return Wave(((None, setting.problem),), ())
         if learns_by_itself(untreated, setting.before):
             return None
-    candidates = setting.remedies
-    if candidates is None:
-        candidates = fitting_remedies(
-            (*setting.before.findings, *progress.verdict.findings),
-            dataclasses.replace(setting.context, problem=progress.start),
-        )
-    done = progress.tried | progress.failed
     members: list[Member] = [(None, setting.problem)] if untreated is None else []
     failures = []
-    for remedy in candidates:
-        if remedy.name in done or remedy.safer_than in progress.failed:
+    for remedy in waiting(setting, progress):
+        if remedy.safer_than in progress.failed:
             continue
         if progress.cured and not progress.is_safer(remedy):
             continue
@@ -54,6 +47,18 @@ def propose(setting: Setting, progress: Progress) -> Wave | None:
             break
         members.append((remedy, treated))
     return Wave(tuple(members), tuple(failures)) if members or failures else None
+
+
+def waiting(setting: Setting, progress: Progress) -> list[Remedy]:
+    """The remedies that weren't tried yet, in order."""
+    candidates = setting.remedies
+    if candidates is None:
+        candidates = fitting_remedies(
+            (*setting.before.findings, *progress.verdict.findings),
+            dataclasses.replace(setting.context, problem=progress.start),
+        )
+    done = progress.tried | progress.failed
+    return [remedy for remedy in candidates if remedy.name not in done]
 
 
 def _treated(setting: Setting, progress: Progress, remedy: Remedy) -> Problem:

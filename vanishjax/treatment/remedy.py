@@ -34,7 +34,8 @@ class Remedy:
       local: Whether it changes nothing but what is at fault: it is preferred where it gets about as
         far as any other.
       wraps: Of several remedies those that wrap the most are applied last, so that what they put
-        around the optimizer stays around it when another one changes it.
+        around the optimizer stays around it when another one changes it. Those of less than 0 come
+        first: what the others make of the network's inputs and outputs depends on them.
 
     Example:
       >>> import jax.numpy as jnp, optax

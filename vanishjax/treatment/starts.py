@@ -33,8 +33,8 @@ _LINEAR = 0.1
 _PCA = "params = vj.initializers.pca(loss_fn, params, batch)"
 # New kernels put out unit variance and zero mean, by which other targets are far missed. A last
 # layer that can't be matched to them is made small, if that brings the loss below so many times it.
-_MISSED = 0.4
-_OUTPUT = f"params = vj.treatment.match_targets(loss_fn, params, batch, below={_MISSED})"
+MISSED = 0.4
+_OUTPUT = f"params = vj.treatment.match_targets(loss_fn, params, batch, below={MISSED})"
 
 
 def lsuv(context: Context) -> Remedy:
@@ -56,7 +56,7 @@ def _lsuv(name: str, context: Context, variance: float) -> Remedy:
         params = initializers.pca(loss_fn, problem.params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch, variance=variance)
         _check_changed(problem.params, params)
-        params = outputs.match_targets(loss_fn, params, context.batch, below=_MISSED)
+        params = outputs.match_targets(loss_fn, params, context.batch, below=MISSED)
         return dataclasses.replace(problem, params=params)
 
     recipe = f"{_PCA}\n{_lsuv_code(variance=variance)}\n{_OUTPUT}"
@@ -104,7 +104,7 @@ def standardize(context: Context) -> Remedy:
         "loss_fn = vj.treatment.standardize_inputs(loss_fn, params, batch)\n"
         "# To predict, do the same to the inputs: loss_fn.standardize."
     )
-    return Remedy("standardize", apply, recipe)
+    return Remedy("standardize", apply, recipe, wraps=-1)
 
 
 def standardize_inside(context: Context) -> Remedy:
@@ -125,7 +125,8 @@ def standardize_inside(context: Context) -> Remedy:
         "coordinates = vj.treatment.standardize_inside(loss_fn, params, batch)\n"
         "params, tx = coordinates.start(params), coordinates.transform(tx)"
     )
-    return Remedy("standardize_inside", context.once("standardize_inside", apply), recipe)
+    made = context.once("standardize_inside", apply)
+    return Remedy("standardize_inside", made, recipe, wraps=-1)
 
 
 def zero_means(context: Context) -> Remedy:
@@ -241,7 +242,7 @@ def redraw(context: Context) -> Remedy:
         params = initializers.redraw(context.key, problem.params, context.layers)
         params = initializers.pca(loss_fn, params, context.batch)
         params = initializers.lsuv(loss_fn, params, context.batch)
-        params = outputs.match_targets(loss_fn, params, context.batch, below=_MISSED)
+        params = outputs.match_targets(loss_fn, params, context.batch, below=MISSED)
         return dataclasses.replace(problem, params=params)
 
     drawn = "params = vj.initializers.redraw(key, params, layers)"

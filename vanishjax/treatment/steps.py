@@ -167,8 +167,13 @@ def fit_rate(context: Context) -> Remedy:
     def apply(problem: Problem) -> Problem:
         if not math.isfinite(part):
             raise ValueError("no kernel is known to move")
-        if 1 / _FITS < factor < _FITS:
+        if not is_far_off(factor):
             raise ValueError(f"a step changes kernels by {part:.1e} of their size already")
         return problem
 
     return Remedy("fit_rate", apply, part=OPTIMIZER, rate=factor)
+
+
+def is_far_off(factor: float) -> bool:
+    """Whether a rate is fit only once it is multiplied by a factor; not if that isn't known."""
+    return factor <= 1 / _FITS or factor >= _FITS
