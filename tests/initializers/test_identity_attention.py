@@ -1,5 +1,7 @@
 """Attention that starts as the identity, in models of any make."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -14,6 +16,7 @@ from vanishjax.initializers import identity_attention
 
 KEY = jax.random.key(0)
 POSITIONS, WIDTH, HEADS, DEPTH = 12, 32, 2, 8
+UNROLLED = 4  # layers of attention alone
 X = jax.random.normal(KEY, (16, POSITIONS, WIDTH))
 
 
@@ -56,7 +59,8 @@ def of_nnx():
     class Net(nnx.Module):
         def __init__(self, rngs):
             self.attention = nnx.List(
-                nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs) for _ in range(DEPTH)
+                nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
+                for _ in range(UNROLLED)
             )
             self.head = nnx.Linear(WIDTH, 4, rngs=rngs)
 
@@ -74,7 +78,7 @@ def of_nnx():
 
 
 def of_equinox():
-    keys = jax.random.split(KEY, DEPTH + 1)
+    keys = jax.random.split(KEY, UNROLLED + 1)
     made = [eqx.nn.MultiheadAttention(HEADS, WIDTH, key=key) for key in keys[:-1]]
     params, static = eqx.partition((made, eqx.nn.Linear(WIDTH, 4, key=keys[-1])), eqx.is_array)
 
@@ -97,10 +101,15 @@ MODELS = {
 }
 
 
+@functools.cache
+def started(name):
+    loss_fn, params = MODELS[name]()
+    return loss_fn, params, identity_attention(loss_fn, params, X)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_positions_stay_apart(name):
-    loss_fn, params = MODELS[name]()
-    new = identity_attention(loss_fn, params, X)
+    loss_fn, params, new = started(name)
     assert jax.tree.structure(new) == jax.tree.structure(params)
     before, after = (vj.probe(loss_fn, one, X) for one in (params, new))
     assert before.token_energy < 0.02
@@ -110,15 +119,14 @@ def test_positions_stay_apart(name):
 
 
 def test_queries_and_keys_are_equal_and_orthogonal_and_of_the_variance_it_says():
-    loss_fn, params = of_nnx()
-    own = identity_attention(loss_fn, params, X).attention[0]
+    own = started("nnx")[2].attention[0]
     for part in ("kernel", "bias"):
         np.testing.assert_array_equal(own.query[part][...], own.key[part][...])
     kernel = own.query.kernel[...].reshape(WIDTH, WIDTH)
     square = kernel.T @ kernel
     np.testing.assert_allclose(square, square[0, 0] * jnp.eye(WIDTH), atol=1e-4 * square[0, 0])
     query = jnp.einsum("bpi,ihd->bphd", X, own.query.kernel[...]) + own.query.bias[...]
-    expected = 2 * np.log(POSITIONS * DEPTH) / (WIDTH / HEADS) ** 0.5
+    expected = 2 * np.log(POSITIONS * UNROLLED) / (WIDTH / HEADS) ** 0.5
     assert float(jnp.mean(query**2)) == pytest.approx(expected, rel=1e-3)
     assert float(jnp.abs(jnp.mean(query, (0, 1))).max()) < 1e-5
     value = jnp.einsum("bpi,ihd->bphd", X, own.value.kernel[...]) + own.value.bias[...]

@@ -1,5 +1,7 @@
 """Recurrent cells that start with a memory as long as the sequence, in models of any make."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -73,6 +75,13 @@ def minimal(step):
     return loss_fn, {"bias": jnp.zeros(2 * UNITS), "kernel": kernel}
 
 
+@functools.cache
+def remembering(name):
+    """A gated network of this name: its loss, its parameters and those of a long memory."""
+    loss_fn, params = GATED[name][0]()
+    return loss_fn, params, long_memory(loss_fn, params, X)
+
+
 def changed(before, after):
     pairs = zip(
         jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=True
@@ -115,9 +124,9 @@ GATED = {
 
 @pytest.mark.parametrize("name", GATED)
 def test_gates_on_what_is_kept_open_and_nothing_else_moves(name):
-    make, path, block, sign = GATED[name]
-    loss_fn, params = make()
-    found = changed(params, long_memory(loss_fn, params, X))
+    _, path, block, sign = GATED[name]
+    _, params, new = remembering(name)
+    found = changed(params, new)
     (own,) = [p for p in found if p.endswith(path)]
     assert list(found) == [own]
     gates = slice(block * UNITS, (block + 1) * UNITS)
@@ -130,23 +139,29 @@ def test_gates_on_what_is_kept_open_and_nothing_else_moves(name):
     np.testing.assert_array_equal(found[own][others], leaves[own][others])
 
 
+@functools.cache
+def slopes_of(loss_fn):
+    return jax.jit(jax.grad(loss_fn, argnums=1))
+
+
 def known(loss_fn, params):
     """How much of the loss depends on the first step, beside the last one."""
-    slopes = np.abs(jax.grad(loss_fn, argnums=1)(params, X))
+    slopes = np.abs(slopes_of(loss_fn)(params, X))
     return slopes[:, 0].mean() / slopes[:, -1].mean()
 
 
 @pytest.mark.parametrize("name", ["linen LSTM", "linen GRU", "Equinox GRU"])
 def test_the_first_step_is_heard_at_the_last(name):
-    loss_fn, params = GATED[name][0]()
+    loss_fn, params, new = remembering(name)
     assert known(loss_fn, params) < 1e-5
-    assert known(loss_fn, long_memory(loss_fn, params, X)) > 1e-2
+    assert known(loss_fn, new) > 1e-2
 
 
 def test_the_picture_tells_of_a_short_memory_and_what_lengthens_it(figures, tmp_path):
-    loss_fn, params = GATED["linen LSTM"][0]()
-    for own, noted in ((params, True), (long_memory(loss_fn, params, X), False)):
-        verdict = vj.diagnose(loss_fn, own, X, optax.adam(1e-3))
+    loss_fn, params, new = remembering("linen LSTM")
+    tx = optax.adam(1e-3)
+    for own, noted in ((params, True), (new, False)):
+        verdict = vj.diagnose(loss_fn, own, X, tx)
         assert verdict.healthy
         verdict.plot(tmp_path / "verdict.png")
         texts = [text.get_text() for text in figures[-1].axes[1].texts]
@@ -190,7 +205,11 @@ def cell(activation, *, together=False, layers=0, scale=1.0, dtype=jnp.float32):
     if together:
         params["u"] = jnp.concatenate([params.pop("w"), params["u"]], axis=-2)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return cell_loss(activation, together, bool(layers), dtype), params
 
+
+@functools.cache
+def cell_loss(activation, together, layers, dtype):
     def through(own, x):
         def step(h, x):
             taken = jnp.concatenate([x, h], axis=-1) if together else h
@@ -209,7 +228,7 @@ def cell(activation, *, together=False, layers=0, scale=1.0, dtype=jnp.float32):
             else through(own, x)[0]
         )
 
-    return lambda params, x: jnp.mean(states(params, x)[-1].astype(jnp.float32) ** 2), params
+    return lambda params, x: jnp.mean(states(params, x)[-1].astype(jnp.float32) ** 2)
 
 
 def own_part(params, *, together=False):
@@ -219,16 +238,16 @@ def own_part(params, *, together=False):
 
 @pytest.mark.parametrize("together", [False, True], ids=["two kernels", "one kernel"])
 @pytest.mark.parametrize("layers", [0, 3])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 6.0])
-def test_a_simple_cell_keeps_its_value_on_a_turn(together, layers, scale):
-    loss_fn, params = cell(jnp.tanh, together=together, layers=layers, scale=scale)
-    made = long_memory(loss_fn, params, X)
-    for own in own_part(made, together=together).reshape(-1, UNITS, UNITS):
-        values = np.linalg.svd(own, compute_uv=False)
-        assert np.ptp(values) < 1e-4  # a rotation, times the gain that makes up for the slope
-        assert 1 <= values[0] < 1.5
-    assert known(loss_fn, made) > 0.03
-    np.testing.assert_array_equal(made["first"], params["first"])
+def test_a_simple_cell_keeps_its_value_on_a_turn(together, layers):
+    for scale in (0.1, 1.0, 6.0):
+        loss_fn, params = cell(jnp.tanh, together=together, layers=layers, scale=scale)
+        made = long_memory(loss_fn, params, X)
+        for own in own_part(made, together=together).reshape(-1, UNITS, UNITS):
+            values = np.linalg.svd(own, compute_uv=False)
+            assert np.ptp(values) < 1e-4  # a rotation, times the gain that makes up for the slope
+            assert 1 <= values[0] < 1.5
+        assert known(loss_fn, made) > 0.03
+        np.testing.assert_array_equal(made["first"], params["first"])
 
 
 def test_what_is_added_to_a_cell_has_no_mean_and_is_small():

@@ -24,6 +24,7 @@ def test_the_network_is_affine_and_loses_nothing(activation, scan):
     params = looks_linear(jax.random.key(0), problem.params)
     chex.assert_trees_all_equal_shapes_and_dtypes(params, problem.params)
 
+    @jax.jit
     def f(x):
         return problem.predict_fn(params, x)
 
@@ -39,10 +40,10 @@ def test_no_gradient_is_lost_at_depth_fifty():
     batch = X, jnp.arange(64) % 8
     params = looks_linear(jax.random.key(0), problem.params)
     assert not vj.diagnose(problem.loss_fn, problem.params, batch).healthy
-    found = vj.probe(problem.loss_fn, params, batch)
-    assert abs(found.sum_log_chi) < 2
-    assert found.effective_rank[-2] > 4
-    assert vj.diagnose(problem.loss_fn, params, batch).healthy
+    found = vj.diagnose(problem.loss_fn, params, batch)
+    assert found.healthy
+    assert abs(found.probe.sum_log_chi) < 2
+    assert found.probe.effective_rank[-2] > 4
 
 
 def test_mirrored_halves_and_zero_biases():

@@ -1,5 +1,6 @@
 """lsuv: unit variance and zero mean in every model, and what it leaves alone."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def cross_entropy(outputs, labels):
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
 
+@functools.cache
 def linen(**options):
     problem = vj.mlp_problem(
         6, (16,) * 5, 3, activation="sigmoid", key=jax.random.key(1), **options
@@ -106,11 +108,18 @@ def preactivations(params):
     return found
 
 
+@functools.cache
+def adjusted(scan):
+    """The same network, stacked or not, before and after, layer by layer."""
+    loss_fn, _ = linen(scan=scan)
+    _, stacked = linen(scan=True)
+    before = unstack_params(stacked)
+    return before, unstack_params(lsuv(loss_fn, stacked if scan else before, BATCH))
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_means_and_directions(scan):
-    loss_fn, params = linen(scan=scan)
-    after = unstack_params(lsuv(loss_fn, params, BATCH))
-    before = unstack_params(params)
+    before, after = adjusted(scan)
     for i, z in enumerate(preactivations(after)):
         np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(jnp.sqrt(jnp.mean(z**2)), 1, rtol=1e-5)
@@ -143,10 +152,7 @@ def test_small_variance_keeps_deep_gradients_and_unit_variance_does_not():
 
 
 def test_stacked_equals_unrolled():
-    loss_fn, params = linen(scan=True)
-    unrolled, _ = linen(scan=False)
-    apart = lsuv(unrolled, unstack_params(params), BATCH)
-    together = unstack_params(lsuv(loss_fn, params, BATCH))
+    (_, apart), (_, together) = adjusted(scan=False), adjusted(scan=True)
     for name in apart:
         for part in ("kernel", "bias"):
             np.testing.assert_allclose(together[name][part], apart[name][part], atol=1e-3)

@@ -1,5 +1,7 @@
 """pca: first kernels turned toward the inputs' principal components, and what it leaves alone."""
 
+import functools
+
 import chex
 import equinox as eqx
 import flax.linen as nn
@@ -26,6 +28,7 @@ def cross_entropy(outputs, labels):
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
 
+@functools.cache
 def network(activation="tanh", hidden=(WIDTH,) * 4, **options):
     options = {"key": jax.random.key(2)} | options
     return vj.mlp_problem(FEATURES, hidden, 3, activation=activation, **options)

@@ -1,5 +1,7 @@
 """shaped: every kind of chain starts as theory says, and what isn't one is refused by its path."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -22,6 +24,7 @@ def cross_entropy(outputs, labels):
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
 
+@functools.cache
 def linen(**options):
     problem = vj.mlp_problem(
         6, (WIDTH,) * DEPTH, 3, **{"activation": "sigmoid", "key": jax.random.key(1)} | options
@@ -65,7 +68,7 @@ def equinox_model():
 class Convolutions(nn.Module):
     """Three by three, on images of 6 x 6 with two channels."""
 
-    depth: int = 4
+    depth: int = 3
     padding: str = "SAME"
     pool: bool = False
 
@@ -89,11 +92,11 @@ MODELS = {
     "nnx-scanned": (nnx_scanned, "sigmoid", DEPTH),
     "plain": (plain, "tanh", 3),
     "equinox": (equinox_model, "relu", 3),
-    "convolutions": (lambda: of_module(Convolutions()), "tanh", 4),
+    "convolutions": (lambda: of_module(Convolutions()), "tanh", 3),
     "convolutions-pooled": (
         lambda: of_module(Convolutions(padding="CIRCULAR", pool=True)),
         "tanh",
-        4,
+        3,
     ),
 }
 
@@ -347,11 +350,11 @@ def test_delta_orthogonal_is_an_initializer():
         delta_orthogonal(jax.random.key(0), (3,))
 
 
-@pytest.mark.parametrize("size", [0.1, 4.0])
-def test_a_thousand_softplus_layers_start_alike_for_inputs_of_any_size(size):
+def test_a_thousand_softplus_layers_start_alike_for_inputs_of_any_size():
     """Before the first kernel has its size, inputs larger than they should be overflow in them."""
     problem = vj.mlp_problem(8, (16,) * 1000, 4, activation="softplus")
-    batch = size * jax.random.normal(jax.random.key(0), (64, 8)), jnp.arange(64) % 4
-    params = shaped(problem, batch)
-    gradients = vj.probe(problem.loss_fn, params, batch).gradient_rms[1:-1]
-    assert gradients.max() < 16 * gradients.min()
+    for size in (0.1, 4.0):
+        batch = size * jax.random.normal(jax.random.key(0), (64, 8)), jnp.arange(64) % 4
+        params = shaped(problem, batch)
+        gradients = vj.probe(problem.loss_fn, params, batch).gradient_rms[1:-1]
+        assert gradients.max() < 16 * gradients.min()
