@@ -11,6 +11,7 @@ import vanishjax as vj
 KEYS = jax.random.split(jax.random.key(0), 5)
 X = jax.random.normal(KEYS[0], (32, 10, 8))
 BATCH = X, jnp.arange(32) % 3
+ADAM = optax.adam(1e-3)
 PARAMS = {
     "first": jax.random.normal(KEYS[1], (2, 8, 8)) / 3,
     "second": jax.random.normal(KEYS[2], (2, 8, 8)) / 3,
@@ -88,7 +89,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_verdict_and_start(name):
     loss_fn = NETWORKS[name]
-    found = vj.diagnose(loss_fn, PARAMS, BATCH, optax.adam(1e-3))
+    found = vj.diagnose(loss_fn, PARAMS, BATCH, ADAM)
     assert found.verdict == "healthy"
     assert np.isfinite(found.probe.preactivation_rms).all()
     started = vj.initializers.lsuv(loss_fn, PARAMS, BATCH)

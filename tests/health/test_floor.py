@@ -1,5 +1,7 @@
 """What squashes the output before the loss, so that the loss can't come down."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +60,6 @@ SQUASHED = {
     "softmax, by hand": classifier(lambda x: cross_entropy(softmax_by_hand(x))),
     "sigmoid": classifier(lambda x: cross_entropy(jax.nn.sigmoid(x))),
     "sigmoid, twice": binary(twice_sigmoid),
-    "tanh": regression(jnp.tanh, 100 * TARGETS),
     "tanh, bfloat16": regression(
         lambda x: jnp.tanh(x.astype(jnp.bfloat16)).astype(jnp.float32), 100 * TARGETS
     ),
@@ -82,11 +83,15 @@ FREE = {
 }
 
 
+@functools.cache
+def diagnosed(name):
+    loss_fn, params = (SQUASHED | FREE)[name]
+    return vj.diagnose(loss_fn, params, X)
+
+
 @pytest.mark.parametrize("name", SQUASHED)
 def test_what_squashes_is_named_with_its_line(name):
-    loss_fn, params = SQUASHED[name]
-    verdict = vj.diagnose(loss_fn, params, X)
-    (finding,) = (one for one in verdict.findings if one.rule == "does_not_learn")
+    (finding,) = (one for one in diagnosed(name).findings if one.rule == "does_not_learn")
     assert finding.severity == "critical"
     if name != "clamp":  # `jnp.clip` was compiled in another place
         assert finding.where.operation == name.split(",")[0]
@@ -101,18 +106,15 @@ def test_what_squashes_is_named_with_its_line(name):
 
 @pytest.mark.parametrize("name", FREE)
 def test_what_lets_the_loss_come_down_is_no_alarm(name):
-    loss_fn, params = FREE[name]
-    assert "does_not_learn" not in {one.rule for one in vj.diagnose(loss_fn, params, X).findings}
+    assert "does_not_learn" not in {one.rule for one in diagnosed(name).findings}
 
 
 def test_the_least_losses_are_theorys():
     """Of one-hot probabilities p the cross-entropy of n classes is ln(1 + (n - 1) / e)."""
-    loss_fn, params = SQUASHED["softmax"]
-    floor = vj.probe(loss_fn, params, X).floor
+    floor = diagnosed("softmax").probe.floor
     np.testing.assert_allclose(floor.loss, np.log(1 + 3 / np.e), rtol=1e-5)
     np.testing.assert_allclose(floor.without, 0, atol=1e-6)
-    loss_fn, params = SQUASHED["relu"]
-    floor = vj.probe(loss_fn, params, X).floor
+    floor = diagnosed("relu").probe.floor
     np.testing.assert_allclose(floor.loss, np.mean(np.minimum(TARGETS, 0) ** 2), rtol=1e-3)
     np.testing.assert_allclose(floor.growth, 2, atol=0.02)
 
@@ -132,15 +134,14 @@ def test_training_says_so_too():
 
 
 def test_it_is_said_in_report_picture_and_json_and_no_remedy_is_tried(tmp_path, figures):
-    loss_fn, params = SQUASHED["softmax"]
-    verdict = vj.diagnose(loss_fn, params, X)
+    verdict = diagnosed("softmax")
     assert "The softmax before the loss squashes it" in " ".join(str(verdict).split())
     assert verdict.to_dict()["probe"]["floor"]["where"].endswith("softmax")
     verdict.plot(tmp_path / "verdict.png")
     said = {text.get_text() for text in figures[0].axes[1].texts}
     assert {"loss", "no lower than 0.744, a constant's 1.37"} <= said
-    assert vj.probe(*FREE["a cross-entropy"], X).to_dict()["floor"] is None
-    treatment = vj.cure(vj.Problem(loss_fn, params, vj.adam(1e-2)), [X] * 4, steps=5)
+    assert diagnosed("a cross-entropy").probe.to_dict()["floor"] is None
+    treatment = vj.cure(vj.Problem(*SQUASHED["softmax"], vj.adam(1e-2)), [X] * 4, steps=5)
     assert {trial.remedy for trial in treatment.trials} <= {"untreated"}
 
 

@@ -54,7 +54,6 @@ def expected():
     [
         ("4", None, None, True),
         ("4", None, P("batch"), False),
-        ("8", P(), P("batch"), True),
         ("auto", P(), P("batch"), False),
         ("auto", P(), P("batch"), True),
         ("several", P(None, "model"), P("batch"), False),
