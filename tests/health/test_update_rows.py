@@ -51,6 +51,7 @@ def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype
     tx = optax.with_extra_args_support(ALL[name])
     params = tree(0, dtype)
     _, state = tx.update(tree(1, dtype), tx.init(params), params)
+    state = jax.tree.map(jnp.copy, state)  # as a compiled step's: arrays of their own
     update = Update(tx.update, tree(2, dtype), state, params, {})
     found, expected = (update.steps, update.state), tx.update(tree(2, dtype), state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
