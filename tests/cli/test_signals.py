@@ -116,6 +116,12 @@ def test_a_command_is_interrupted_wherever_it_stands(number):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # the third is the kernel's
 
 
+def wait():
+    """Ten seconds in short sleeps: what Python sends itself cuts no sleep short."""
+    for _ in range(1000):
+        time.sleep(0.01)
+
+
 def test_an_interrupt_that_a_callback_swallows_comes_again(capfd):
     class Dying:
         def __del__(self):
@@ -124,7 +130,7 @@ def test_an_interrupt_that_a_callback_swallows_comes_again(capfd):
     def work():
         dying = Dying()
         del dying  # what it raises is printed, and lost
-        time.sleep(10)
+        wait()
 
     with interruptible() as stop, pytest.raises(Interrupted):
         work()
@@ -141,7 +147,7 @@ def test_an_import_is_not_interrupted(here, monkeypatch):
 
     def work():
         importlib.import_module("signals_itself")
-        time.sleep(10)
+        wait()
 
     with interruptible() as stop, pytest.raises(Interrupted):
         work()
