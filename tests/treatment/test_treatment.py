@@ -33,6 +33,7 @@ from vanishjax.treatment.trial import Run, race, run_alike
 
 KEY = jax.random.key(0)
 STEPS = 40
+SGD = optax.sgd(0.1)
 
 
 @functools.cache
@@ -227,22 +228,6 @@ def test_a_transform_that_refuses_the_parameters_is_recorded():
     assert "lsuv" in outcomes
 
 
-def test_a_healthy_network_is_left_alone():
-    problem = network("tanh", depth=4)
-    treatment = vj.cure(problem, data(), steps=STEPS)
-    assert treatment.problem is problem
-    assert treatment.start is problem
-    assert treatment.accepted == ()
-    assert treatment.trials == ()
-    assert treatment.opt_state is None
-    assert treatment.cost == STEPS + 3
-    assert treatment.recipe == ""
-    learning = treatment.after.learning
-    assert len(learning.losses) == STEPS + 1
-    assert learning.learns
-    assert str(treatment).startswith("Healthy: nothing to cure. In 40 steps as it is its loss went")
-
-
 def looks_healthy(rate=1e-2):
     problem = network("tanh", depth=2)
     return vj.Problem(problem.loss_fn, problem.params, vj.adam(rate))
@@ -362,7 +347,7 @@ def test_what_lowers_the_loss_but_not_the_cause_is_not_accepted():
 
 def test_what_takes_the_cause_away_gets_more_time_where_nothing_helped():
     """From unit variance the loss starts higher than a constant output's, and falls below later."""
-    problem = network(depth=8, tx=optax.sgd(0.1))
+    problem = network(depth=8, tx=SGD)
 
     def unmatched(problem):
         params = vj.initializers.lsuv(problem.plain_loss, problem.params, data()[0])
@@ -386,6 +371,72 @@ def test_what_takes_the_cause_away_gets_more_time_where_nothing_helped():
     assert any(line.startswith("  untreated  ") for line in shown)
 
 
+def test_a_trial_scales_the_loss_as_a_training_step_does():
+    """A transform that divides gradients by a scale gets them multiplied by it."""
+    plain = network(depth=8, tx=SGD)
+    scaled = dataclasses.replace(plain, tx=vj.dynamic_loss_scale(SGD, initial_scale=2.0**10))
+    lsuv = starts.lsuv(context(plain))
+    treatments = [
+        vj.cure(problem, data(), steps=16, remedies=[lsuv], key=KEY) for problem in (scaled, plain)
+    ]
+    for a, b in zip(*(treatment.trials for treatment in treatments), strict=True):
+        assert len(a.losses) == 16
+        np.testing.assert_allclose(a.losses, b.losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (lambda: network(depth=8, tx=SGD), {"lsuv", "small_lsuv"}),
+        (lambda: network("relu", 48), {"looks_linear", "rezero"}),
+        (lambda: scaled_kernels(50.0), {"lsuv", "redraw"}),
+        (lambda: zeros(), {"redraw"}),
+        (lambda: poisoned(), {"redraw"}),
+    ],
+    ids=["sgd", "rank collapse", "saturated", "zeros", "nan"],
+)
+def test_each_cause_has_its_cure(problem, expected):
+    sick = problem()
+    treatment = vj.cure(sick, data(), steps=60, key=KEY)
+    accepted = {one.name.removeprefix("slow_") for one in treatment.accepted}
+    assert accepted & expected, str(treatment)
+    assert_recipe_makes(sick, treatment.recipe, treatment.start, treatment.batch)
+    assert treatment.trials[0].remedy == "untreated"
+
+
+def test_a_healthy_network_is_left_alone():
+    problem = network("tanh", depth=4)
+    treatment = vj.cure(problem, data(), steps=STEPS)
+    assert treatment.problem is problem
+    assert treatment.start is problem
+    assert treatment.accepted == ()
+    assert treatment.trials == ()
+    assert treatment.opt_state is None
+    assert treatment.cost == STEPS + 3
+    assert treatment.recipe == ""
+    learning = treatment.after.learning
+    assert len(learning.losses) == STEPS + 1
+    assert learning.learns
+    assert str(treatment).startswith("Healthy: nothing to cure. In 40 steps as it is its loss went")
+
+
+def test_redraw_leaves_scales_and_the_structure():
+    problem = zeros()
+    params = starts.redraw(context(problem)).apply(problem).params
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, problem.params)
+    assert vj.diagnose(problem.loss_fn, params, data()[0]).healthy
+
+
+def test_mirrored_kernels_are_for_rectifiers():
+    for problem in (network("tanh", 4), network("sigmoid", 8)):
+        with pytest.raises(ValueError, match="its activations aren't rectifiers"):
+            starts.looks_linear(context(problem)).apply(problem)
+    for activation in ("leaky_relu", "gelu"):
+        problem = network(activation, 8)
+        treated = starts.looks_linear(context(problem)).apply(problem)
+        chex.assert_trees_all_equal_shapes(treated.params, problem.params)
+
+
 def test_more_time_is_for_a_kind_in_all_its_forms():
     """A few steps don't tell at which rate many get anywhere."""
     kinds = {
@@ -396,26 +447,6 @@ def test_more_time_is_for_a_kind_in_all_its_forms():
     relieved = tuple(Relief(kinds[name], loss, seen()) for name, loss in losses.items())
     progress = Progress(network(), seen(), relieved=relieved)
     assert [one.name for one in progress.furthest(3)] == ["slow_a", "a", "b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("problem", "expected"),
-    [
-        (lambda: network("relu", 48), {"looks_linear", "rezero"}),
-        (lambda: network(tx=optax.sgd(0.1), depth=10), {"lsuv", "small_lsuv"}),
-        (lambda: scaled_kernels(50.0), {"lsuv", "redraw"}),
-        (lambda: zeros(), {"redraw"}),
-        (lambda: poisoned(), {"redraw"}),
-    ],
-    ids=["rank collapse", "sgd", "saturated", "zeros", "nan"],
-)
-def test_each_cause_has_its_cure(problem, expected):
-    sick = problem()
-    treatment = vj.cure(sick, data(), steps=60, key=KEY)
-    accepted = {one.name.removeprefix("slow_") for one in treatment.accepted}
-    assert accepted & expected, str(treatment)
-    assert_recipe_makes(sick, treatment.recipe, treatment.start, treatment.batch)
-    assert treatment.trials[0].remedy == "untreated"
 
 
 def test_depth_asks_for_small_variance_and_small_steps():
@@ -481,16 +512,6 @@ def test_new_kernels_look_where_the_inputs_vary(name, wide):
     np.testing.assert_allclose(np.linalg.norm(DIRECTIONS @ span, axis=1), 1.0, atol=1e-4)
     drawn = np.linalg.svd(np.asarray(problem.params["hidden_0"]["kernel"]))[0][:, :8]
     assert np.all(np.linalg.norm(DIRECTIONS @ drawn, axis=1) < 0.9)
-
-
-def test_mirrored_kernels_are_for_rectifiers():
-    for activation in ("leaky_relu", "gelu"):
-        problem = network(activation, 8)
-        treated = starts.looks_linear(context(problem)).apply(problem)
-        chex.assert_trees_all_equal_shapes(treated.params, problem.params)
-    for problem in (network("tanh", 4), network("sigmoid")):
-        with pytest.raises(ValueError, match="its activations aren't rectifiers"):
-            starts.looks_linear(context(problem)).apply(problem)
 
 
 @pytest.mark.parametrize(
@@ -790,13 +811,6 @@ def test_loss_scale_gives_a_float16_network_its_gradient_back():
     assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
 
 
-def test_redraw_leaves_scales_and_the_structure():
-    problem = zeros()
-    params = starts.redraw(context(problem)).apply(problem).params
-    chex.assert_trees_all_equal_shapes_and_dtypes(params, problem.params)
-    assert vj.diagnose(problem.loss_fn, params, data()[0]).healthy
-
-
 def test_a_remedy_that_cannot_run_is_recorded():
     """Whatever it raises, and wherever; the others in its wave run all the same."""
     problem = network(depth=24)
@@ -923,18 +937,6 @@ def test_the_figure(tmp_path, cured):
     _, treatment = cured
     path = treatment.plot(tmp_path / "race.png")
     assert path.read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_trial_scales_the_loss_as_a_training_step_does():
-    """A transform that divides gradients by a scale gets them multiplied by it."""
-    batches = data()
-    plain, scaled = (
-        vj.cure(network(tx=tx), batches, steps=20, remedies=[starts.lsuv(context())], key=KEY)
-        for tx in (optax.sgd(0.1), vj.dynamic_loss_scale(optax.sgd(0.1), initial_scale=2.0**10))
-    )
-    for a, b in zip(scaled.trials, plain.trials, strict=True):
-        assert len(a.losses) == 20
-        np.testing.assert_allclose(a.losses, b.losses, rtol=1e-3)
 
 
 def solved(p, batch):
