@@ -89,11 +89,15 @@ def test_inputs_of_a_loop_over_layers_are_inputs():
     assert (labels == LABELS).all()
 
 
+@pytest.fixture(scope="module")
+def problem():
+    return vj.mlp_problem(8, (32, 32), 4, activation="tanh", tx=vj.adam(3e-3))
+
+
 @pytest.mark.parametrize(
     "spoiled", [lambda x: x + 1e5, lambda x: x.at[..., 5].multiply(1e4), lambda x: 1e-6 * x]
 )
-def test_inputs_far_from_standard_are_cured(spoiled):
-    problem = vj.mlp_problem(8, (32, 32), 4, activation="tanh", tx=vj.adam(3e-3))
+def test_inputs_far_from_standard_are_cured(spoiled, problem):
     x = jax.random.normal(KEY, (16, 64, 8))
     batches = [(spoiled(own), jnp.argmax(own[:, :4], axis=1)) for own in x]
     treatment = vj.cure(problem, batches, steps=40)

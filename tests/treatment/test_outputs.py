@@ -156,11 +156,14 @@ def test_what_cannot_be_matched_is_refused(loss_fn, params):
     chex.assert_trees_all_equal(match_targets(loss_fn, params, (X,), below=1e-9), params)
 
 
+@pytest.fixture(scope="module")
+def problem():
+    tx = optax.adam(1e-3)
+    return vj.mlp_problem(8, (64, 64), 1, activation="relu", loss="squared_error", tx=tx)
+
+
 @pytest.mark.parametrize(("unit", "offset"), [(8e4, 2.5e5), (1.0, 1e3), (0.1, 30.0)])
-def test_targets_of_another_size_are_cured_at_once(unit, offset):
-    problem = vj.mlp_problem(
-        8, (64, 64), 1, activation="relu", loss="squared_error", tx=optax.adam(1e-3)
-    )
+def test_targets_of_another_size_are_cured_at_once(unit, offset, problem):
     x = jax.random.normal(jax.random.key(2), (24, 64, 8))
     batches = [(a, offset + unit * (a[:, :1] + a[:, 1:2] * a[:, 2:3])) for a in x]
     treatment = vj.cure(problem, batches, steps=40)
