@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vanishjax.compilation import jit_recent
+from vanishjax.compilation import jit_once, jit_recent
 from vanishjax.health.finding import json_value
 from vanishjax.problem import Problem, loss_alone
 from vanishjax.training import TrainState, local_step, scan_steps
@@ -108,8 +108,7 @@ def race(
       A run for each.
     """
     key = jax.random.key(0) if key is None else key
-    starts = [(problem.params, problem.model_state) for problem in problems]
-    params, model_state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    params, model_state = _stacked([(one.params, one.model_state) for one in problems])
     task = _task(problems[0], held_out)
     found = jax.device_get(_run_all(task, params, model_state, batches, held_out, key))
     runs = []
@@ -189,6 +188,12 @@ def _task(problem: Problem, held_out: Any = None) -> _Task:
     scored = _has_labels(held_out) and not problem.with_state
     predict_fn = problem.predict_fn if scored else None
     return _Task(problem.loss_fn, problem.evaluate_fn, problem.transform, flags, predict_fn)
+
+
+@jit_once
+def _stacked(trees: list[Any]) -> Any:
+    """Trees alike as one, `[trees, ...]`: by one program, where each shape would take its own."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 # Axes of a convolution's kernel.
