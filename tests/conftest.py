@@ -67,7 +67,8 @@ def _few_memory_maps():
 
 
 # LLVM need not optimize what a test runs once. Where bits are compared, and where rounding is the
-# subject, programs are those that users run. XLA's own passes are the same in both.
+# subject, programs are those that users run; so are those of the theory, of which a few compute
+# much. XLA's own passes are the same in both.
 _OPTIMIZED = {
     "training",
     "test_atlas.py",
@@ -75,6 +76,8 @@ _OPTIMIZED = {
     "test_numerics.py",
     "test_response.py",
     "test_rounding.py",
+    "test_shape.py",
+    "test_theory.py",
 }
 # Among them what is compared with a tolerance.
 _ROUGH = {"test_divided_state.py", "test_processes.py", "test_weight.py"}
