@@ -8,7 +8,7 @@ import pytest
 from optax import contrib
 
 import vanishjax as vj
-from tests.trajectory import assert_close, in_precisions
+from tests.trajectory import assert_close, in_precision
 
 PAIRS = {
     "sgd": (vj.sgd(0.1), optax.sgd(0.1)),
@@ -40,9 +40,9 @@ def run(tx, params, state, grads):
     return params, state
 
 
-@in_precisions(PAIRS)
+@in_precision(PAIRS)
 @pytest.mark.parametrize("direction", ["from-optax", "to-optax"])
-def test_run_goes_on_in_the_other_library(name, direction, dtype, tolerance):
+def test_run_goes_on_in_the_other_library(name, direction, dtype):
     ours, theirs = PAIRS[name]
     first, second = (theirs, ours) if direction == "from-optax" else (ours, theirs)
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def test_run_goes_on_in_the_other_library(name, direction, dtype, tolerance):
         state = vj.convert_state(state, like=second.init(params))
         found, _ = run(second, middle, state, grads[5:])
     # Five updates are made by the other library, a tenth of a step each: half a step's rounding.
-    assert_close(found, expected, tolerance)
+    assert_close(found, expected)
 
 
 def test_there_and_back_is_the_same():
