@@ -26,6 +26,11 @@ MAGNITUDES = {
     jnp.bfloat16: WIDE,
     jnp.float16: (6e-8, 1e-5, 1e-2, 250.0, 6e4),
 }
+# All types at once, large numbers of one beside small ones of another.
+AT_ONCE = [
+    dict(zip(MAGNITUDES, magnitudes, strict=True))
+    for magnitudes in zip(WIDE, reversed(WIDE), MAGNITUDES[jnp.float16], strict=True)
+]
 every_type = pytest.mark.parametrize("dtype", MAGNITUDES, ids=lambda t: t.__name__)
 SIGNS = {"constant": np.ones(STEPS), "alternating": (-1.0) ** np.arange(STEPS)}
 
@@ -37,47 +42,43 @@ def pattern(*shape):
 
 def over_steps(g, signs, dtype):
     signs = signs.reshape(-1, *(1 for _ in np.shape(g)))
-    return jnp.asarray(signs * np.asarray(jnp.asarray(g, dtype), np.float64), dtype)
+    return np.asarray(signs * np.asarray(np.asarray(g, dtype), np.float64), dtype)
 
 
 def layer(magnitude):
     return {"kernel": magnitude * pattern(4, 3), "bias": magnitude * pattern(3)}
 
 
-def side_by_side(dtype, signs, *magnitudes):
-    """A layer at each magnitude, all with the same parameters; at zero they are zero too."""
-    names = [str(place) if m else "zero" for place, m in enumerate(magnitudes)]
-    grads = dict(zip(names, map(layer, magnitudes), strict=True))
-    params = {n: layer(0.5 if m else 0.0) for n, m in zip(names, magnitudes, strict=True)}
-    grads = jax.tree.map(lambda g: over_steps(g, signs, dtype), grads)
-    return grads, jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
-
-
-def updates_by_magnitude(tx, dtype, signs, magnitudes, only=lambda tree: tree):
-    """What a layer alone gets at each magnitude, by the same compiled program."""
-    found = {}
-    for m in magnitudes:
-        (grads,), (params,) = (tree.values() for tree in side_by_side(dtype, signs, m))
-        found[m], _ = run(tx, only(grads), only(params))
-    return found
+def layers(signs, magnitudes, only=lambda layer: layer):
+    """Gradients over steps and parameters: a layer of each type at its magnitude."""
+    grads, params = {}, {}
+    for dtype, m in magnitudes.items():
+        grads[dtype.__name__], params[dtype.__name__] = (
+            jax.tree.map(lambda x, dtype=dtype: over_steps(x, signs, dtype), only(layer(m))),
+            jax.tree.map(lambda x, dtype=dtype: np.asarray(x, dtype), only(layer(0.5 * (m > 0)))),
+        )
+    return grads, params
 
 
 def assert_finite(tree):
     assert all(np.all(np.isfinite(np.asarray(x, np.float64))) for x in jax.tree.leaves(tree))
 
 
-@every_type
+def assert_zero(tree):
+    for leaf in jax.tree.leaves(tree):
+        np.testing.assert_array_equal(np.asarray(leaf, np.float32), 0.0)
+
+
 @every_factory
-def test_finite_and_zeros_stay_zeros(name, dtype):
-    tx = FACTORIES[name]()
-    # In pairs by one program, which is compiled sooner than one for all.
-    least, *middle, largest = MAGNITUDES[dtype]
-    pairs = [(least, largest), middle[::2], (middle[1], middle[1])]
-    for signs, magnitudes in itertools.product(SIGNS.values(), pairs):
-        updates, state = run(tx, *side_by_side(dtype, signs, *magnitudes, 0.0))
-        assert_finite((updates, state))
-        for leaf in jax.tree.leaves(updates["zero"]):
-            np.testing.assert_array_equal(np.asarray(leaf, np.float32), 0.0)
+def test_finite_and_zeros_stay_zeros(name):
+    tx, zeros = FACTORIES[name](), dict.fromkeys(MAGNITUDES, 0.0)
+    for signs in SIGNS.values():
+        nothing = layers(signs, zeros)
+        for magnitudes in (zeros, *AT_ONCE):
+            trees = zip(layers(signs, magnitudes), nothing, strict=True)
+            updates, state = run(tx, *(tree | {"zero": zero["float32"]} for tree, zero in trees))
+            assert_finite((updates, state))
+            assert_zero(updates if magnitudes is zeros else updates["zero"])
 
 
 # A learning rate of 1: float16 would lose digits of a smaller step.
@@ -114,17 +115,16 @@ def assert_same(ours, unit, dtype):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
 
 
-@every_type
 @pytest.mark.parametrize("name", SCALE_FREE)
-def test_update_is_that_of_magnitude_one(name, dtype):
-    magnitudes = (1.0, *MAGNITUDES[dtype])
-    only = (lambda tree: tree["kernel"]) if name in MATRICES_ONLY else (lambda tree: tree)
+def test_update_is_that_of_magnitude_one(name):
+    only = (lambda layer: layer["kernel"]) if name in MATRICES_ONLY else (lambda layer: layer)
     for signs in SIGNS.values():
-        unit, *others = updates_by_magnitude(
-            SCALE_FREE[name], dtype, signs, magnitudes, only
-        ).values()
-        for updates in others:
-            assert_same(updates, unit, dtype)
+        unit, *others = (
+            run(SCALE_FREE[name], *layers(signs, magnitudes, only))[0]
+            for magnitudes in (dict.fromkeys(MAGNITUDES, 1.0), *AT_ONCE)
+        )
+        for updates, dtype in itertools.product(others, MAGNITUDES):
+            assert_same(updates[dtype.__name__], unit[dtype.__name__], dtype)
 
 
 # A clip is free of scale as long as it clips; float16 has few decades below one.
@@ -136,7 +136,7 @@ LARGEST = {jnp.float32: 1e-37, jnp.bfloat16: 1e-37, jnp.float16: 1e-3}
 def test_clip_by_layer_is_that_of_magnitude_one(make, dtype):
     magnitudes = [1.0, *(m for m in MAGNITUDES[dtype] if m > 9 * LARGEST[dtype])]
     tx, signs = make(LARGEST[dtype]), SIGNS["alternating"]
-    unit, *others = updates_by_magnitude(tx, dtype, signs, magnitudes).values()
+    unit, *others = (run(tx, *layers(signs, {dtype: m}))[0] for m in magnitudes)
     for updates in others:
         assert_same(updates, unit, dtype)
 
