@@ -89,8 +89,8 @@ TRANSFORMS = FACTORIES | OTHERS
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_transform_folded_does_the_same(name):
-    params = blocks(3)
-    gradient = jax.tree.map(lambda x: jnp.sin(9 * x), params)
+    params = blocks(3 if name == "partition" else 2)  # so that two are treated alike
+    gradient = jax.tree.map(lambda x: np.sin(9 * x), params)
     found, expected, _ = both(updates(TRANSFORMS[name]()), params, gradient)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
 

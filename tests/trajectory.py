@@ -37,6 +37,19 @@ def run(tx: Any, grads: Any, params: Any, move: bool = False) -> tuple[Any, Any]
     return updates, state
 
 
+def side_by_side(txs: dict[str, Any]) -> optax.GradientTransformation:
+    """Several transforms of the same gradients: what is the same in them is compiled once."""
+
+    def init_fn(params: Any) -> Any:
+        return {name: tx.init(params) for name, tx in txs.items()}
+
+    def update_fn(grads: Any, states: Any, params: Any) -> Any:
+        found = {name: tx.update(grads, states[name], params) for name, tx in txs.items()}
+        return tuple({name: pair[i] for name, pair in found.items()} for i in (0, 1))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
 def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-6) -> None:
     """Leaf by leaf, relative to the largest entry of its trajectory: sums cancel."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)

@@ -1,4 +1,4 @@
-"""The transforms that see layers, in single precision: against float64 loops and against optax."""
+"""The transforms that see layers, in single precision, against float64 loops."""
 
 import numpy as np
 import optax
@@ -8,8 +8,6 @@ import vanishjax as vj
 from tests.trajectory import assert_close, run
 from tests.transforms.test_layered_transforms import (
     LOOPS,
-    MASK,
-    SCHEDULE,
     SHAPES,
     STEPS,
     random_problem,
@@ -31,48 +29,11 @@ def test_single_precision_is_as_good_as_its_arithmetic(name):
         tolerance = 3e-5
     else:
         tolerance = 1e-6
-    grads, params = random_problem()
+    grads, params = random_problem(only={"tall", "convolution", "bias"})
     ours, _ = run(tx, grads, params, move=True)
     for path, w in params.items():
         exact = np.stack(list(loop(grads[path].astype(np.float64), w.astype(np.float64))))
         assert_close(ours[path], exact, tolerance)
-
-
-# Optax, where it is right: single layers of ordinary gradients.
-
-PAIRS = {
-    "centralize": (vj.centralize(), optax.centralize()),
-    "scale_by_trust_ratio": (
-        vj.scale_by_trust_ratio(trust_coefficient=0.3),
-        optax.scale_by_trust_ratio(trust_coefficient=0.3),
-    ),
-    "scale_by_trust_ratio-all": (
-        vj.scale_by_trust_ratio(3.0, 0.1, 0.5),
-        optax.scale_by_trust_ratio(3.0, 0.1, 0.5),
-    ),
-    "adaptive_clip": (vj.adaptive_clip(0.1), optax.adaptive_grad_clip(0.1)),
-    "adaptive_clip-eps": (vj.adaptive_clip(0.2, 2.0), optax.adaptive_grad_clip(0.2, 2.0)),
-    "lars": (vj.lars(0.5), optax.lars(0.5)),
-    "lars-decay": (vj.lars(SCHEDULE, 0.1), optax.lars(SCHEDULE, 0.1)),
-    "lars-masks": (
-        vj.lars(0.5, 0.1, MASK, 0.01, 0.1, MASK, 0.8, nesterov=True),
-        optax.lars(0.5, 0.1, MASK, 0.01, 0.1, MASK, 0.8, nesterov=True),
-    ),
-    "lamb": (vj.lamb(0.1), optax.lamb(0.1)),
-    "lamb-all": (
-        vj.lamb(SCHEDULE, 0.8, 0.9, 1e-3, 1e-2, 0.1, MASK),
-        optax.lamb(SCHEDULE, 0.8, 0.9, 1e-3, 1e-2, 0.1, MASK),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_equals_optax(name):
-    ours, theirs = PAIRS[name]
-    grads, params = random_problem()
-    mine, _ = run(ours, grads, params, move=True)
-    peer, _ = run(theirs, grads, params, move=True)
-    assert_close(mine, peer)
 
 
 def test_adam_mask_sends_matrices_to_adam():
@@ -90,13 +51,6 @@ def test_adam_mask_sends_matrices_to_adam():
         found, _ = run(vj.muon(0.1, adam_mask=mask), grads, params)
         assert_close(found["kernel"], expected["kernel"])
         assert_close(found["tall"], plain["tall"])
-
-
-def test_a_layer_of_zeros_is_left_where_optax_leaves_it():
-    params = {"w": np.ones((2, 3), np.float32), "zero": np.zeros(3, np.float32)}
-    grads = {"w": np.zeros((1, 2, 3), np.float32), "zero": np.ones((1, 3), np.float32)}
-    for ours, theirs in (PAIRS["scale_by_trust_ratio"], PAIRS["lars"], PAIRS["lamb"]):
-        assert_close(run(ours, grads, params)[0], run(theirs, grads, params)[0])
 
 
 def test_orthogonalize_brings_singular_values_near_one():
