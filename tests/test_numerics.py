@@ -64,14 +64,13 @@ def test_norm_and_rms_equal_float64(form, exponent, spread, axes, seed):
     )
 
 
-@pytest.mark.parametrize("magnitude", [TINY, 2 * TINY, 1e-22, 1e-19, 1.2e-19, 1.0, 1e19, HUGE])
-def test_norm_at_the_ends_and_at_the_seam(form, magnitude):
-    x = np.full((2, 9), magnitude, np.float32)
-    scale, rest = numerics.split_norm(x, (1,))
-    close(
-        np.float64(scale) * np.asarray(rest), np.full((2, 1), 3 * np.float64(np.float32(magnitude)))
-    )
-    close(numerics.rms(x, (1,)), np.full(2, np.float32(magnitude), np.float64))
+def test_norm_at_the_ends_and_at_the_seam(form):
+    for magnitude in (TINY, 2 * TINY, 1e-22, 1e-19, 1.2e-19, 1.0, 1e19, HUGE):
+        x = np.full((2, 9), magnitude, np.float32)
+        exact = x[:, 0].astype(np.float64)
+        scale, rest = numerics.split_norm(x, (1,))
+        close(np.float64(scale) * np.asarray(rest), 3 * exact[:, None])
+        close(numerics.rms(x, (1,)), exact)
 
 
 def test_many_small_entries_count_beside_one_that_is_larger(form):
@@ -220,12 +219,12 @@ def test_where_branches_cost_there_is_none(fn, monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("magnitude", [1e-36, 1e-22, 1e-12, 1.0, 1e12, 1e22, 1e36])
-def test_the_derivative_of_a_norm_is_finite_at_any_magnitude(form, magnitude):
-    x = magnitude * jnp.array([3.0, 0.0, -4.0])
-    gradient = jax.grad(lambda x: numerics.global_norm([x]))(x)
-    np.testing.assert_allclose(gradient, [0.6, 0.0, -0.8], rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(numerics.norm)(x), [0.6, 0.0, -0.8], rtol=1e-6)
+def test_the_derivative_of_a_norm_is_finite_at_any_magnitude(form):
+    for fn in (numerics.norm, lambda x: numerics.global_norm([x])):
+        gradient = jax.jit(jax.grad(fn))
+        for magnitude in (1e-36, 1e-22, 1e-12, 1.0, 1e12, 1e22, 1e36):
+            x = np.float32(magnitude) * np.array([3.0, 0.0, -4.0], np.float32)
+            np.testing.assert_allclose(gradient(x), [0.6, 0.0, -0.8], rtol=1e-6)
 
 
 @pytest.mark.parametrize("x", [0.0, 4e-30, 9.0, 1e36, np.nan])

@@ -74,13 +74,15 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
 @pytest.mark.parametrize("name", PAIRS)
-def test_equals_optax(name, jit):
-    ours, theirs = PAIRS[name]
-    grads = gradients(STEPS if jit else 5)
-    mine = trajectory(ours, grads, parameters(), jit)
-    peer = trajectory(theirs, grads, parameters(), jit)
+def test_equals_optax(name):
+    mine, peer = (trajectory(tx, gradients(), parameters()) for tx in PAIRS[name])
+    assert_equal(mine, peer)
+
+
+@pytest.mark.parametrize("name", ["sgd-schedule", "adamw-mask", "rmsprop-momentum", "lion", "clip"])
+def test_equals_optax_eagerly(name):
+    mine, peer = (trajectory(tx, gradients(5), parameters(), jit=False) for tx in PAIRS[name])
     assert_equal(mine, peer)
 
 
