@@ -66,29 +66,30 @@ def _few_memory_maps():
             gc.collect()
 
 
-# LLVM need not optimize what a test runs once. Where bits are compared, and where rounding is the
-# subject, programs are those that users run; so are those of the theory, of which a few compute
-# much. XLA's own passes are the same in both.
+# LLVM need not optimize what a test runs once. Where bits of different programs are compared, and
+# where rounding is the subject, programs are those that users run; so are those of the theory, of
+# which a few compute much. XLA's own passes are the same in both.
 _OPTIMIZED = {
-    "training",
-    "test_atlas.py",
+    "test_atlas_devices.py",
+    "test_batches.py",
     "test_layered_rounding.py",
+    "test_model_state.py",
     "test_numerics.py",
+    "test_parallel.py",
     "test_response.py",
+    "test_resume.py",
     "test_rounding.py",
     "test_shape.py",
     "test_theory.py",
+    "test_training.py",
 }
-# Among them what is compared with a tolerance.
-_ROUGH = {"test_divided_state.py", "test_processes.py", "test_weight.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation(request):
     import jax
 
-    name, folder = request.path.name, request.path.parent.name
-    unoptimized = name in _ROUGH or _OPTIMIZED.isdisjoint({name, folder})
+    unoptimized = request.path.name not in _OPTIMIZED
     jax.config.update("jax_disable_most_optimizations", unoptimized)
     # Commands in processes of their own do the same.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(unoptimized))

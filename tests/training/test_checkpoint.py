@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import functools
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ DATA = Path(__file__).parents[1] / "data"
 BATCH = jax.random.normal(jax.random.key(0), (16, 8)), jnp.arange(16) % 3
 
 
+@functools.cache
 def problem(width=16):
     return vj.mlp_problem(8, (width,) * 4, 3, activation="tanh")
 
@@ -49,10 +51,8 @@ def trained(step, state, steps):
 
 
 CHAINS = {
-    "adam": lambda: vj.adam(1e-3),
-    "monitor": lambda: vj.monitor(vj.nadamw(1e-3)),
+    "guarded": lambda: vj.monitor(vj.skip_nonfinite(vj.nadamw(1e-3))),
     "deep_muon": lambda: vj.deep_muon(1e-2, 20, recondition=True),
-    "guards": lambda: vj.skip_nonfinite(optax.chain(vj.nesterov(0.9), optax.scale(-0.1))),
 }
 
 
@@ -60,7 +60,8 @@ CHAINS = {
 def test_a_run_goes_on_bit_for_bit(tmp_path, name):
     tx = CHAINS[name]()
     step = vj.make_train_step(problem().loss_fn, tx)
-    half = trained(step, start(tx), 3)
+    # On a device by name, as what is restored: one program then serves both.
+    half = trained(step, jax.device_put(start(tx), jax.devices()[0]), 3)
     vj.save_checkpoint(tmp_path, half)
     whole = trained(step, half, 3)
     restored = vj.restore_checkpoint(tmp_path, start(tx))
@@ -508,10 +509,10 @@ for step in range(10_000):
 
 @pytest.mark.slow
 def test_a_kill_in_mid_save_leaves_a_whole_checkpoint(tmp_path):
-    """Killed at five moments; every time the latest checkpoint is whole, and saving goes on."""
+    """Killed at three moments; every time the latest checkpoint is whole, and saving goes on."""
     rng = np.random.default_rng(0)
     like = {"w": jnp.zeros(200_000), "step": jnp.array(0)}
-    for trial in range(5):
+    for trial in range(3):
         folder = tmp_path / str(trial)
         with subprocess.Popen(
             [sys.executable, "-c", SAVER, folder], stdout=subprocess.PIPE, text=True
