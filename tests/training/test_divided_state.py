@@ -14,15 +14,11 @@ from vanishjax.training import shard_state
 
 LAYERS = vj.find_layers(PROBLEM.params, PROBLEM.loss_fn, BATCH)
 CHAINS = {
-    "sgd": lambda: vj.sgd(0.1, momentum=0.9),
-    # With eps as large as the gradients, a last digit can't turn a step round.
-    "adam": lambda: vj.adam(1e-2, eps=1e-2),
     "clips": lambda: optax.chain(
         vj.clip_by_global_norm(0.5), vj.clip_by_layer_norm(0.1, LAYERS), vj.sgd(0.5)
     ),
-    "lars": lambda: vj.lars(0.1, layers=LAYERS),
+    # Adam and a trust ratio: with eps as large as the gradients, a last digit can't turn a step.
     "lamb": lambda: vj.lamb(1e-2, eps=1e-2, layers=LAYERS),
-    "muon": lambda: vj.muon(1e-2, layers=LAYERS),
     "deep_muon": lambda: vj.deep_muon(1e-2, 20, layers=LAYERS),
     "monitor": lambda: vj.monitor(vj.sgd(0.1, momentum=0.9), layers=LAYERS),
 }
@@ -78,7 +74,7 @@ def test_a_divided_state_takes_an_eighth_on_each_device():
 @pytest.mark.parametrize("kind", ["zero1", "fsdp"])
 @pytest.mark.parametrize("optimizer", ["muon", "deep_muon"])
 def test_a_divided_matrix_is_sent_once_not_for_every_product(optimizer, kind):
-    problem = vj.mlp_problem(64, (64,) * 4, 8, activation="tanh", scan=False)
+    problem = vj.mlp_problem(64, (64,) * 2, 8, activation="tanh", scan=False)
     batch = jnp.ones((32, 64)), jnp.arange(32) % 8
     layers = vj.find_layers(problem.params, problem.loss_fn, batch)
     program = scaling.program_of(problem, scaling.chains(layers)[optimizer], batch, kind)

@@ -35,8 +35,7 @@ PROBLEM = vj.Problem(
 )
 
 
-def stepped(kind=None, mesh=None, place=lambda batch: batch, own=lambda state: state):
-    step = vj.make_train_step(PROBLEM, parallel=kind, mesh=mesh)
+def stepped(step, place=lambda batch: batch, own=lambda state: state):
     state, losses = own(vj.TrainState.create(PROBLEM)), []
     for _ in range(3):
         state, metrics = step(state, place((X, Y)))
@@ -44,7 +43,7 @@ def stepped(kind=None, mesh=None, place=lambda batch: batch, own=lambda state: s
     return jax.device_get((state.params, state.model_state)), losses
 
 
-ALONE = stepped()
+ALONE = stepped(vj.make_train_step(PROBLEM))
 FITTED = vj.fit(PROBLEM, vj.TrainState.create(PROBLEM), [(X, Y)], epochs=3, validation=(X, Y))
 
 
@@ -55,12 +54,10 @@ def in_force(mesh, held):
 MESHES = {
     "explicit": ((4,), ("batch",), (EXPLICIT,)),
     "auto": ((4,), ("data",), (AUTO,)),
-    "all": ((8,), ("x",), (EXPLICIT,)),
     "several": ((2, 4), ("model", "data"), (EXPLICIT, EXPLICIT)),
     "several auto": ((4, 2), ("rows", "model"), (AUTO, AUTO)),
 }
-DIVIDING = {"explicit": "batch", "auto": "data", "all": "x", "several": "data"}
-DIVIDING["several auto"] = "rows"
+DIVIDING = {"explicit": "batch", "auto": "data", "several": "data", "several auto": "rows"}
 
 
 @pytest.fixture(params=MESHES)
@@ -80,12 +77,13 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind, held, mesh):
         lambda batch: jax.device_put(batch, spread),
         lambda batch: jax.device_put(batch, whole),
     ]
+    step = vj.make_train_step(PROBLEM, parallel=kind, mesh=None if kind is None else mesh)
     with in_force(mesh, held):
         for place in places:
-            found = stepped(kind, None if kind is None else mesh, place)
+            found = stepped(step, place)
             chex.assert_trees_all_close(found, ALONE, rtol=1e-5, atol=1e-7)
         if kind is not None:
-            found = stepped(kind, mesh, places[1], lambda s: jax.device_put(s, whole))
+            found = stepped(step, places[1], lambda s: jax.device_put(s, whole))
             chex.assert_trees_all_close(found, ALONE, rtol=1e-5, atol=1e-7)
 
 
@@ -94,6 +92,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind, held, mesh):
 def test_fit_on_a_mesh_is_that_on_one_device(kind, held, mesh, tmp_path):
     mesh, axis = mesh
     placed = jax.device_put((X, Y), NamedSharding(mesh, PartitionSpec(axis)))
+    evaluate = make_evaluate(PROBLEM)
     with in_force(mesh, held):
         for train, size in (([placed], {}), (placed, {"batch_size": 16})):
             state, history = vj.fit(
@@ -110,7 +109,7 @@ def test_fit_on_a_mesh_is_that_on_one_device(kind, held, mesh, tmp_path):
                 np.testing.assert_allclose(
                     history.to_dict()[name], FITTED[1].to_dict()[name], rtol=1e-5
                 )
-            found = make_evaluate(PROBLEM)(state, placed)
+            found = evaluate(state, placed)
             np.testing.assert_allclose(found["loss"], history.last["validation_loss"], rtol=1e-6)
         vj.save_checkpoint(tmp_path, state)
         again = vj.restore_checkpoint(tmp_path, state)

@@ -11,10 +11,10 @@ from benchmarks.lost_peers import together
 from tests.commands import read_json, vanishjax
 from vanishjax.training import checkpoint_notes, checkpoint_steps
 
-# 67 steps of seventeen and one of eleven, which two and three devices divide unevenly.
+# Five steps of 229 and one of five, which two and three devices divide unevenly.
 TRAIN = [
     *("train", "--hidden", "16", "--optimizer", "sgd", "--learning-rate", "0.1"),
-    *("--batch-size", "17", "--epochs", "2"),
+    *("--batch-size", "229", "--epochs", "2"),
 ]
 
 
@@ -55,10 +55,10 @@ def test_processes_train_what_one_trains(tmp_path, alone):
     np.testing.assert_allclose(mine["history"]["loss"], theirs["history"]["loss"], rtol=1e-5)
     np.testing.assert_allclose(mine["test_loss"], theirs["test_loss"], rtol=1e-5)
     # A process alone goes on with what several have saved.
-    assert checkpoint_steps(tmp_path / "checkpoints") == [68, 136]
+    assert checkpoint_steps(tmp_path / "checkpoints") == [6, 12]
     ran = vanishjax(*TRAIN, "--epochs", "3", "--out", tmp_path, "--resume")
     assert ran.status == 0
-    assert "going on from step 136" in ran.err
+    assert "going on from step 12" in ran.err
 
 
 @pytest.mark.slow
@@ -66,14 +66,13 @@ def test_processes_train_what_one_trains(tmp_path, alone):
     ("count", "victim", "blow", "seconds", "reason"),
     [
         (2, 0, signal.SIGKILL, 15, "process 0 has died"),
-        (2, 1, signal.SIGKILL, 15, "process 1 has died"),
         (3, 1, signal.SIGSTOP, 30, "process 1 has stopped answering"),
     ],
 )
 def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
     tmp_path, count, victim, blow, seconds, reason
 ):
-    endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "68", "--out", tmp_path]
+    endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "60", "--out", tmp_path]
     with together(count, *endless) as processes:
         wait_for(tmp_path, processes[0])
         processes[victim].send_signal(blow)
@@ -88,19 +87,18 @@ def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("interrupted", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM)])
-def test_an_interrupt_of_one_ends_all_and_loses_nothing(tmp_path, interrupted, number):
-    endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "68", "--out", tmp_path]
+def test_an_interrupt_of_one_ends_all_and_loses_nothing(tmp_path):
+    endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "60", "--out", tmp_path]
     with together(2, *endless) as processes:
         wait_for(tmp_path, processes[0])
-        processes[interrupted].send_signal(number)
+        processes[1].send_signal(signal.SIGTERM)
         said, statuses = ended(processes, 15)
-    assert statuses == [128 + number] * 2, said
+    assert statuses == [128 + signal.SIGTERM] * 2, said
     assert "what was done is saved, go on with --resume" in said[0]
     assert not said[1]
     # More than the last whole epoch: what was done since is saved too.
     last = checkpoint_steps(tmp_path / "checkpoints")[-1]
-    more = ["--epochs", str(last // 68 + 1), "--resume"]
+    more = ["--epochs", str(last // 6 + 1), "--resume"]
     ran = vanishjax(*TRAIN, *more, "--out", tmp_path)
     assert ran.status == 0
     assert f"going on from step {last}" in ran.err
