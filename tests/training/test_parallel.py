@@ -46,7 +46,7 @@ def run(tx, sizes, loss=loss_fn, key=None, **arguments):
 SGD = vj.sgd(0.05, momentum=0.9)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_a_trajectory_is_that_of_one_device(devices):
     sizes = [16] * 100
     alone, losses = run(SGD, sizes)
@@ -57,7 +57,7 @@ def test_a_trajectory_is_that_of_one_device(devices):
     chex.assert_trees_all_equal(found["pmap"][0], found["shard_map"][0])
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, 8])
 def test_pmap_and_shard_map_give_the_same_bits_and_jit_all_but_the_last(devices):
     # Under jit the compiler divides the program itself, and orders it otherwise: up to 1.6e-7 was
     # seen after 100 steps, and none with jax 0.10 and SGD without momentum.
