@@ -75,6 +75,7 @@ _OPTIMIZED = {
     "test_layered_rounding.py",
     "test_model_state.py",
     "test_numerics.py",
+    "test_old_checkpoint.py",
     "test_parallel.py",
     "test_response.py",
     "test_resume.py",
