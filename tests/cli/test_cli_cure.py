@@ -65,10 +65,11 @@ problem = vj.mlp_problem(8, (32,) * 12, 4, activation="sigmoid", tx=vj.adam(3e-3
 batches = [(x[i::8], data[1][i::8]) for i in range(8)]
 
 def with_problem():
-    return problem.rebuild(hidden=(32,)), batches
+    return problem, batches
 
 def with_one_large_batch():
-    return problem.loss_fn, problem.params, data, optax.adam(3e-3)
+    healthy = problem.rebuild(hidden=(32,))
+    return healthy.loss_fn, healthy.params, data, optax.adam(3e-3)
 
 def too_few():
     return problem.loss_fn, problem.params, (x[:2], data[1][:2])
@@ -83,7 +84,7 @@ def raises():
 
 @pytest.mark.parametrize(
     ("make", "verdict"),
-    [("with_problem", "Healthy: nothing to cure"), ("with_one_large_batch", "Cured by slow_lsuv")],
+    [("with_problem", "Cured by slow_lsuv"), ("with_one_large_batch", "Healthy: nothing to cure")],
 )
 def test_a_network_of_ones_own(here, make, verdict):
     (here / "net.py").write_text(OWN)

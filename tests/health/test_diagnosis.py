@@ -236,6 +236,11 @@ def test_twice_the_batch_changes_no_verdict(sick, rule):
     assert rule_of(SICK[rule](), batch=doubled) == [one.rule for one in sick[rule].findings]
 
 
+def test_twice_the_batch_makes_no_healthy_network_sick():
+    doubled = jnp.concatenate([X, X]), jnp.concatenate([Y, Y])
+    assert verdict(mlp("relu", 24), batch=doubled).healthy
+
+
 def test_momentum_is_held_to_a_stricter_limit():
     problem = mlp("relu", 24)
     assert verdict(problem, ADAM).healthy

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from tests.treatment.test_remedies import assert_recipe_makes
 from vanishjax.treatment import Context, starts
 from vanishjax.treatment.progress import Progress, Relief
 from vanishjax.treatment.together import pairs
+
+cures = sys.modules["vanishjax.treatment.cure"]
 
 X = jax.random.normal(jax.random.key(0), (16, 64, 8))
 SUMS = [(x, jnp.sin(x[:, :1]) + x[:, 1:2]) for x in X]
@@ -127,6 +130,20 @@ def test_slower_forms_are_no_relief_of_their_own(context):
     relieved = dataclasses.replace(given[0], remedy=slow), *reversed(given)
     progress = Progress(context.problem, given[0].after, relieved=relieved)
     assert progress.reliefs == given
+
+
+def test_what_cannot_be_taken_as_given_is_recorded(context, monkeypatch):
+    def refuse(problem):
+        raise ValueError("not for this network")
+
+    pair = vj.Remedy("broken", refuse), (starts.redraw(context),)
+    monkeypatch.setattr(cures, "pairs", lambda reliefs, context: (pair,))
+    _, batches = small_kernels_at_a_small_rate()
+    told = []
+    treatment = vj.cure(context.problem, batches, steps=4, on_trial=told.append)
+    (broken,) = (trial for trial in treatment.trials if trial.remedy == "broken")
+    assert (broken.outcome, broken.reason) == ("failed", "ValueError: not for this network")
+    assert told == list(treatment.trials)
 
 
 def test_remedies_of_ones_own_are_not_paired(context):

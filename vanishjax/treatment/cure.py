@@ -15,20 +15,12 @@ import jax
 import numpy as np
 
 from vanishjax.health import Diagnosis, diagnose
-from vanishjax.health.advice import traits
-from vanishjax.health.diagnosis import judge
 from vanishjax.problem import Problem
+from vanishjax.treatment.acceptance import PROBE_STEPS, failed_trial, judge
 from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.doubt import course, doubted, learns_nothing
 from vanishjax.treatment.judgement import (
-    beats_constant,
-    cause_improved,
-    gets_as_far,
-    goes_farther,
-    improvement,
-    keeps_up,
-    learns,
     learns_by_itself,
 )
 from vanishjax.treatment.loss import loss_scale, trained_loss
@@ -37,24 +29,18 @@ from vanishjax.treatment.progress import (
     Member,
     Progress,
     Raced,
-    Relief,
     Setting,
-    Wave,
 )
 from vanishjax.treatment.proposal import propose, waiting
 from vanishjax.treatment.remedies import fitting_remedies, standardizing_remedies
-from vanishjax.treatment.remedy import OPTIMIZER, Remedy, in_order
+from vanishjax.treatment.remedy import Remedy, in_order
 from vanishjax.treatment.together import pairs
 from vanishjax.treatment.treatment import Treatment
-from vanishjax.treatment.trial import Outcome, Run, Trial, form, race
+from vanishjax.treatment.trial import Trial, form, race
 
-_PROBE_STEPS = 3.0  # what a probe costs, in training steps
 # Where nothing proved itself, so many kinds that took the cause away get so many times the steps:
 # new kernels start with outputs that guess, and what lasts may first cost some loss.
 _RETRIED, _LONGER = 3, 4
-# So many of the remedies that proved themselves on a chain are tried at a slower rate too: the best
-# may be the one that bears the rate given worse.
-_LEADING = 2
 
 
 def cure(
@@ -157,7 +143,7 @@ def cure(
         jax.random.fold_in(key, steps),
         np.inf if total_steps is None else total_steps / steps,
     )
-    progress = Progress(problem, before, cost=_PROBE_STEPS)
+    progress = Progress(problem, before, cost=PROBE_STEPS)
     if before.verdict == "healthy":
         setting, progress, said = _seen_alone(setting, progress, on_trial)
         before, notes = setting.before, (*said, *notes)
@@ -218,16 +204,14 @@ def _seen_alone(
         others = standardizing_remedies(setting.context) if wanted else ()
         if not others:
             return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
-        if on_trial is not None:
-            on_trial(trial)
+        _tell([trial], on_trial)
         setting = dataclasses.replace(setting, before=verdict, remedies=others)
         return setting, dataclasses.replace(alone, verdict=verdict), ()
     examine = functools.partial(_examine, setting.problem)
     verdict, notes = doubted(setting.before, untreated, setting.batches, examine)
-    if on_trial is not None:
-        on_trial(trial)
+    _tell([trial], on_trial)
     doubting = dataclasses.replace(setting, before=verdict)
-    cost = alone.cost + _PROBE_STEPS * len(notes)
+    cost = alone.cost + PROBE_STEPS * len(notes)
     return doubting, dataclasses.replace(alone, verdict=verdict, cost=cost), notes
 
 
@@ -237,10 +221,8 @@ def _tried(
     """What comes of wave after wave, until nothing is left to try."""
     while (wave := propose(setting, progress)) is not None:
         told = len(progress.trials)
-        progress = _judge(setting, progress, wave, _race(setting, wave.members))
-        for trial in progress.trials[told:]:
-            if on_trial is not None:
-                on_trial(trial)
+        progress = judge(setting, progress, wave, _race(setting, wave.members))
+        _tell(progress.trials[told:], on_trial)
         if setting.remedies is None and progress.best is None:
             progress = _tried_in_pairs(setting, progress, on_trial)
     return progress
@@ -257,13 +239,21 @@ def _tried_in_pairs(
     for given, candidates in pairs(progress.reliefs, setting.context):
         names = [(given.name, one.name) for one in candidates]
         others = [one for one in candidates if (given.name, one.name) not in progress.paired]
-        if not others or not alone.isdisjoint(itertools.chain(*names)):
+        if given.name in progress.failed or not alone.isdisjoint(itertools.chain(*names)):
+            continue
+        if not others:
+            continue
+        try:
+            start = given.treat(setting.problem)
+        except Exception as error:
+            trial = failed_trial(given.name, Failure.of(given, error).reason)
+            _tell([trial], on_trial)
+            failed = progress.failed | {given.name}
+            trials = (*progress.trials, trial)
+            progress = dataclasses.replace(progress, failed=failed, trials=trials)
             continue
         beside = dataclasses.replace(
-            progress,
-            start=given.treat(setting.problem),
-            accepted=(given,),
-            tried=frozenset[str](),
+            progress, start=start, accepted=(given,), tried=frozenset[str]()
         )
         pair = _tried(dataclasses.replace(setting, remedies=others), beside, on_trial)
         if pair.best is not None:
@@ -272,6 +262,13 @@ def _tried_in_pairs(
             progress, trials=pair.trials, cost=pair.cost, paired=progress.paired.union(names)
         )
     return progress
+
+
+def _tell(trials: Iterable[Trial], on_trial: Callable[[Trial], None] | None) -> None:
+    """Calls the caller's function, if there is one, with each trial."""
+    if on_trial is not None:
+        for trial in trials:
+            on_trial(trial)
 
 
 def _race(setting: Setting, members: tuple[Member, ...]) -> Raced:
@@ -298,124 +295,5 @@ def _race(setting: Setting, members: tuple[Member, ...]) -> Raced:
         return Raced((), (Failure.of(remedy, error, where),))
 
 
-def _judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Progress:
-    """What a wave changes: its trials, and what is accepted, the best of what proved itself."""
-    trials: list[Trial] = []
-    proven: list[tuple[Remedy, Run, Diagnosis, str]] = []
-    relieved = list(progress.relieved)
-    failures = [*wave.failures, *raced.failures]
-    cost, untreated = progress.cost, progress.untreated
-    for remedy, run in raced.runs:
-        cost += len(run.losses)
-        if remedy is None:
-            untreated = run
-            trials.append(_trial("untreated", "untreated", run, setting.before, ""))
-            continue
-        name = progress.name(remedy)
-        if not run.finite:
-            trials.append(_trial(name, "diverged", run, None, "the loss isn't finite"))
-            continue
-        try:
-            after = _examine_trained(
-                dataclasses.replace(run.problem, params=run.params), setting.context.batch
-            )
-        except Exception as error:
-            failures.append(Failure.of(remedy, error))
-            continue
-        cost += _PROBE_STEPS
-        # The untreated network leads the first wave.
-        rival = progress.best or untreated or run
-        if progress.is_safer(remedy):
-            lower, by = keeps_up(run, rival, setting.length, setting.before)
-        elif progress.best is None and setting.before.verdict != "sick":
-            lower, by = goes_farther(run, rival)
-        else:
-            lower, by = improvement(run, rival, setting.before)
-        if progress.best is not None:
-            by += f" (beside {' + '.join(one.name for one in progress.accepted)})"
-        better, how = cause_improved(after, progress.verdict)
-        if lower and better:
-            proven.append((remedy, run, after, f"{by}; {how}"))
-        else:
-            trials.append(_trial(name, "no better", run, after, f"{by}; {how}"))
-        if better:
-            loss = float(np.mean(run.held_out))
-            relieved.append(Relief(remedy, loss, after))
-    # The constant is fitted to the batch that it is judged on, so that it is hard to beat. By one
-    # that isn't, cures ended sooner and with less: an autoencoder closed .15 of its gap, not .52.
-    learned = progress.learned or any(beats_constant(run, setting.before) for _, run, *_ in proven)
-    if not learned:
-        least = setting.before.probe.constant_loss
-        for remedy, run, after, reason in proven:
-            said = f"{reason}; but one output for all inputs reaches {least:.3g}"
-            trials.append(_trial(progress.name(remedy), "no better", run, after, said))
-        proven = []
-    best = min((run for _, run, *_ in proven), key=lambda run: np.mean(run.held_out), default=None)
-
-    def place(one: tuple[Remedy, Run, Diagnosis, str]) -> tuple[bool, bool, float]:
-        """A safer one that keeps up comes first; then what changes little and gets as far."""
-        remedy, run, *_ = one
-        keeps = best is None or gets_as_far(run, best, setting.before)
-        return (
-            not progress.is_safer(remedy),
-            not (remedy.local and keeps),
-            float(np.mean(run.held_out)),
-        )
-
-    proven.sort(key=place)
-    # The deeper a chain, the smaller a step it bears; that of a residual network doesn't shrink so.
-    chain = "residual" not in traits(setting.before.probe)
-    for rank, (remedy, run, after, reason) in enumerate(proven):
-        outcome: Outcome = "better" if rank else "accepted"
-        trials.append(_trial(progress.name(remedy), outcome, run, after, reason))
-    trials += [_failed(progress.name(one.remedy), one.reason) for one in failures]
-    then = dataclasses.replace(
-        progress,
-        untreated=untreated,
-        learned=learned,
-        tried=progress.tried | {remedy.name for remedy, _ in raced.runs if remedy is not None},
-        failed=progress.failed | {one.remedy.name for one in failures},
-        leading=progress.leading | {one.name for one, *_ in proven[: _LEADING * chain]},
-        relieved=tuple(relieved),
-        trials=(*progress.trials, *trials),
-        cost=cost,
-    )
-    if not proven:
-        return then
-    remedy, run, after, _ = proven[0]
-    if remedy.part == OPTIMIZER:
-        # New kernels may have been of no use to one that didn't move them: they are tried again.
-        tried = frozenset(one.name for one, _ in raced.runs if one is not None)
-        tried |= {one.name for one in progress.accepted if one.part == OPTIMIZER}
-        then = dataclasses.replace(then, tried=tried)
-    # Where nothing but the rate was wrong, the network is as good as one that is healthy.
-    rated = remedy.rate != 1 and remedy.part == OPTIMIZER and learns_by_itself(run, setting.before)
-    return dataclasses.replace(
-        then,
-        start=run.problem,
-        verdict=after,
-        best=run,
-        accepted=(*remedy.follows(progress.accepted), remedy),
-        # A slower form that keeps up with what cured the network has cured it too.
-        cured=progress.cured or (after.verdict != "sick" and (rated or learns(run, untreated))),
-    )
-
-
 def _examine(problem: Problem, batch: Any) -> Diagnosis:
     return diagnose(trained_loss(problem), problem.params, batch, problem.tx)
-
-
-def _examine_trained(problem: Problem, batch: Any) -> Diagnosis:
-    """Of parameters that a transform has moved already, where it does that first."""
-    return judge(Problem(trained_loss(problem), problem.params, problem.tx), batch)
-
-
-def _trial(name: str, outcome: Outcome, run: Run, after: Diagnosis | None, reason: str) -> Trial:
-    findings = () if after is None else after.findings
-    rules = tuple(finding.rule for finding in findings if finding.severity == "critical")
-    loss = float(np.mean(run.held_out))
-    return Trial(name, outcome, loss, run.accuracy, run.losses, rules, reason, len(run.losses))
-
-
-def _failed(name: str, reason: str) -> Trial:
-    return Trial(name, "failed", float("nan"), None, np.zeros(0), (), reason, 0)
