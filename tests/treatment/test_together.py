@@ -136,7 +136,7 @@ def test_what_cannot_be_taken_as_given_is_recorded(context, monkeypatch):
     def refuse(problem):
         raise ValueError("not for this network")
 
-    pair = vj.Remedy("broken", refuse), (starts.redraw(context),)
+    pair = vj.Remedy("broken", refuse), (starts.lsuv(context),)
     monkeypatch.setattr(cures, "pairs", lambda reliefs, context: (pair,))
     _, batches = small_kernels_at_a_small_rate()
     told = []
