@@ -140,7 +140,7 @@ def test_what_cannot_be_taken_as_given_is_recorded(context, monkeypatch):
     monkeypatch.setattr(cures, "pairs", lambda reliefs, context: (pair,))
     _, batches = small_kernels_at_a_small_rate()
     told = []
-    treatment = vj.cure(context.problem, batches, steps=4, on_trial=told.append)
+    treatment = vj.cure(context.problem, batches, steps=40, on_trial=told.append)
     (broken,) = (trial for trial in treatment.trials if trial.remedy == "broken")
     assert (broken.outcome, broken.reason) == ("failed", "ValueError: not for this network")
     assert told == list(treatment.trials)
