@@ -23,7 +23,7 @@ from vanishjax.treatment.judgement import (
 )
 from vanishjax.treatment.loss import trained_loss
 from vanishjax.treatment.progress import Failure, Progress, Raced, Relief, Setting, Wave
-from vanishjax.treatment.remedy import OPTIMIZER, Remedy
+from vanishjax.treatment.remedy import OPTIMIZER, ROUNDING, Remedy
 from vanishjax.treatment.trial import Outcome, Run, Trial
 
 PROBE_STEPS = 3.0  # what a probe costs, in training steps
@@ -134,7 +134,8 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
         tried |= {one.name for one in progress.accepted if one.part == OPTIMIZER}
         then = dataclasses.replace(then, tried=tried)
     # Where nothing but the rate was wrong, the network is as good as one that is healthy.
-    rated = remedy.rate != 1 and remedy.part == OPTIMIZER and learns_by_itself(run, setting.before)
+    only = all(one.part in (OPTIMIZER, ROUNDING) for one in (*progress.accepted, remedy))
+    rated = remedy.rate != 1 and only and learns_by_itself(run, setting.before)
     return dataclasses.replace(
         then,
         start=run.problem,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -223,7 +222,9 @@ def _tried(
         told = len(progress.trials)
         progress = judge(setting, progress, wave, _race(setting, wave.members))
         _tell(progress.trials[told:], on_trial)
-        if setting.remedies is None and progress.best is None:
+        # What is new is first tried alone, but for slower forms.
+        alone = any(remedy.safer_than is None for remedy in waiting(setting, progress))
+        if setting.remedies is None and progress.best is None and not alone:
             progress = _tried_in_pairs(setting, progress, on_trial)
     return progress
 
@@ -231,17 +232,11 @@ def _tried(
 def _tried_in_pairs(
     setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
 ) -> Progress:
-    """What comes of remedies that took the cause away beside what mends another fault.
-
-    What is still to be tried alone isn't tried in pairs yet.
-    """
-    alone = {remedy.name for remedy in waiting(setting, progress)}
+    """What comes of remedies that took the cause away beside what mends another fault."""
     for given, candidates in pairs(progress.reliefs, setting.context):
         names = [(given.name, one.name) for one in candidates]
         others = [one for one in candidates if (given.name, one.name) not in progress.paired]
-        if given.name in progress.failed or not alone.isdisjoint(itertools.chain(*names)):
-            continue
-        if not others:
+        if given.name in progress.failed or not others:
             continue
         try:
             start = given.treat(setting.problem)

@@ -50,13 +50,9 @@ def pairs(
     # Its form that standardizes what the model itself makes as well; it is what comes first.
     standard = standardizing_remedies(context)[-1:]
     inside = tuple(one.remedy for one in reliefs if one.remedy.wraps >= 0) if standard else ()
-    found = [(given, inside) for given in standard if inside]
-    left = [one for one in reliefs if one.remedy not in inside]
-    for one in left[:_FURTHEST]:
-        other = _other(one, context)
-        if other is not None:
-            found.append((one.remedy, (other,)))
-    return tuple(found)
+    others = ((one.remedy, _other(one, context)) for one in reliefs if one.remedy not in inside)
+    left = [(remedy, (other,)) for remedy, other in others if other is not None]
+    return (*((given, inside) for given in standard if inside), *left[:_FURTHEST])
 
 
 def _other(relief: Relief, context: Context) -> Remedy | None:
