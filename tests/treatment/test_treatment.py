@@ -933,10 +933,16 @@ def test_batches_are_divided_and_gone_through_in_passes():
     assert [len(part) for part in three] == [2, 1, 0]
 
 
-def test_the_figure(tmp_path, cured):
+def test_the_figure(tmp_path, cured, figures):
     _, treatment = cured
-    path = treatment.plot(tmp_path / "race.png")
+    first, *others = treatment.trials
+    several = dataclasses.replace(first, remedy="standardize_inside + match_targets")
+    path = dataclasses.replace(treatment, trials=(several, *others)).plot(tmp_path / "race.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+    (figure,) = figures
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert names[0].replace("\n", " ").startswith("standardize_inside + match_targets (")
+    assert max(len(line) for name in names for line in name.splitlines()) <= 36
 
 
 def solved(p, batch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = ["plot_treatment"]
 
 _COLORS = ("blue", "vermilion", "green", "purple", "orange", "sky_blue")
 _STYLES = ("-", "--", "-.", ":")
+_LETTERS = 36  # in a line of the legend
 _WIDE = 1000.0  # the largest loss over the least, from which on a linear axis shows but the largest
 
 
@@ -67,6 +69,8 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
             if trial["outcome"] == "accepted":
                 look["linewidth"] = 3
             label = plot_text(trial_name(trial, treatment["steps"]) + _score(trial))
+            # Names of several remedies would leave the curves no room.
+            label = textwrap.fill(label, _LETTERS, break_long_words=False)
             axes.plot(range(1, len(smooth) + 1), smooth, label=label, **look)
         if axes.lines:
             axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
