@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vanishjax.health import Diagnosis
+from vanishjax.health import Diagnosis, diagnosis
 from vanishjax.health.advice import traits
-from vanishjax.health.diagnosis import judge as diagnose_as_is
 from vanishjax.problem import Problem
 from vanishjax.treatment.judgement import (
     beats_constant,
@@ -113,7 +112,7 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
     for rank, (remedy, run, after, reason) in enumerate(proven):
         outcome: Outcome = "better" if rank else "accepted"
         trials.append(_trial(progress.name(remedy), outcome, run, after, reason))
-    trials += [failed_trial(progress.name(one.remedy), one.reason) for one in failures]
+    trials += [_failed(progress.name(one.remedy), one.reason) for one in failures]
     then = dataclasses.replace(
         progress,
         untreated=untreated,
@@ -149,7 +148,7 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
 
 def _examine_trained(problem: Problem, batch: Any) -> Diagnosis:
     """Of parameters that a transform has moved already, where it does that first."""
-    return diagnose_as_is(Problem(trained_loss(problem), problem.params, problem.tx), batch)
+    return diagnosis.judge(Problem(trained_loss(problem), problem.params, problem.tx), batch)
 
 
 def _trial(name: str, outcome: Outcome, run: Run, after: Diagnosis | None, reason: str) -> Trial:
@@ -159,6 +158,5 @@ def _trial(name: str, outcome: Outcome, run: Run, after: Diagnosis | None, reaso
     return Trial(name, outcome, loss, run.accuracy, run.losses, rules, reason, len(run.losses))
 
 
-def failed_trial(name: str, reason: str) -> Trial:
-    """The trial of a remedy that raised."""
+def _failed(name: str, reason: str) -> Trial:
     return Trial(name, "failed", float("nan"), None, np.zeros(0), (), reason, 0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vanishjax.health import Diagnosis, diagnose
 from vanishjax.problem import Problem
-from vanishjax.treatment.acceptance import PROBE_STEPS, failed_trial, judge
+from vanishjax.treatment.acceptance import PROBE_STEPS, judge
 from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.doubt import course, doubted, learns_nothing
@@ -23,13 +23,7 @@ from vanishjax.treatment.judgement import (
     learns_by_itself,
 )
 from vanishjax.treatment.loss import loss_scale, trained_loss
-from vanishjax.treatment.progress import (
-    Failure,
-    Member,
-    Progress,
-    Raced,
-    Setting,
-)
+from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import propose, waiting
 from vanishjax.treatment.remedies import fitting_remedies, standardizing_remedies
 from vanishjax.treatment.remedy import Remedy, in_order
@@ -203,12 +197,14 @@ def _seen_alone(
         others = standardizing_remedies(setting.context) if wanted else ()
         if not others:
             return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
-        _tell([trial], on_trial)
+        if on_trial is not None:
+            on_trial(trial)
         setting = dataclasses.replace(setting, before=verdict, remedies=others)
         return setting, dataclasses.replace(alone, verdict=verdict), ()
     examine = functools.partial(_examine, setting.problem)
     verdict, notes = doubted(setting.before, untreated, setting.batches, examine)
-    _tell([trial], on_trial)
+    if on_trial is not None:
+        on_trial(trial)
     doubting = dataclasses.replace(setting, before=verdict)
     cost = alone.cost + PROBE_STEPS * len(notes)
     return doubting, dataclasses.replace(alone, verdict=verdict, cost=cost), notes
@@ -219,14 +215,24 @@ def _tried(
 ) -> Progress:
     """What comes of wave after wave, until nothing is left to try."""
     while (wave := propose(setting, progress)) is not None:
-        told = len(progress.trials)
-        progress = judge(setting, progress, wave, _race(setting, wave.members))
-        _tell(progress.trials[told:], on_trial)
-        # What is new is first tried alone, but for slower forms.
-        alone = any(remedy.safer_than is None for remedy in waiting(setting, progress))
-        if setting.remedies is None and progress.best is None and not alone:
+        progress = _tried_at_once(setting, progress, wave, on_trial)
+        if setting.remedies is not None or progress.best is not None:
+            continue
+        # First everything is tried alone, but for slower forms.
+        if all(remedy.safer_than is not None for remedy in waiting(setting, progress)):
             progress = _tried_in_pairs(setting, progress, on_trial)
     return progress
+
+
+def _tried_at_once(
+    setting: Setting, progress: Progress, wave: Wave, on_trial: Callable[[Trial], None] | None
+) -> Progress:
+    """What comes of one wave."""
+    then = judge(setting, progress, wave, _race(setting, wave.members))
+    if on_trial is not None:
+        for trial in then.trials[len(progress.trials) :]:
+            on_trial(trial)
+    return then
 
 
 def _tried_in_pairs(
@@ -241,11 +247,8 @@ def _tried_in_pairs(
         try:
             start = given.treat(setting.problem)
         except Exception as error:
-            trial = failed_trial(given.name, Failure.of(given, error).reason)
-            _tell([trial], on_trial)
-            failed = progress.failed | {given.name}
-            trials = (*progress.trials, trial)
-            progress = dataclasses.replace(progress, failed=failed, trials=trials)
+            wave = Wave((), (Failure.of(given, error),))
+            progress = _tried_at_once(setting, progress, wave, on_trial)
             continue
         beside = dataclasses.replace(
             progress, start=start, accepted=(given,), tried=frozenset[str]()
@@ -257,13 +260,6 @@ def _tried_in_pairs(
             progress, trials=pair.trials, cost=pair.cost, paired=progress.paired.union(names)
         )
     return progress
-
-
-def _tell(trials: Iterable[Trial], on_trial: Callable[[Trial], None] | None) -> None:
-    """Calls the caller's function, if there is one, with each trial."""
-    if on_trial is not None:
-        for trial in trials:
-            on_trial(trial)
 
 
 def _race(setting: Setting, members: tuple[Member, ...]) -> Raced:

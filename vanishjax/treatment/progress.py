@@ -100,15 +100,18 @@ class Progress:
     def furthest(self, count: int) -> list[Remedy]:
         """So many kinds that took the cause away and came furthest, each in all its forms."""
         kinds: dict[str, list[Remedy]] = {}
-        for one in sorted(self.relieved, key=lambda one: one.loss):
+        for one in self._by_loss:
             kinds.setdefault(one.remedy.safer_than or one.remedy.name, []).append(one.remedy)
         return [remedy for forms in list(kinds.values())[:count] for remedy in forms]
 
     @property
     def reliefs(self) -> list[Relief]:
         """What took the cause away, but for slower forms, in the order of the losses."""
-        usual = (one for one in self.relieved if one.remedy.safer_than is None)
-        return sorted(usual, key=lambda one: one.loss)
+        return [one for one in self._by_loss if one.remedy.safer_than is None]
+
+    @property
+    def _by_loss(self) -> list[Relief]:
+        return sorted(self.relieved, key=lambda one: one.loss)
 
     def name(self, remedy: Remedy) -> str:
         """A trial's name: what it is tried on top of, and the remedy."""
