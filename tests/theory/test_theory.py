@@ -128,7 +128,7 @@ def test_ordered_and_chaotic_tanh():
     assert type(chaotic.c) is type(chaotic.depth_scale) is float
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(0.2, 4.0), st.floats(0.0, 1.0))
 def test_sigmoid_is_tanh_in_other_units(sigma_w2, sigma_b2):
     """sigmoid(x) - 1/2 = tanh(x / 2) / 2."""
@@ -141,7 +141,7 @@ def test_sigmoid_is_tanh_in_other_units(sigma_w2, sigma_b2):
         assert sigmoid.depth_scale == pytest.approx(tanh.depth_scale, rel=1e-8)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(1e-6, 10.0))
 def test_sigmoid_is_critical_where_tanh_is(sigma_b2):
     tanh = theory.critical_point("tanh", sigma_b2)
@@ -150,7 +150,7 @@ def test_sigmoid_is_critical_where_tanh_is(sigma_b2):
     assert sigmoid.q == pytest.approx(4 * tanh.q, rel=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(["tanh", "erf", "hard_tanh", "softsign", "elu", "selu", "centered_sigmoid"]),
     st.floats(1e-5, 5.0),
@@ -225,7 +225,7 @@ def test_closed_forms_of_kinked_and_unbounded_functions(q):
     assert weights @ slopes**2 == pytest.approx(27 * q**2, rel=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.floats(-3, 3), st.floats(0.5, 2.0))
 def test_a_kink_anywhere_is_found(kink, slope):
     def bent(x):

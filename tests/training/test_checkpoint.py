@@ -464,10 +464,10 @@ for step in range(10_000):
 
 @pytest.mark.slow
 def test_a_kill_in_mid_save_leaves_a_whole_checkpoint(tmp_path):
-    """Killed at three moments; every time the latest checkpoint is whole, and saving goes on."""
+    """Killed at five moments; every time the latest checkpoint is whole, and saving goes on."""
     rng = np.random.default_rng(0)
     like = {"w": jnp.zeros(200_000), "step": jnp.array(0)}
-    for trial in range(3):
+    for trial in range(5):
         folder = tmp_path / str(trial)
         with subprocess.Popen(
             [sys.executable, "-c", SAVER, folder], stdout=subprocess.PIPE, text=True

@@ -66,6 +66,7 @@ def test_processes_train_what_one_trains(tmp_path, alone):
     ("count", "victim", "blow", "seconds", "reason"),
     [
         (2, 0, signal.SIGKILL, 15, "process 0 has died"),
+        (2, 1, signal.SIGKILL, 15, "process 1 has died"),
         (3, 1, signal.SIGSTOP, 30, "process 1 has stopped answering"),
     ],
 )
@@ -87,13 +88,14 @@ def test_a_lost_peer_ends_the_run_with_a_line_and_a_whole_checkpoint(
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_one_ends_all_and_loses_nothing(tmp_path):
+@pytest.mark.parametrize(("interrupted", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM)])
+def test_an_interrupt_of_one_ends_all_and_loses_nothing(tmp_path, interrupted, number):
     endless = [*TRAIN, "--epochs", "100000", "--checkpoint-every", "60", "--out", tmp_path]
     with together(2, *endless) as processes:
         wait_for(tmp_path, processes[0])
-        processes[1].send_signal(signal.SIGTERM)
+        processes[interrupted].send_signal(number)
         said, statuses = ended(processes, 15)
-    assert statuses == [128 + signal.SIGTERM] * 2, said
+    assert statuses == [128 + number] * 2, said
     assert "what was done is saved, go on with --resume" in said[0]
     assert not said[1]
     # More than the last whole epoch: what was done since is saved too.
