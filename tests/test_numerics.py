@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import vanishjax as vj
@@ -115,9 +115,19 @@ def test_double_precision(form):
             close(root / magnitude, (0.75 + 0.25 * numerics.LIFT**2) ** 0.5, rtol=1e-15)
 
 
-@settings(deadline=None)
+@pytest.fixture(params=["few", "many"])
+def entries(request, monkeypatch):
+    """How sums of two squares are computed: as of few entries, and as of many."""
+    if request.param == "many":
+        monkeypatch.setattr(numerics, "_FEW", 0)
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(x=st.floats(0, HUGE, width=32), y=st.floats(0, HUGE, width=32))
-def test_hypot_and_root_moment_equal_float64(x, y):
+def test_hypot_and_root_moment_equal_float64(entries, x, y):
     # Products beyond the range are infinite; a subnormal counts as the zero it is flushed to.
     x, y = (0.0 if v < TINY else v for v in (x, y))
     exact = np.hypot(x, y)
@@ -132,12 +142,37 @@ hypot = jax.jit(numerics.hypot)
 root_moment = jax.jit(lambda r, g: numerics.root_moment(r, g, 0.9))
 
 
-def test_hypot_and_root_moment_of_what_is_not_finite():
+def test_hypot_and_root_moment_of_what_is_not_finite(entries):
     for fn in (hypot, root_moment):
         assert fn(0.0, 0.0) == 0
-        assert fn(np.inf, 1.0) == fn(1.0, -np.inf) == np.inf
+        assert fn(np.inf, 1.0) == fn(1.0, -np.inf) == fn(np.inf, np.inf) == np.inf
         assert np.isnan(fn(np.nan, 1.0))
         assert np.isnan(fn(1.0, np.nan))
+
+
+def test_derivatives_of_a_sum_of_squares(entries):
+    for magnitude in (1e-36, 1e-22, 1.0, 1e22, 1e36):
+        for a, b in ((3.0, 4.0), (4.0, -3.0), (0.0, 5.0), (5.0, 0.0)):
+            x = np.float32(magnitude * a), np.float32(magnitude * b)
+            np.testing.assert_allclose(jax.grad(hypot, (0, 1))(*x), (a / 5, b / 5), rtol=1e-6)
+            root = np.sqrt(0.9 * a**2 + 0.1 * (numerics.LIFT * b) ** 2)
+            expected = 0.9 * a / root, 0.1 * numerics.LIFT**2 * b / root
+            np.testing.assert_allclose(jax.grad(root_moment, (0, 1))(*x), expected, rtol=1e-5)
+    assert np.all(np.isfinite(jax.grad(root_moment, (0, 1))(0.0, 0.0)))
+
+
+@settings(deadline=None)
+@given(root=st.floats(TINY, HUGE, width=32), added=st.floats(1e-36, 1e36))
+@example(root=1e-18, added=1e-36)
+def test_what_is_added_in_a_root_equals_float64(root, added):
+    exact, root = np.sqrt(root**2 + added), jnp.asarray(root, jnp.float32)
+    if exact < HUGE / 2:
+        close(numerics.add_in_root(root, added), exact)
+        close(numerics.add_in_root(root, jnp.asarray(added)), exact)
+    at = jnp.array([0.0, jnp.inf, jnp.nan])
+    expected = [np.sqrt(added), np.inf, np.nan]
+    np.testing.assert_allclose(numerics.add_in_root(at, added), expected, rtol=1e-6)
+    assert np.all(np.isfinite(jax.grad(lambda r: numerics.add_in_root(r, added))(root)))
 
 
 @given(x=st.floats(TINY, HUGE, width=32))
@@ -264,7 +299,10 @@ def norms_of(x):
         "split_rms": numerics.split_rms(flat)[1].reshape(()),
         "global_norm": numerics.global_norm([flat, x]),
         "hypot": jnp.sum(numerics.hypot(r, r)),
+        "hypot of few": jnp.sum(numerics.hypot(r[:64], r[:64])),
         "root_moment": jnp.sum(numerics.root_moment(r, r, 0.9)),
+        "root_moment of few": jnp.sum(numerics.root_moment(r[:64], r[:64], 0.9)),
+        "add_in_root": jnp.sum(numerics.add_in_root(jnp.abs(r), 1e-8)),
         "mean_moment": jnp.sum(numerics.mean_moment(r, r, 0.9)),
         "cast": jnp.sum(numerics.saturating_cast(r, jnp.float16).astype(r.dtype)),
         "at_least": jnp.sum(numerics.at_least(r, 0.0)),

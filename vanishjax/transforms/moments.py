@@ -58,7 +58,7 @@ def second_moment_root(
 
     Example:
       >>> root, corrected = second_moment_root(jnp.ones(1), jnp.zeros(1), 0.75, jnp.array(1))
-      >>> print(root / numerics.LIFT, corrected / numerics.LIFT)
+      >>> print((root / numerics.LIFT).round(3), (corrected / numerics.LIFT).round(3))
       [0.5] [1.]
     """
     nu_root = jax.tree.map(lambda g, r: numerics.root_moment(r, g, decay), updates, nu_root)

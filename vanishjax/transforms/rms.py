@@ -166,11 +166,15 @@ def _next_root(updates: optax.Updates, roots: optax.Updates, decay: Any) -> opta
 
 
 def _rescale(
-    g: jax.Array, root: jax.Array, eps: Any, eps_in_sqrt: bool, least: Any = 0.0
+    g: jax.Array, root: jax.Array, eps: Any, eps_in_sqrt: bool, least: jax.Array | None = None
 ) -> jax.Array:
     if eps_in_sqrt:
         denominator = numerics.add_in_root(root, eps, numerics.LIFT)
     else:
         denominator = root + numerics.LIFT * eps
-    denominator = numerics.at_least(denominator, least)
-    return numerics.divide(numerics.LIFT * numerics.upcast(g), denominator)
+    if least is not None:
+        denominator = numerics.at_least(denominator, least)
+    lifted = numerics.LIFT * numerics.upcast(g)
+    if numerics.known_positive(eps, root.dtype):
+        return lifted / denominator
+    return numerics.divide(lifted, denominator)
