@@ -73,6 +73,24 @@ def test_norm_at_the_ends_and_at_the_seam(form):
         close(numerics.rms(x, (1,)), exact)
 
 
+def test_a_program_grows_no_faster_than_the_number_of_leaves(form):
+    """XLA computes anew for each leaf what all of them need, where it can."""
+
+    def length(leaves):
+        tree = [jnp.ones((2, 3))] * leaves
+        return jax.jit(numerics.split_global_norm).lower(tree).compile().as_text().count("\n")
+
+    assert length(32) < 5 * length(8)
+
+
+def test_leaves_of_every_magnitude_make_one_norm(form):
+    for leaves in ((3e-30, 0.0, 4e-30), (3e30, 1e-30, 4e30), (5e-20, 1e-38), (1e-25, 2e38)):
+        tree = [np.full((3, 3), x, np.float32) for x in leaves]
+        scale, rest = numerics.split_global_norm(tree)
+        exact = exact_norm(np.concatenate(tree))
+        close(np.float64(scale) * np.asarray(rest), exact)
+
+
 def test_many_small_entries_count_beside_one_that_is_larger(form):
     # Each of their squares is flushed to zero, their sum is 300 times the large one's.
     x = np.full(30_000, 1e-19, np.float32)

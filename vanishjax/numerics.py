@@ -406,13 +406,16 @@ def branches_are_cheap() -> bool:
 
 
 def _split_norm(
-    squares: Callable[[jax.Array | None], jax.Array], largest: Callable[[], jax.Array], size: int
+    squares: Callable[[jax.Array | None], jax.Array],
+    scaled: Callable[[], tuple[jax.Array, jax.Array]],
+    size: int,
 ) -> tuple[jax.Array, jax.Array]:
     """`(scale, rest)` with norm = scale * rest, from a sum of squares that takes an inverse scale.
 
-    The data is read a second time only if the plain sum has overflowed, or is so small that
-    squares flushed to zero could have mattered. Where branches aren't cheap it is read once, for
-    three sums, two of them at scales far off: one of the three is right.
+    `scaled` gives a power of two near the largest number, and the sum of the squares divided by
+    that of it. The data is read a second time only if the plain sum has overflowed, or is so small
+    that squares flushed to zero could have mattered. Where branches aren't cheap it is read once,
+    for three sums, two of them at scales far off: one of the three is right.
     """
     plain = squares(None)
     info = jnp.finfo(plain.dtype)
@@ -429,8 +432,8 @@ def _split_norm(
         return jnp.ones_like(plain), sqrt(plain)
 
     def rescaled() -> tuple[jax.Array, jax.Array]:
-        scale, inverse = power_of_two(largest())
-        return scale, sqrt(squares(inverse))
+        scale, total = scaled()
+        return scale, sqrt(total)
 
     return jax.lax.cond(jnp.all(enough & finite), as_is, rescaled)
 
@@ -465,10 +468,12 @@ def split_norm(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, j
         each = x * x if inverse is None else _square_or_infinite(x, inverse)
         return jnp.sum(each, axis=axes, keepdims=True)
 
-    def largest() -> jax.Array:
-        return jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+    def scaled() -> tuple[jax.Array, jax.Array]:
+        largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+        scale, inverse = power_of_two(largest)
+        return scale, squares(inverse)
 
-    return _split_norm(squares, largest, size)
+    return _split_norm(squares, scaled, size)
 
 
 def norm(x: jax.typing.ArrayLike, axes: Axes = None, keepdims: bool = False) -> jax.Array:
@@ -550,10 +555,18 @@ def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
         each = (x * x if inverse is None else _square_or_infinite(x, inverse) for x in leaves)
         return sum(map(jnp.sum, each), start=jnp.zeros((), dtype))
 
-    def largest() -> jax.Array:
-        return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
+    def scaled() -> tuple[jax.Array, jax.Array]:
+        # Each leaf at a scale of its own: one for all XLA would compute anew for every leaf, from
+        # all of them, and 256 leaves took half a minute to compile.
+        each = [power_of_two(jnp.max(jnp.abs(x), initial=0.0)) for x in leaves]
+        totals = [
+            jnp.sum(_square_or_infinite(x, i)) for x, (_, i) in zip(leaves, each, strict=True)
+        ]
+        scales = jnp.stack([scale for scale, _ in each])
+        scale = jnp.max(scales)
+        return scale, jnp.sum(jnp.stack(totals) * (scales / scale) ** 2)
 
-    return _split_norm(squares, largest, sum(x.size for x in leaves))
+    return _split_norm(squares, scaled, sum(x.size for x in leaves))
 
 
 def global_norm(tree: Any) -> jax.Array:
