@@ -330,3 +330,33 @@ def test_a_terminal_that_is_closed_loses_nothing(here):
     assert process.wait(60) == 129
     assert read_json("run/train.json")["interrupted"] is True
     load_model("run/model.safetensors")
+
+
+_SIGNALLED_AS_IT_COMPILES = """if True:
+    import os, signal, sys, threading
+    import jax, jax.numpy as jnp
+    from vanishjax import __main__, cli
+
+    def long(x):
+        for i in range(400):
+            x = jnp.sin(x[: 900 - i]) @ jnp.ones((x[: 900 - i].shape[0], 901))
+        return x
+
+    def run(options):
+        program = jax.jit(long).lower(jnp.ones(901))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        program.compile()
+
+    cli._run = run
+    print("is flushed")
+    sys.exit(__main__.main())
+"""
+
+
+def test_a_signal_while_xla_compiles_ends_the_process_in_order(tmp_path):
+    """XLA's threads go on after the interrupt, and would meet what Python has torn down."""
+    ran = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED_AS_IT_COMPILES], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (143, "is flushed\n"), ran
+    assert ran.stderr == "vanishjax: interrupted\n"

@@ -118,14 +118,16 @@ def joined_processes(options: argparse.Namespace) -> Iterator[bool]:
         status = 2 if isinstance(error, ValueError) else 1
         if isinstance(error, KeyboardInterrupt):
             status = 128 + signal_of(error)
-        atexit.register(_leave_at_once, status)
+        atexit.register(leave_at_once, status)
         raise
     jax.distributed.shutdown()
 
 
-def _leave_at_once(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+def leave_at_once(status: int) -> None:
+    """Ends the process without Python's own end, once what was printed is out."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads any more
+            stream.flush()
     os._exit(status)
 
 
