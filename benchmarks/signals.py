@@ -113,7 +113,7 @@ def main() -> None:
                 end = signalled(start(folder, epochs), number, seconds)
                 status = end.get("status")
                 fine = end["ended"] in ("as it should", "traceback")
-                if end.get("reached", True):
+                if end.get("reached", True) or end["ended"] != "as it should":
                     ends.append(end)
                     got += 1
                     print(len(ends), end, flush=True)
