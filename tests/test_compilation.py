@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vanishjax as vj
-from vanishjax.compilation import jit_once, jit_recent
+from vanishjax.compilation import computes_little, jit_once, jit_recent
 
 MAPS = Path("/proc/self/maps")
 
@@ -56,6 +56,50 @@ def test_inside_another_program_it_is_a_part_of_that():
     assert jax.jit(lambda x: fn(None, x))(3.0) == 6
     assert jax.vmap(lambda x: fn(None, x))(jnp.arange(3.0)).tolist() == [0, 2, 4]
     assert len(traced) == 2
+
+
+def turning(loop):
+    """A loop of 100,000 turns, each of which computes a thousand numbers."""
+
+    def scan(x):
+        return jax.lax.scan(lambda x, _: (jnp.sin(x), None), x, length=100_000)[0]
+
+    def bounded(x):
+        return jax.lax.fori_loop(0, 100_000, lambda _, x: jnp.sin(x), x)
+
+    def inside(x):
+        return jax.lax.cond(x[0] > 0, jax.jit(scan), lambda x: x, x)
+
+    return {"scan": scan, "bounded": bounded, "inside": inside}[loop]
+
+
+@pytest.mark.parametrize("loop", ["scan", "bounded", "inside"])
+def test_all_the_turns_of_a_loop_are_work(loop):
+    assert not computes_little(jax.make_jaxpr(turning(loop))(jnp.ones(1_000)))
+    assert computes_little(jax.make_jaxpr(jnp.sin)(jnp.ones(1_000)))
+
+
+def test_where_nobody_knows_how_often_a_loop_turns_a_hundred_times_count():
+    def until(x):
+        return jax.lax.while_loop(lambda x: x[0] < 1, jnp.sin, x)
+
+    assert computes_little(jax.make_jaxpr(until)(jnp.ones(1_000)))
+    assert not computes_little(jax.make_jaxpr(until)(jnp.ones(1_000_000)))
+
+
+@pytest.mark.parametrize(("entries", "options"), [(10, True), (10_000_000, False)])
+def test_what_computes_little_is_not_optimized(monkeypatch, entries, options):
+    given = []
+    jit = jax.jit
+
+    def noted(fn, **more):
+        given.append(more.get("compiler_options"))
+        return jit(fn, **more)
+
+    fn = jit_once(lambda x: 2 * x)
+    monkeypatch.setattr(jax, "jit", noted)
+    np.testing.assert_array_equal(fn(np.ones(entries, np.float32)), 2)
+    assert (given[-1] is not None) == (options and jax.default_backend() == "cpu")
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="memory maps are counted as Linux shows them")

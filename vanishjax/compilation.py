@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import jax
+from jaxlib import version as jaxlib_version
 
 _Fn = TypeVar("_Fn", bound=Callable[..., Any])
 
-# Compiler options under which a program is ready in half the time, and slow.
-RUNS_ONCE = {"xla_backend_optimization_level": 0}
-# Entries of arrays up to which that pays: measured with `step_response`, where an optimized program
-# takes 1.3 s longer to compile and a quick one 1 us longer an entry to run.
-_FEW = 2**18
+# Compiler options under which a program is ready in a quarter of the time, and slow.
+RUNS_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jaxlib_version.__version_info__ < (0, 11):  # later ones have no other code for fused loops
+    RUNS_ONCE["xla_cpu_use_fusion_emitters"] = False
+# Entries that an operation computes, on average, up to which that pays. Measured with verdicts: an
+# operation takes .3 to .8 ms less to compile, and .3 ns an entry longer to run.
+_FEW = 2**20
+# As many turns a loop is taken to have that doesn't say.
+_TURNS = 100
 # Programs that are kept of one function, for calls with the same static arguments and shapes.
 _KEPT = 4
 
@@ -23,8 +29,8 @@ def jit_recent(
     fn: _Fn,
     *,
     static_argnums: int | tuple[int, ...] = (),
-    options: Any = None,
     kept: int = _KEPT,
+    compiler: Callable[..., Any] = jax.jit,
 ) -> _Fn:
     """As `jax.jit`, but only the last few programs are kept, and what they refer to.
 
@@ -35,8 +41,8 @@ def jit_recent(
     Args:
       fn: The function; no keyword arguments.
       static_argnums: As in `jax.jit`.
-      options: Compiler options.
       kept: How many programs are kept.
+      compiler: What compiles a function of arrays.
 
     Returns:
       The function, compiled for every new combination of static arguments and shapes.
@@ -58,7 +64,7 @@ def jit_recent(
 
         # Profiles and the compiler's log show the function.
         varying.__name__ = getattr(fn, "__name__", varying.__name__)
-        return jax.jit(varying, compiler_options=options)
+        return compiler(varying)
 
     @functools.wraps(fn)
     def call(*arguments: Any) -> Any:
@@ -76,8 +82,8 @@ def jit_recent(
 def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), kept: int = _KEPT) -> _Fn:
     """As `jit_recent`, for what is mostly called once with arrays of the same shapes.
 
-    On small arrays, on the CPU, the compiler optimizes nothing: the optimization would take longer
-    than it saves.
+    What computes little, on the CPU, the compiler doesn't optimize: that would take longer than it
+    saves.
 
     Args:
       fn: The function; no keyword arguments.
@@ -92,13 +98,61 @@ def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), kept: int =
       >>> jit_once(jnp.sum)(jnp.ones(3))
       Array(3., dtype=float32)
     """
-    optimized = jit_recent(fn, static_argnums=static_argnums, kept=kept)
-    quick = jit_recent(fn, static_argnums=static_argnums, options=RUNS_ONCE, kept=kept)
+    return jit_recent(fn, static_argnums=static_argnums, kept=kept, compiler=_quickly)
 
-    @functools.wraps(fn)
+
+def _quickly(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit`, optimized or not as the first call says: others have arguments like its own."""
+    compiled: list[Callable[..., Any]] = []
+
     def call(*arguments: Any) -> Any:
-        few = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(arguments)) < _FEW
-        small = few and jax.default_backend() == "cpu"
-        return (quick if small else optimized)(*arguments)
+        if not compiled:
+            # The trace is kept by JAX, and found again when that is compiled.
+            quick = jax.default_backend() == "cpu" and computes_little(
+                jax.jit(fn).trace(*arguments).jaxpr
+            )
+            compiled.append(jax.jit(fn, compiler_options=RUNS_ONCE if quick else None))
+        return compiled[0](*arguments)
 
-    return call  # type: ignore[return-value]  # the same arguments and results
+    return call
+
+
+def computes_little(program: Any) -> bool:
+    """Whether a program is sooner done if nobody optimizes it.
+
+    Args:
+      program: A jaxpr.
+
+    Returns:
+      Whether its operations compute few numbers each, all the turns of loops counted.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> computes_little(jax.make_jaxpr(jnp.sin)(jnp.ones(1_000)))
+      True
+      >>> computes_little(jax.make_jaxpr(jnp.sin)(jnp.ones((10_000, 1_000))))
+      False
+    """
+    operations, entries = _work(program)
+    return entries < _FEW * operations
+
+
+def _work(program: Any) -> tuple[int, float]:
+    """How many operations a program has, and how many numbers they compute."""
+    operations, entries = 1, 0.0
+    for equation in getattr(program, "jaxpr", program).eqns:
+        inner = [x for value in equation.params.values() for x in _programs(value)]
+        turns = equation.params.get("length", _TURNS if equation.primitive.name == "while" else 1)
+        for count, computed in map(_work, inner):
+            operations += count
+            entries += turns * computed
+        if not inner:
+            operations += 1
+            entries += sum(math.prod(getattr(x.aval, "shape", ())) for x in equation.outvars)
+    return operations, entries
+
+
+def _programs(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [x for one in value for x in _programs(one)]
+    return [value] if hasattr(getattr(value, "jaxpr", value), "eqns") else []
