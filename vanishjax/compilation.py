@@ -19,6 +19,8 @@ if jaxlib_version.__version_info__ < (0, 11):  # later ones have no other code f
 # Entries that an operation computes, on average, up to which that pays. Measured with verdicts: an
 # operation takes .3 to .8 ms less to compile, and .3 ns an entry longer to run.
 _FEW = 2**20
+# From this call on it isn't one that runs once: a probe may be taken of every hundredth step.
+_OFTEN = 10
 # As many turns a loop is taken to have that doesn't say.
 _TURNS = 100
 # Programs that are kept of one function, for calls with the same static arguments and shapes.
@@ -83,7 +85,7 @@ def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), kept: int =
     """As `jit_recent`, for what is mostly called once with arrays of the same shapes.
 
     What computes little, on the CPU, the compiler doesn't optimize: that would take longer than it
-    saves.
+    saves. What is called again and again is compiled once more, and optimized.
 
     Args:
       fn: The function; no keyword arguments.
@@ -102,17 +104,23 @@ def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), kept: int =
 
 
 def _quickly(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit`, optimized or not as the first call says: others have arguments like its own."""
-    compiled: list[Callable[..., Any]] = []
+    """`jax.jit`, without optimization for the first calls if the program computes little.
+
+    All calls have arguments of the same shapes.
+    """
+    optimized = chosen = jax.jit(fn)
+    calls = 0
 
     def call(*arguments: Any) -> Any:
-        if not compiled:
+        nonlocal calls, chosen
+        calls += 1
+        if calls == 1 and jax.default_backend() == "cpu":
             # The trace is kept by JAX, and found again when that is compiled.
-            quick = jax.default_backend() == "cpu" and computes_little(
-                jax.jit(fn).trace(*arguments).jaxpr
-            )
-            compiled.append(jax.jit(fn, compiler_options=RUNS_ONCE if quick else None))
-        return compiled[0](*arguments)
+            if computes_little(optimized.trace(*arguments).jaxpr):
+                chosen = jax.jit(fn, compiler_options=RUNS_ONCE)
+        elif calls == _OFTEN:
+            chosen = optimized
+        return chosen(*arguments)
 
     return call
 
