@@ -16,11 +16,9 @@ _Fn = TypeVar("_Fn", bound=Callable[..., Any])
 RUNS_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jaxlib_version.__version_info__ < (0, 11):  # later ones have no other code for fused loops
     RUNS_ONCE["xla_cpu_use_fusion_emitters"] = False
-# Entries that an operation computes, on average, up to which that pays. Measured with verdicts: an
+# Entries that an operation computes, on average, up to which that pays once. Measured on verdicts: an
 # operation takes .3 to .8 ms less to compile, and .3 ns an entry longer to run.
 _FEW = 2**20
-# From this call on it isn't one that runs once: a probe may be taken of every hundredth step.
-_OFTEN = 10
 # As many turns a loop is taken to have that doesn't say.
 _TURNS = 100
 # Programs that are kept of one function, for calls with the same static arguments and shapes.
@@ -104,45 +102,44 @@ def jit_once(fn: _Fn, *, static_argnums: int | tuple[int, ...] = (), kept: int =
 
 
 def _quickly(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit`, without optimization for the first calls if the program computes little.
+    """`jax.jit`, without optimization for as many calls as that is sooner done.
 
     All calls have arguments of the same shapes.
     """
-    optimized = chosen = jax.jit(fn)
+    optimized = jax.jit(fn)
+    quick = jax.jit(fn, compiler_options=RUNS_ONCE)
     calls = 0
+    enough = 0.0
 
     def call(*arguments: Any) -> Any:
-        nonlocal calls, chosen
+        nonlocal calls, enough
         calls += 1
         if calls == 1 and jax.default_backend() == "cpu":
             # The trace is kept by JAX, and found again when that is compiled.
-            if computes_little(optimized.trace(*arguments).jaxpr):
-                chosen = jax.jit(fn, compiler_options=RUNS_ONCE)
-        elif calls == _OFTEN:
-            chosen = optimized
-        return chosen(*arguments)
+            enough = calls_in_haste(optimized.trace(*arguments).jaxpr)
+        return (quick if calls <= enough else optimized)(*arguments)
 
     return call
 
 
-def computes_little(program: Any) -> bool:
-    """Whether a program is sooner done if nobody optimizes it.
+def calls_in_haste(program: Any) -> float:
+    """How many calls of a program are sooner done if nobody optimizes it.
 
     Args:
       program: A jaxpr.
 
     Returns:
-      Whether its operations compute few numbers each, all the turns of loops counted.
+      The less numbers an operation computes, all the turns of loops counted, the more calls.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> computes_little(jax.make_jaxpr(jnp.sin)(jnp.ones(1_000)))
+      >>> calls_in_haste(jax.make_jaxpr(jnp.sin)(jnp.ones(1_000))) > 1_000
       True
-      >>> computes_little(jax.make_jaxpr(jnp.sin)(jnp.ones((10_000, 1_000))))
-      False
+      >>> calls_in_haste(jax.make_jaxpr(jnp.sin)(jnp.ones((10_000, 1_000)))) < 1
+      True
     """
     operations, entries = _work(program)
-    return entries < _FEW * operations
+    return _FEW * operations / max(1.0, entries)
 
 
 def _work(program: Any) -> tuple[int, float]:
