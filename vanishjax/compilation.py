@@ -16,8 +16,8 @@ _Fn = TypeVar("_Fn", bound=Callable[..., Any])
 RUNS_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jaxlib_version.__version_info__ < (0, 11):  # later ones have no other code for fused loops
     RUNS_ONCE["xla_cpu_use_fusion_emitters"] = False
-# Entries that an operation computes, on average, up to which that pays once. Measured on verdicts: an
-# operation takes .3 to .8 ms less to compile, and .3 ns an entry longer to run.
+# Entries that an operation computes, on average, up to which one call is sooner done. Measured on
+# verdicts: an operation takes .3 to .8 ms less to compile, and .3 ns an entry longer to run.
 _FEW = 2**20
 # As many turns a loop is taken to have that doesn't say.
 _TURNS = 100
