@@ -3,7 +3,8 @@
 Squaring a float32 loses every number below 1e-19 and above 1e+19, half of its range on either
 side. What needs a square here takes it of a number divided by a power of two near its own size:
 such a division only moves the exponent, so it rounds nothing, and in the normal range the results
-are those of the plain formula. 16-bit numbers are computed in float32 and cast back once.
+are those of the plain formula. Moments of few entries take it of a quotient instead, which is
+sooner done. 16-bit numbers are computed in float32 and cast back once.
 
 NaN stays NaN. XLA on a CPU may drop it in a maximum or minimum that is reduced, or fused with a
 reduction, once an array has a few thousand entries. So a maximum here only ever chooses a scale,

@@ -41,8 +41,9 @@ def scale_by_adam(
       r \leftarrow \sqrt{b_2 r^2 + (1 - b_2) g^2}, \quad
       u = \frac{m / (1 - b_1^t)}{\sqrt{r^2 / (1 - b_2^t) + \epsilon_{root}} + \epsilon}
 
-    The squares are taken at the exponent of r or g, so no gradient between 1e-37 and 1e+37 is
-    lost and `eps=0` is safe: entries whose gradients were all zero get a zero update.
+    The squares are taken at the exponent of r or g, or of their quotient, so no gradient between
+    1e-37 and 1e+37 is lost and `eps=0` is safe: entries whose gradients were all zero get a zero
+    update.
 
     Args:
       b1: Decay of the first moment, in [0, 1).
