@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxlib import version as jaxlib_version
 
 _Fn = TypeVar("_Fn", bound=Callable[..., Any])
@@ -145,8 +146,8 @@ def calls_in_haste(program: Any) -> float:
 def _work(program: Any) -> tuple[int, float]:
     """How many operations a program has, and how many numbers they compute."""
     operations, entries = 1, 0.0
-    for equation in getattr(program, "jaxpr", program).eqns:
-        inner = [x for value in equation.params.values() for x in _programs(value)]
+    for equation in open_jaxpr(program).eqns:
+        inner = list(inner_jaxprs(equation))
         turns = equation.params.get("length", _TURNS if equation.primitive.name == "while" else 1)
         for count, computed in map(_work, inner):
             operations += count
@@ -157,7 +158,14 @@ def _work(program: Any) -> tuple[int, float]:
     return operations, entries
 
 
-def _programs(value: Any) -> list[Any]:
-    if isinstance(value, list | tuple):
-        return [x for one in value for x in _programs(one)]
-    return [value] if hasattr(getattr(value, "jaxpr", value), "eqns") else []
+def open_jaxpr(jaxpr: Any) -> Any:
+    """A jaxpr without its constants: from JAX 0.12 on equations hold it open already."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def inner_jaxprs(eqn: JaxprEqn) -> Iterator[Any]:
+    """The jaxprs that an equation holds, its branches included, open or closed as they are."""
+    for value in eqn.params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, Jaxpr | ClosedJaxpr):
+                yield one

@@ -378,24 +378,27 @@ def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 def divide_by_sum(numerator: jax.Array, root: jax.Array, added: jax.typing.ArrayLike) -> jax.Array:
     """`divide(numerator, root + added)` for a root that isn't negative.
 
-    Where a positive number is known to be added there is no denominator of 0 to look for.
-
     Example:
       >>> print(divide_by_sum(jnp.array([1.0, 0.0]), jnp.array([1.5, 0.0]), 0.5))
       [0.5 0. ]
     """
-    total = root + added
-    return numerator / total if known_positive(added, root.dtype) else divide(numerator, total)
+    return divide_by_positive(numerator, root + added, added)
 
 
-def known_positive(x: jax.typing.ArrayLike, dtype: Any) -> bool:
-    """Whether `x` is a Python number, and one that isn't 0 in `dtype`.
+def divide_by_positive(
+    numerator: jax.Array, denominator: jax.Array, part: jax.typing.ArrayLike
+) -> jax.Array:
+    """`divide` by a sum of what isn't negative, of which `part` is known.
+
+    Where that is a positive Python number there is no denominator of 0 to look for.
 
     Example:
-      >>> known_positive(1e-8, jnp.float32), known_positive(1e-50, jnp.float32)
-      (True, False)
+      >>> print(divide_by_positive(jnp.array([1.0, 0.0]), jnp.array([2.0, 0.5]), 0.5))
+      [0.5 0. ]
     """
-    return isinstance(x, int | float) and x >= float(jnp.finfo(dtype).tiny)
+    if isinstance(part, int | float) and part >= float(jnp.finfo(denominator.dtype).tiny):
+        return numerator / denominator
+    return divide(numerator, denominator)
 
 
 def branches_are_cheap() -> bool:
@@ -406,6 +409,15 @@ def branches_are_cheap() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def _scaled_sum(
+    x: jax.Array, axes: Axes = None, *, keepdims: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """A power of two near the largest number, and the sum of the squares divided by that of it."""
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=keepdims, initial=0.0)
+    scale, inverse = power_of_two(largest)
+    return scale, jnp.sum(_square_or_infinite(x, inverse), axis=axes, keepdims=keepdims)
+
+
 def _split_norm(
     squares: Callable[[jax.Array | None], jax.Array],
     scaled: Callable[[], tuple[jax.Array, jax.Array]],
@@ -413,10 +425,10 @@ def _split_norm(
 ) -> tuple[jax.Array, jax.Array]:
     """`(scale, rest)` with norm = scale * rest, from a sum of squares that takes an inverse scale.
 
-    `scaled` gives a power of two near the largest number, and the sum of the squares divided by
-    that of it. The data is read a second time only if the plain sum has overflowed, or is so small
-    that squares flushed to zero could have mattered. Where branches aren't cheap it is read once,
-    for three sums, two of them at scales far off: one of the three is right.
+    `scaled` gives what `_scaled_sum` does. The data is read a second time only if the plain sum has
+    overflowed, or is so small that squares flushed to zero could have mattered. Where branches
+    aren't cheap it is read once, for three sums, two of them at scales far off: one of the three is
+    right.
     """
     plain = squares(None)
     info = jnp.finfo(plain.dtype)
@@ -470,9 +482,7 @@ def split_norm(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, j
         return jnp.sum(each, axis=axes, keepdims=True)
 
     def scaled() -> tuple[jax.Array, jax.Array]:
-        largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
-        scale, inverse = power_of_two(largest)
-        return scale, squares(inverse)
+        return _scaled_sum(x, axes, keepdims=True)
 
     return _split_norm(squares, scaled, size)
 
@@ -559,13 +569,9 @@ def split_global_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
     def scaled() -> tuple[jax.Array, jax.Array]:
         # Each leaf at a scale of its own: one for all XLA would compute anew for every leaf, from
         # all of them, and 256 leaves took half a minute to compile.
-        each = [power_of_two(jnp.max(jnp.abs(x), initial=0.0)) for x in leaves]
-        totals = [
-            jnp.sum(_square_or_infinite(x, i)) for x, (_, i) in zip(leaves, each, strict=True)
-        ]
-        scales = jnp.stack([scale for scale, _ in each])
+        scales, totals = map(jnp.stack, zip(*map(_scaled_sum, leaves), strict=True))
         scale = jnp.max(scales)
-        return scale, jnp.sum(jnp.stack(totals) * (scales / scale) ** 2)
+        return scale, jnp.sum(totals * (scales / scale) ** 2)
 
     return _split_norm(squares, scaled, sum(x.size for x in leaves))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-
-def open_jaxpr(jaxpr: Any) -> Any:
-    """A jaxpr without its constants: from JAX 0.12 on equations hold it open already."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
+# Compilation, which lies below, needs these two as well.
+from vanishjax.compilation import inner_jaxprs as inner_jaxprs
+from vanishjax.compilation import open_jaxpr as open_jaxpr
 
 
 def constants(jaxpr: Any) -> Sequence[Any]:
@@ -59,14 +58,6 @@ def called(eqn: JaxprEqn) -> Any:
 def has_jaxpr(eqn: JaxprEqn) -> bool:
     """Whether an equation holds a jaxpr in some parameter."""
     return any(isinstance(value, Jaxpr | ClosedJaxpr) for value in eqn.params.values())
-
-
-def inner_jaxprs(eqn: JaxprEqn) -> Iterator[Any]:
-    """The jaxprs that an equation holds, its branches included, open or closed as they are."""
-    for value in eqn.params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, Jaxpr | ClosedJaxpr):
-                yield one
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

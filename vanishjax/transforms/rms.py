@@ -174,7 +174,4 @@ def _rescale(
         denominator = root + numerics.LIFT * eps
     if least is not None:
         denominator = numerics.at_least(denominator, least)
-    lifted = numerics.LIFT * numerics.upcast(g)
-    if numerics.known_positive(eps, root.dtype):
-        return lifted / denominator
-    return numerics.divide(lifted, denominator)
+    return numerics.divide_by_positive(numerics.LIFT * numerics.upcast(g), denominator, eps)
