@@ -27,7 +27,7 @@ def close(ours, exact, rtol=1e-6):
 @pytest.fixture(params=["branch", "one-pass"])
 def form(request, monkeypatch):
     """How norms are computed: as on a CPU, and as on accelerators."""
-    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: request.param == "branch")
+    monkeypatch.setattr(numerics.norms, "branches_are_cheap", lambda: request.param == "branch")
     jax.clear_caches()
     yield request.param
     jax.clear_caches()
@@ -137,7 +137,7 @@ def test_double_precision(form):
 def entries(request, monkeypatch):
     """How sums of two squares are computed: as of few entries, and as of many."""
     if request.param == "many":
-        monkeypatch.setattr(numerics, "_FEW", 0)
+        monkeypatch.setattr(numerics.moments, "_FEW", 0)
     jax.clear_caches()
     yield request.param
     jax.clear_caches()
@@ -166,6 +166,18 @@ def test_hypot_and_root_moment_of_what_is_not_finite(entries):
         assert fn(np.inf, 1.0) == fn(1.0, -np.inf) == fn(np.inf, np.inf) == np.inf
         assert np.isnan(fn(np.nan, 1.0))
         assert np.isnan(fn(1.0, np.nan))
+
+
+@pytest.mark.parametrize("size", [3e-30, 3e30])
+def test_constants_are_squared_at_their_scale(size):
+    """XLA may take the square of a constant, and of its scale, before it multiplies the two."""
+    a, b = jnp.float32(size), jnp.float32(size * 4 / 3)
+    close(
+        jax.jit(lambda: numerics.hypot(jnp.full(7, a), jnp.full(7, b)))(), np.full(7, 5 / 3 * size)
+    )
+    close(jax.jit(lambda: numerics.rms(jnp.full(7, a)))(), size)
+    scale, rest = jax.jit(lambda: numerics.split_rms(jnp.full(7, a)))()
+    close(np.float64(scale) * np.asarray(rest), np.full(1, size))
 
 
 def test_derivatives_of_a_sum_of_squares(entries):
@@ -239,7 +251,7 @@ def branches(monkeypatch):
     ],
 )
 def test_normal_numbers_take_the_cheap_branch(fn, monkeypatch):
-    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: True)
+    monkeypatch.setattr(numerics.norms, "branches_are_cheap", lambda: True)
     taken = branches(monkeypatch)
     x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
     with jax.disable_jit():
@@ -252,7 +264,7 @@ def test_normal_numbers_take_the_cheap_branch(fn, monkeypatch):
 
 @pytest.mark.parametrize("fn", [numerics.norm, lambda x: numerics.global_norm([x])])
 def test_before_the_conditional_stands_one_reduction(fn, monkeypatch):
-    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: True)
+    monkeypatch.setattr(numerics.norms, "branches_are_cheap", lambda: True)
     x = np.ones((64, 64), np.float32)
     program = _jaxpr.flatten(_jaxpr.trace_loss(lambda x, _: fn(x), x))
     equations = program.closed.jaxpr.eqns
@@ -264,7 +276,7 @@ def test_before_the_conditional_stands_one_reduction(fn, monkeypatch):
 @pytest.mark.parametrize("fn", [numerics.norm, lambda x: numerics.global_norm([x])])
 def test_where_branches_cost_there_is_none(fn, monkeypatch):
     # An accelerator's host would wait for the device at each, every step.
-    monkeypatch.setattr(numerics, "branches_are_cheap", lambda: False)
+    monkeypatch.setattr(numerics.norms, "branches_are_cheap", lambda: False)
     jax.clear_caches()
     x = np.ones((64, 64), np.float32)
     program = _jaxpr.flatten(_jaxpr.trace_loss(lambda x, _: fn(x), x))

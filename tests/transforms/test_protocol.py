@@ -122,7 +122,7 @@ BRANCHING = {"dynamic_loss_scale", "polar_growth", "recondition"}
 def programs_on_accelerators():
     """By factory the program of an update where branches cost."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numerics, "branches_are_cheap", lambda: False)
+        patch.setattr(numerics.norms, "branches_are_cheap", lambda: False)
         jax.clear_caches()
         found = {name: program_of(name) for name in FACTORIES}
     jax.clear_caches()

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import vanishjax as vj
 from tests.treatment.test_remedies import assert_recipe_makes, keeping_traces
-from vanishjax.treatment import Context, remedies, starts, steps
+from vanishjax.treatment import Context, acceptance, remedies, starts, steps
 from vanishjax.treatment.batches import divide, sequence
 from vanishjax.treatment.judgement import (
     beats_constant,
@@ -28,7 +28,7 @@ from vanishjax.treatment.judgement import (
     learns_by_itself,
 )
 from vanishjax.treatment.loss import trained_loss
-from vanishjax.treatment.progress import Progress, Relief
+from vanishjax.treatment.progress import Progress, Raced, Relief, Wave
 from vanishjax.treatment.trial import Run, race, run_alike
 
 KEY = jax.random.key(0)
@@ -447,6 +447,36 @@ def test_more_time_is_for_a_kind_in_all_its_forms():
     relieved = tuple(Relief(kinds[name], loss, seen()) for name, loss in losses.items())
     progress = Progress(network(), seen(), relieved=relieved)
     assert [one.name for one in progress.furthest(3)] == ["slow_a", "a", "b", "c"]
+
+
+def test_a_slower_form_that_keeps_up_goes_before_what_came_farther(monkeypatch):
+    """In one wave: what came farther is tried again, on top of it."""
+    probe = types.SimpleNamespace(
+        constant_loss=np.nan,
+        activations=(),
+        is_chain=np.ones(3, bool),
+        memory=(),
+        in_derivatives=np.zeros(3, bool),
+    )
+    sick = types.SimpleNamespace(
+        verdict="sick",
+        probe=probe,
+        findings=(types.SimpleNamespace(rule="vanishing_gradient", severity="critical"),),
+    )
+    healthy = types.SimpleNamespace(verdict="healthy", probe=probe, findings=())
+    monkeypatch.setattr(acceptance, "_examine_trained", lambda problem, batch: healthy)
+    fast, slow = (dataclasses.replace(remedy(name), part="kernels") for name in ("fast", "slow"))
+    slow, other = dataclasses.replace(slow, safer_than="fast"), remedy("other")
+    progress = Progress(
+        network(), sick, accepted=(fast,), best=run(np.array([1.0, 1.1]), 2.3), leading={"fast"}
+    )
+    setting = types.SimpleNamespace(
+        before=sick, length=np.inf, context=types.SimpleNamespace(batch=None)
+    )
+    runs = (other, run(np.array([0.3, 0.4]), 2.3)), (slow, run(np.array([1.1, 1.2]), 2.3))
+    then = acceptance.judge(setting, progress, Wave((), ()), Raced(runs))
+    assert [one.name for one in then.accepted] == ["slow"]
+    assert names(then) == {"slow": "accepted", "fast + other": "better"}
 
 
 def test_depth_asks_for_small_variance_and_small_steps():

@@ -169,7 +169,7 @@ class Observation:
         `Layers.norms` decides for every array by itself: a branch for each of a thousand layers,
         where it takes branches.
         """
-        if not numerics.branches_are_cheap():
+        if not numerics.norms.branches_are_cheap():
             norms = jnp.stack([self._layers.norms(tree) for tree in trees])
             return norms * jnp.sqrt(self._entries / self._seen)
         squares = jnp.stack([self._layers.reduce(_sum_of_squares, tree) for tree in trees])
