@@ -288,6 +288,19 @@ def test_between_observations_nothing_is_computed():
     assert sum(e.primitive.name == "cond" for e in program.eqns) == 2
 
 
+@pytest.mark.parametrize("every", [1, 16])
+def test_a_look_at_many_layers_takes_no_more_operations_than_at_a_few(every):
+    def taken(depth):
+        params = {
+            f"{i}": {"kernel": jnp.ones((300, 64)), "bias": jnp.ones(64)} for i in range(depth)
+        }
+        tx = monitor(ADAM, every=every, sample=2**10)
+        program = str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
+        return {name: program.count(f" {name}[") for name in ("dot_general", "reduce_sum", "cond")}
+
+    assert taken(9) == taken(3)
+
+
 def test_no_copy_of_the_parameters():
     # Donated parameters whose norm is taken would be copied, at five times the monitor's cost.
     params = {"w": jnp.ones((64, 64)), "v": jnp.ones((64, 64))}

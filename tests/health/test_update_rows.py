@@ -52,7 +52,8 @@ def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype
     params = tree(0, dtype)
     _, state = tx.update(tree(1, dtype), tx.init(params), params)
     state = jax.tree.map(jnp.copy, state)  # as a compiled step's: arrays of their own
-    update = Update(tx.update, tree(2, dtype), state, params, {})
+    gradient = tree(2, dtype)
+    update = Update(tx.update, gradient, state, params, {})
     found, expected = (update.steps, update.state), tx.update(tree(2, dtype), state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -60,15 +61,16 @@ def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype
         # The same but for how XLA fuses what is compiled apart: of an entry that products of
         # matrices all but cancel out, rounding to a millionth of the others is a larger part.
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6 * np.abs(y).max(initial=0.0))
-    leaves = jax.tree.leaves(params)
-    rows = {(number, cut): cut(leaves[number]) for number, cut in update.reads(CUTS)}
-    wanted = [cut(x) for x, cut in zip(jax.tree.leaves(update.steps), CUTS, strict=True)]
+    leaves = jax.tree.leaves((params, gradient))
+    steps = list(zip(jax.tree.leaves(update.steps), CUTS, strict=True))
+    rows = {(number, cut): cut(leaves[number]) for number, cut in update.reads(steps)}
+    wanted = [cut(x) for x, cut in steps]
     # As a compiled step does with what is donated to it.
     kept = {id(x) for x in jax.tree.leaves((update.state, update.steps, rows))}
-    for x in jax.tree.leaves((state, params)):
+    for x in jax.tree.leaves((state, params, gradient)):
         if id(x) not in kept and np.ndim(x):
             x.delete()
-    seen = jax.tree.leaves(update.rows(CUTS, rows))
+    seen = update.rows(steps, rows)
     for row, one in zip(seen, wanted, strict=True):
         assert row.shape == one.shape
         assert row.dtype == one.dtype
@@ -77,14 +79,15 @@ def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype
 
 def reads_steps(tx, params):
     """Whether rows of the larger arrays are read from the steps themselves."""
-    update = Update(tx.update, tree(2), tx.init(params), params, {})
-    leaves = jax.tree.leaves(params)
-    rows = {(number, cut): cut(leaves[number]) for number, cut in update.reads(CUTS)}
+    update = Update(tx.update, gradient := tree(2), tx.init(params), params, {})
+    leaves = jax.tree.leaves((params, gradient))
+    steps = list(zip(jax.tree.leaves(update.steps), CUTS, strict=True))
+    rows = {(number, cut): cut(leaves[number]) for number, cut in update.reads(steps)}
     for x in jax.tree.leaves(update.steps):
         if x.ndim:
             x.delete()
     try:
-        update.rows(CUTS, rows)
+        update.rows(steps, rows)
     except RuntimeError:
         return True
     return False

@@ -7,7 +7,7 @@ Taking rows from the update itself would make XLA write all of it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +73,8 @@ class Update:
         results = recorder(closed.jaxpr, closed.consts, arrays)
         self.steps, self.state = jax.tree.unflatten(jax.tree.structure(out), results)
         self._made, self._again = recorder.made, dict[int, bool]()
-        self._params = {id(x): number for number, x in enumerate(jax.tree.leaves(params))}
+        given = jax.tree.leaves((params, updates))
+        self._given = {id(x): number for number, x in reversed(list(enumerate(given)))}
         self._lasting = {id(x) for x in jax.tree.leaves((updates, self.state))}
         # The new state overwrites these: who reads them later makes XLA copy them.
         self._expiring = {id(x) for x in jax.tree.leaves(state)} - self._lasting
@@ -87,11 +88,18 @@ class Update:
         """
         self.steps = jax.tree.map(lambda u: u / one.astype(jnp.result_type(u)), self.steps)
 
-    def reads(self, cuts: Sequence[Cut]) -> list[tuple[int, Cut]]:
-        """Which rows of which parameters, by their numbers, `rows` needs for these cuts."""
+    def reads(self, steps: Iterable[tuple[Any, Cut]]) -> list[tuple[int, Cut]]:
+        """Which rows of which arrays `rows` needs.
+
+        Args:
+          steps: Leaves of the updates, each with its cut.
+
+        Returns:
+          Numbers of leaves of `(params, updates)`, each with a cut.
+        """
         needed: dict[tuple[int, Cut], None] = {}
         seen = set()
-        left = list(zip(jax.tree.leaves(self.steps), cuts, strict=True))
+        left = list(steps)
         while left:
             x, cut = left.pop()
             if (id(x), cut) in seen:
@@ -99,19 +107,21 @@ class Update:
             seen.add((id(x), cut))
             if self._is_again(x):
                 left.extend(self._operands(x, cut))
-            elif id(x) in self._params:
-                needed[self._params[id(x)], cut] = None
+            elif id(x) in self._given and jnp.ndim(x):
+                needed[self._given[id(x)], cut] = None
         return list(needed)
 
-    def rows(self, cuts: Sequence[Cut], given: Mapping[tuple[int, Cut], jax.Array]) -> Any:
+    def rows(
+        self, steps: Iterable[tuple[Any, Cut]], given: Mapping[tuple[int, Cut], jax.Array]
+    ) -> list[jax.Array]:
         """The updates' rows.
 
         Args:
-          cuts: Which, for every leaf of the updates.
-          given: The parameters' rows that `reads` told.
+          steps: Leaves of the updates, each with its cut.
+          given: The rows that `reads` told.
 
         Returns:
-          The tree of updates, with these rows for leaves.
+          The rows of each.
         """
         known: dict[tuple[int, Cut], Any] = {}
 
@@ -123,15 +133,13 @@ class Update:
                 if self._is_again(x):
                     operands = [rows(*operand) for operand in self._operands(x, cut)]
                     known[key] = _thinned(self._made[id(x)].eqn, operands, cut)
-                elif id(x) in self._params:
-                    known[key] = given[self._params[id(x)], cut]
+                elif id(x) in self._given:
+                    known[key] = given[self._given[id(x)], cut]
                 else:
                     known[key] = cut(x)
             return known[key]
 
-        steps, structure = jax.tree.flatten(self.steps)
-        leaves = [rows(step, cut) for step, cut in zip(steps, cuts, strict=True)]
-        return jax.tree.unflatten(structure, leaves)
+        return [rows(*step) for step in steps]
 
     def _is_again(self, x: Any) -> bool:
         """Whether a value's rows are computed again, rather than read."""

@@ -1,8 +1,7 @@
 """One observation: what a training step does to every layer, in arrays of fixed shape."""
 
-import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from vanishjax import numerics
 from vanishjax._jaxpr import WHOLE, Cut, Update
+from vanishjax.health.alike import Kinds, kinds_of, stack
 from vanishjax.health.response import Response, effectiveness
 from vanishjax.layers import Layers
 
@@ -18,6 +18,8 @@ STILL = 0.1
 # Rows that are looked at hold so many entries of a layer, which gives its norms within a few
 # percent.
 _LEAST_OF_A_LAYER = 2**12
+# Of more entries an array's memory costs more than a branch.
+_LARGE = 2**17
 
 
 class Health(NamedTuple):
@@ -107,28 +109,38 @@ class Observation:
         self, layers: Layers, share: float, update: Update, gradient: Any, params: Any
     ) -> None:
         """Of evenly spaced rows that hold so large a share, 1 at most, of every layer's entries."""
-
-        def cut(x: jax.Array, axes: tuple[int, ...]) -> Cut:
-            return _cut(x.shape, axes, share)
-
-        self._update, self._gradient, self._params = update, gradient, params
-        self._gradient_cuts, self._param_cuts = (layers.map(cut, x) for x in (gradient, params))
-        self._step_cuts = jax.tree.leaves(layers.map(cut, update.steps))
-        self._reads = update.reads(self._step_cuts)
-        self._layers = _thinned_layers(layers, share)
+        cuts = {leaf.path: _cut(leaf.shape, leaf.inner_axes, share) for leaf in layers.leaves}
+        self._update = update
+        self._of_gradient, self._of_steps, self._of_params = (
+            kinds_of(layers, tree, cuts) for tree in (gradient, update.steps, params)
+        )
+        # Rows of the gradient are taken at once, whether they are looked at or not: what a
+        # conditional might read has to stay in memory until there, all of the gradient's arrays
+        # side by side, where each could be forgotten as soon as its update is made.
+        self._gradient = self._of_gradient.rows()
+        of_params = jax.tree.leaves(params)
+        self._leaves = [*of_params, *jax.tree.leaves(gradient)]
+        reads = update.reads([(x, kind.cut) for kind in self._of_steps.kinds for x in kind.arrays])
+        self._param_reads = [read for read in reads if read[0] < len(of_params)]
+        self._rows = {
+            (number, cut): cut(self._leaves[number])
+            for number, cut in reads
+            if number >= len(of_params)
+        }
         self._entries = _constants(layers, params, lambda x, axes: _entries(x.shape, axes))
         self._eps = _constants(layers, params, lambda x, _: float(jnp.finfo(x.dtype).eps))
         self._least_square = _constants(layers, params, lambda x, _: _least_square(x.dtype))
         # Of the entries so many are seen.
         self._seen = _constants(
-            layers, params, lambda x, axes: _entries(cut(x, axes).shape(x.shape), axes)
+            layers,
+            params,
+            lambda x, axes: _entries(_cut(x.shape, axes, share).shape(x.shape), axes),
         )
 
     def of_params(self) -> OfParams:
         """Looks at the parameters."""
-        leaves = jax.tree.leaves(self._params)
-        norms = self._norms([_thinned(self._params, self._param_cuts)])
-        return OfParams(norms[0], [cut(leaves[number]) for number, cut in self._reads])
+        norms = self._norms([(self._of_params, self._of_params.rows())])
+        return OfParams(norms[0], [cut(self._leaves[number]) for number, cut in self._param_reads])
 
     def of_no_params(self) -> OfParams:
         """Zeros in place of what `of_params` returns."""
@@ -138,11 +150,15 @@ class Observation:
         self, before: Health, response: Response, step: jax.Array, loss: jax.Array, params: OfParams
     ) -> Health:
         """Looks at what goes in and what comes out."""
-        gradient = _thinned(self._gradient, self._gradient_cuts)
-        rows = dict(zip(self._reads, params.rows, strict=True))
-        updates = self._update.rows(self._step_cuts, rows)
-        zeros = self._layers.reduce(_zeros, gradient)
-        gradient_norm, update_norm = self._norms([gradient, updates], zeros == self._seen)
+        given = self._rows | dict(zip(self._param_reads, params.rows, strict=True))
+        steps = [
+            stack(self._update.rows([(x, kind.cut) for x in kind.arrays], given))
+            for kind in self._of_steps.kinds
+        ]
+        zeros = self._of_gradient.reduce(_zeros, self._gradient)
+        gradient_norm, update_norm = self._norms(
+            [(self._of_gradient, self._gradient), (self._of_steps, steps)], zeros == self._seen
+        )
         ratio = numerics.divide(update_norm, params.norm)
         nothing_to_lose = (params.norm == 0) | (update_norm == 0)
         applied = jnp.where(nothing_to_lose, 1.0, jax.lax.erf(2 * ratio / self._eps))
@@ -163,16 +179,20 @@ class Observation:
         )
         return jax.tree.map(lambda x, like: x.astype(like.dtype), health, before)
 
-    def _norms(self, trees: list[Any], first_is_zero: jax.Array | None = None) -> jax.Array:
-        """`[trees, layers]` 2-norms of whole layers, given rows; a second look at all, or at none.
+    def _norms(
+        self, looks: Sequence[tuple[Kinds, list[jax.Array]]], first_is_zero: Any = None
+    ) -> jax.Array:
+        """`[looks, layers]` 2-norms of whole layers, from rows; a second look at all or none."""
 
-        `Layers.norms` decides for every array by itself: a branch for each of a thousand layers,
-        where it takes branches.
-        """
+        def reduced(fn: Callable[..., jax.Array], rows: Sequence[list[jax.Array]]) -> jax.Array:
+            return jnp.stack(
+                [kinds.reduce(fn, own) for (kinds, _), own in zip(looks, rows, strict=True)]
+            )
+
+        rows = [own for _, own in looks]
         if not numerics.norms.branches_are_cheap():
-            norms = jnp.stack([self._layers.norms(tree) for tree in trees])
-            return norms * jnp.sqrt(self._entries / self._seen)
-        squares = jnp.stack([self._layers.reduce(_sum_of_squares, tree) for tree in trees])
+            return reduced(numerics.norm, rows) * jnp.sqrt(self._entries / self._seen)
+        squares = reduced(_sum_of_squares, rows)
         # As in `vanishjax.numerics`: below this, squares flushed to zero could have mattered.
         least = self._seen * self._least_square
         trusted = (squares >= least) & (squares <= float(jnp.finfo(squares.dtype).max))
@@ -182,10 +202,10 @@ class Observation:
         def as_is(*_: Any) -> jax.Array:
             return jnp.sqrt(squares)
 
-        def with_care(*trees: Any) -> jax.Array:
-            return jnp.stack([self._layers.norms(tree) for tree in trees]).astype(squares.dtype)
+        def with_care(*rows: list[jax.Array]) -> jax.Array:
+            return reduced(_careful_norm, rows).astype(squares.dtype)
 
-        norms = jax.lax.cond(jnp.all(trusted), as_is, with_care, *trees)
+        norms = jax.lax.cond(jnp.all(trusted), as_is, with_care, *rows)
         return norms * jnp.sqrt(self._entries / self._seen)
 
 
@@ -200,19 +220,6 @@ def _cut(shape: tuple[int, ...], axes: tuple[int, ...], share: float) -> Cut:
     return Cut(axis, min(stride, shape[axis]))
 
 
-def _thinned(tree: Any, cuts: Any) -> Any:
-    return jax.tree.map(lambda x, cut: cut(x), tree, cuts)
-
-
-def _thinned_layers(layers: Layers, share: float) -> Layers:
-    """The layers of what these rows hold."""
-    leaves = (
-        dataclasses.replace(leaf, shape=_cut(leaf.shape, leaf.inner_axes, share).shape(leaf.shape))
-        for leaf in layers.leaves
-    )
-    return dataclasses.replace(layers, leaves=tuple(leaves))
-
-
 def _sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     # A dot product, since XLA would share a plain square with Adam's, and write it to memory.
     stack = tuple(axis for axis in range(x.ndim) if axis not in axes)
@@ -223,6 +230,12 @@ def _sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=numerics.accumulator_dtype(x.dtype),
     )
+
+
+def _careful_norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    # A branch for every array takes longer to compile, and the step longer to start. Without one
+    # XLA gives each of them memory of its own at every step, whether the norms are taken or not.
+    return (numerics.norm if x.size > _LARGE else numerics.scaled_norm)(x, axes)
 
 
 def _zeros(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
