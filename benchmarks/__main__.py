@@ -63,6 +63,7 @@ BENCHMARKS = {
     "long_memory": Benchmark(),
     "coordinate_check": Benchmark(data=True, needs_data=True),
     "deep_convolutions": Benchmark(data=True, needs_data=True),
+    "deep_attention": Benchmark(data=True, needs_data=True),
     "cure": Benchmark(data=True),
 }
 

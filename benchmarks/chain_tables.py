@@ -54,6 +54,16 @@ def deep_convolutions(results):
     return _by_contender(results, name, ("data", "head", "padding", "activation", "depth"))
 
 
+def deep_attention(results):
+    """The same of transformers."""
+
+    def name(own):
+        skips = ", with skips and LayerNorm" if own["skips"] else ""
+        return f"{own['depth']} blocks{skips}{_of_fashion(own)}"
+
+    return _by_contender(results, name, ("data", "skips", "depth"))
+
+
 def _of_fashion(network):
     return ", Fashion-MNIST" if network["data"] == "fashion_mnist" else ""
 

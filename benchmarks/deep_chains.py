@@ -29,7 +29,12 @@ import optax
 import vanishjax as vj
 from benchmarks import record
 from benchmarks.headline import accuracy, apart, falling, load
-from vanishjax.initializers import center_biases, critical_orthogonal, shaped
+from vanishjax.initializers import (
+    center_biases,
+    critical_orthogonal,
+    identity_attention,
+    shaped,
+)
 from vanishjax.training import local_step, scan_steps
 from vanishjax.training.batches import rows_of
 
@@ -72,16 +77,14 @@ class Contender(NamedTuple):
     Attributes:
       make: The transform, from a rate, the network and its layers.
       rates: To choose from, the likeliest first.
-      shaped: Whether `initializers.shaped` comes before.
+      start: What looks at a batch before: `(loss_fn, params, batch) -> params`, if any.
       critical: Whether kernels are drawn critical and orthogonal, and biases centered.
-      method: Of the shape.
     """
 
     make: object
     rates: tuple[float, ...]
-    shaped: bool = False
+    start: object = None
     critical: bool = False
-    method: str = "dks"
 
 
 def deep(rate, network, layers, method="dks"):
@@ -96,12 +99,18 @@ def adam(rate, network, _):
     return optax.adam(falling(rate, network.steps))
 
 
+IDENTITY, IDENTITY_BY_DEPTH = (
+    "identity_attention, optax adam",
+    "identity_attention, optax adam, scale_by_depth",
+)
 TAT = "shaped, deep_adam, TAT"  # for smooth activations alone
 CONTENDERS = {
-    "shaped, deep_adam": Contender(deep, (0.1, 0.2, 0.05), shaped=True),
+    "shaped, deep_adam": Contender(deep, (0.1, 0.2, 0.05), start=shaped),
     "deep_adam": Contender(deep, (0.1, 0.2, 0.05)),
     TAT: Contender(
-        functools.partial(deep, method="tat"), (0.1, 0.05, 0.2), shaped=True, method="tat"
+        functools.partial(deep, method="tat"),
+        (0.1, 0.05, 0.2),
+        start=functools.partial(shaped, method="tat"),
     ),
     "deep_muon, recondition": Contender(
         lambda rate, network, layers: vj.deep_muon(
@@ -113,6 +122,15 @@ CONTENDERS = {
         adam, (0.0003, 0.0001, 0.00003, 0.00001, 0.001), critical=True
     ),
     "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01)),
+    # Of transformers: see `benchmarks.deep_attention`.
+    IDENTITY: Contender(adam, (0.001, 0.0003, 0.003), start=identity_attention),
+    IDENTITY_BY_DEPTH: Contender(
+        lambda rate, network, layers: optax.chain(
+            adam(rate, network, layers), vj.scale_by_depth(layers)
+        ),
+        (0.01, 0.03, 0.003),
+        start=identity_attention,
+    ),
     "optax nadam": Contender(
         lambda rate, network, _: optax.nadam(falling(rate, network.steps)),
         (0.001, 0.0003, 0.003, 0.01),
@@ -127,7 +145,7 @@ CONTENDERS = {
     ),
 }
 OURS = tuple(CONTENDERS)[:2]
-ALL = tuple(name for name in CONTENDERS if name != TAT)
+ALL = tuple(name for name in CONTENDERS if name not in (TAT, IDENTITY, IDENTITY_BY_DEPTH))
 STACKED = tuple(name for name in ALL if name not in ("optax lamb", "optax muon"))
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 
@@ -247,9 +265,9 @@ def train(network, contender, rate, seed, folder):
     params = problem.params
     if CONTENDERS[contender].critical:
         params = center_biases(params, network.activation)
-    if CONTENDERS[contender].shaped:
+    if CONTENDERS[contender].start is not None:
         look = jax.tree.map(lambda a: a[:FIRST_LOOK], train_data)
-        params = shaped(problem.loss_fn, params, look, method=CONTENDERS[contender].method)
+        params = CONTENDERS[contender].start(problem.loss_fn, params, look)
     rng = np.random.default_rng(seed)
     examples, size = len(train_data[1]), network.batch_size
     orders = [rng.permutation(examples)[: examples // size * size].reshape(-1, size)]
@@ -289,6 +307,7 @@ def measure(name, description, parts, quick):
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--rates", type=int, default=4, help="how many (default: all)")
     parser.add_argument("--rate", type=float, action="append", help="only these of the rates")
+    parser.add_argument("--network", action="append", help="only those with field=value")
     parser.add_argument("--contender", choices=CONTENDERS, action="append", help="only these")
     options = parser.parse_args()
     # Accelerators round the factors of a product where nothing else is said: too coarse for a
@@ -308,6 +327,9 @@ def measure(name, description, parts, quick):
         for number in range(rates)
         for seed in range(seeds)
         for network, contenders in wanted_parts.get(part, ())
+        if {f"{field}={value}" for field, value in network._asdict().items()}.issuperset(
+            options.network or ()
+        )
         for contender in contenders
         if contender in (options.contender or contenders)
         for rate in CONTENDERS[contender].rates[number : number + 1]

@@ -395,6 +395,7 @@ TABLES = {
     "cure, fresh": functools.partial(cure, part="fresh"),
     "cure, matrix": cure_matrix,
     "damage": damage,
+    "deep_attention": chain_tables.deep_attention,
     "deep_chains": chain_tables.deep_chains,
     "deep_convolutions": chain_tables.deep_convolutions,
     "depth": speed_tables.depth,
