@@ -50,6 +50,7 @@ def test_norm_and_rms_equal_float64(form, exponent, spread, axes, seed):
     x = x.astype(np.float32)
     close(numerics.norm(x, axes), exact_norm(x, axes))
     close(numerics.norm(x, axes, keepdims=True), exact_norm(x, axes, keepdims=True))
+    close(numerics.scaled_norm(x, axes), exact_norm(x, axes))
     count = x.size / max(exact_norm(x, axes).size, 1)
     close(numerics.rms(x, axes), exact_norm(x, axes) / count**0.5)
     scale, rest = numerics.split_norm(x, axes)
@@ -108,7 +109,12 @@ def test_norm_of_what_is_not_finite_of_zeros_and_of_nothing(form):
         for fn in (numerics.norm, numerics.rms, lambda x: numerics.global_norm([x])):
             np.testing.assert_equal(float(fn(np.array([1.0, bad], np.float32))), abs(bad))
     for x in (np.zeros(3, np.float32), np.zeros((0, 3), np.float32), np.float32(0)):
-        for fn in (numerics.norm, numerics.rms, lambda x: numerics.global_norm({"a": x, "b": x})):
+        for fn in (
+            numerics.norm,
+            numerics.scaled_norm,
+            numerics.rms,
+            lambda x: numerics.global_norm({"a": x, "b": x}),
+        ):
             assert float(fn(x)) == 0.0
     assert float(numerics.global_norm({})) == 0.0
     np.testing.assert_array_equal(numerics.rms(np.zeros((0, 3), np.float32), (0,)), np.zeros(3))
@@ -324,6 +330,7 @@ def norms_of(x):
     return {
         "norm": numerics.norm(flat),
         "columns": jnp.max(numerics.norm(x, (0,)) * (jnp.arange(256) == 777 % 256)),
+        "scaled_norm": numerics.scaled_norm(flat),
         "rms": numerics.rms(flat),
         "split_norm": numerics.split_norm(flat)[1].reshape(()),
         "split_rms": numerics.split_rms(flat)[1].reshape(()),

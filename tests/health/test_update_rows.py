@@ -52,8 +52,7 @@ def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype
     params = tree(0, dtype)
     _, state = tx.update(tree(1, dtype), tx.init(params), params)
     state = jax.tree.map(jnp.copy, state)  # as a compiled step's: arrays of their own
-    gradient = tree(2, dtype)
-    update = Update(tx.update, gradient, state, params, {})
+    update = Update(tx.update, tree(2, dtype), state, params, {})
     found, expected = (update.steps, update.state), tx.update(tree(2, dtype), state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -61,13 +60,13 @@ def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype
         # The same but for how XLA fuses what is compiled apart: of an entry that products of
         # matrices all but cancel out, rounding to a millionth of the others is a larger part.
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6 * np.abs(y).max(initial=0.0))
-    leaves = jax.tree.leaves((params, gradient))
+    leaves = jax.tree.leaves(params)
     steps = list(zip(jax.tree.leaves(update.steps), CUTS, strict=True))
     rows = {(number, cut): cut(leaves[number]) for number, cut in update.reads(steps)}
     wanted = [cut(x) for x, cut in steps]
     # As a compiled step does with what is donated to it.
     kept = {id(x) for x in jax.tree.leaves((update.state, update.steps, rows))}
-    for x in jax.tree.leaves((state, params, gradient)):
+    for x in jax.tree.leaves((state, params)):
         if id(x) not in kept and np.ndim(x):
             x.delete()
     seen = update.rows(steps, rows)
@@ -79,8 +78,8 @@ def test_rows_are_those_of_the_update_and_come_from_what_outlives_it(name, dtype
 
 def reads_steps(tx, params):
     """Whether rows of the larger arrays are read from the steps themselves."""
-    update = Update(tx.update, gradient := tree(2), tx.init(params), params, {})
-    leaves = jax.tree.leaves((params, gradient))
+    update = Update(tx.update, tree(2), tx.init(params), params, {})
+    leaves = jax.tree.leaves(params)
     steps = list(zip(jax.tree.leaves(update.steps), CUTS, strict=True))
     rows = {(number, cut): cut(leaves[number]) for number, cut in update.reads(steps)}
     for x in jax.tree.leaves(update.steps):

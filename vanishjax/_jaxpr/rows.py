@@ -73,8 +73,7 @@ class Update:
         results = recorder(closed.jaxpr, closed.consts, arrays)
         self.steps, self.state = jax.tree.unflatten(jax.tree.structure(out), results)
         self._made, self._again = recorder.made, dict[int, bool]()
-        given = jax.tree.leaves((params, updates))
-        self._given = {id(x): number for number, x in reversed(list(enumerate(given)))}
+        self._params = {id(x): number for number, x in enumerate(jax.tree.leaves(params))}
         self._lasting = {id(x) for x in jax.tree.leaves((updates, self.state))}
         # The new state overwrites these: who reads them later makes XLA copy them.
         self._expiring = {id(x) for x in jax.tree.leaves(state)} - self._lasting
@@ -89,13 +88,13 @@ class Update:
         self.steps = jax.tree.map(lambda u: u / one.astype(jnp.result_type(u)), self.steps)
 
     def reads(self, steps: Iterable[tuple[Any, Cut]]) -> list[tuple[int, Cut]]:
-        """Which rows of which arrays `rows` needs.
+        """Which rows of which parameters, by their numbers, `rows` needs.
 
         Args:
           steps: Leaves of the updates, each with its cut.
 
         Returns:
-          Numbers of leaves of `(params, updates)`, each with a cut.
+          Numbers of the parameters' leaves, each with a cut.
         """
         needed: dict[tuple[int, Cut], None] = {}
         seen = set()
@@ -107,8 +106,8 @@ class Update:
             seen.add((id(x), cut))
             if self._is_again(x):
                 left.extend(self._operands(x, cut))
-            elif id(x) in self._given and jnp.ndim(x):
-                needed[self._given[id(x)], cut] = None
+            elif id(x) in self._params:
+                needed[self._params[id(x)], cut] = None
         return list(needed)
 
     def rows(
@@ -118,7 +117,7 @@ class Update:
 
         Args:
           steps: Leaves of the updates, each with its cut.
-          given: The rows that `reads` told.
+          given: The parameters' rows that `reads` told.
 
         Returns:
           The rows of each.
@@ -133,8 +132,8 @@ class Update:
                 if self._is_again(x):
                     operands = [rows(*operand) for operand in self._operands(x, cut)]
                     known[key] = _thinned(self._made[id(x)].eqn, operands, cut)
-                elif id(x) in self._given:
-                    known[key] = given[self._given[id(x)], cut]
+                elif id(x) in self._params:
+                    known[key] = given[self._params[id(x)], cut]
                 else:
                     known[key] = cut(x)
             return known[key]

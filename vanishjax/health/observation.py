@@ -114,19 +114,10 @@ class Observation:
         self._of_gradient, self._of_steps, self._of_params = (
             kinds_of(layers, tree, cuts) for tree in (gradient, update.steps, params)
         )
-        # Rows of the gradient are taken at once, whether they are looked at or not: what a
-        # conditional might read has to stay in memory until there, all of the gradient's arrays
-        # side by side, where each could be forgotten as soon as its update is made.
-        self._gradient = self._of_gradient.rows()
-        of_params = jax.tree.leaves(params)
-        self._leaves = [*of_params, *jax.tree.leaves(gradient)]
-        reads = update.reads([(x, kind.cut) for kind in self._of_steps.kinds for x in kind.arrays])
-        self._param_reads = [read for read in reads if read[0] < len(of_params)]
-        self._rows = {
-            (number, cut): cut(self._leaves[number])
-            for number, cut in reads
-            if number >= len(of_params)
-        }
+        self._leaves = jax.tree.leaves(params)
+        self._reads = update.reads(
+            [(x, kind.cut) for kind in self._of_steps.kinds for x in kind.arrays]
+        )
         self._entries = _constants(layers, params, lambda x, axes: _entries(x.shape, axes))
         self._eps = _constants(layers, params, lambda x, _: float(jnp.finfo(x.dtype).eps))
         self._least_square = _constants(layers, params, lambda x, _: _least_square(x.dtype))
@@ -140,7 +131,7 @@ class Observation:
     def of_params(self) -> OfParams:
         """Looks at the parameters."""
         norms = self._norms([(self._of_params, self._of_params.rows())])
-        return OfParams(norms[0], [cut(self._leaves[number]) for number, cut in self._param_reads])
+        return OfParams(norms[0], [cut(self._leaves[number]) for number, cut in self._reads])
 
     def of_no_params(self) -> OfParams:
         """Zeros in place of what `of_params` returns."""
@@ -150,14 +141,15 @@ class Observation:
         self, before: Health, response: Response, step: jax.Array, loss: jax.Array, params: OfParams
     ) -> Health:
         """Looks at what goes in and what comes out."""
-        given = self._rows | dict(zip(self._param_reads, params.rows, strict=True))
+        gradient = self._of_gradient.rows()
+        given = dict(zip(self._reads, params.rows, strict=True))
         steps = [
             stack(self._update.rows([(x, kind.cut) for x in kind.arrays], given))
             for kind in self._of_steps.kinds
         ]
-        zeros = self._of_gradient.reduce(_zeros, self._gradient)
+        zeros = self._of_gradient.reduce(_zeros, gradient)
         gradient_norm, update_norm = self._norms(
-            [(self._of_gradient, self._gradient), (self._of_steps, steps)], zeros == self._seen
+            [(self._of_gradient, gradient), (self._of_steps, steps)], zeros == self._seen
         )
         ratio = numerics.divide(update_norm, params.norm)
         nothing_to_lose = (params.norm == 0) | (update_norm == 0)
