@@ -121,7 +121,7 @@ CONTENDERS = {
     "critical orthogonal, optax adam": Contender(
         adam, (0.0003, 0.0001, 0.00003, 0.00001, 0.001), critical=True
     ),
-    "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01)),
+    "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01, 0.0001)),
     # Of transformers: see `benchmarks.deep_attention`.
     IDENTITY: Contender(adam, (0.001, 0.0003, 0.003), start=identity_attention),
     IDENTITY_BY_DEPTH: Contender(
@@ -133,15 +133,15 @@ CONTENDERS = {
     ),
     "optax nadam": Contender(
         lambda rate, network, _: optax.nadam(falling(rate, network.steps)),
-        (0.001, 0.0003, 0.003, 0.01),
+        (0.001, 0.0003, 0.003, 0.01, 0.0001),
     ),
     "optax lamb": Contender(
         lambda rate, network, _: apart(optax.lamb(falling(rate, network.steps))),
-        (0.01, 0.003, 0.03),
+        (0.01, 0.003, 0.03, 0.001, 0.0003),
     ),
     "optax muon": Contender(
         lambda rate, network, _: apart(optax.contrib.muon(falling(rate, network.steps))),
-        (0.01, 0.003, 0.03),
+        (0.01, 0.003, 0.03, 0.001, 0.0003),
     ),
 }
 OURS = tuple(CONTENDERS)[:2]
@@ -305,7 +305,7 @@ def measure(name, description, parts, quick):
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--part", choices=parts, action="append")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
-    parser.add_argument("--rates", type=int, default=4, help="how many (default: all)")
+    parser.add_argument("--rates", type=int, default=5, help="how many (default: all)")
     parser.add_argument("--rate", type=float, action="append", help="only these of the rates")
     parser.add_argument("--network", action="append", help="only those with field=value")
     parser.add_argument("--contender", choices=CONTENDERS, action="append", help="only these")
