@@ -36,7 +36,11 @@ def deep_chains(results):
 
     def name(own):
         plain = f"{own['activation']} x{own['depth']}" if own["depth"] else "linear classifier"
-        words = {"width": f", width {own['width']}", "batch_size": f", batch {own['batch_size']}"}
+        words = {
+            "width": f", width {own['width']}",
+            "batch_size": f", batch {own['batch_size']}",
+            "steps": f", {own['steps']} steps",
+        }
         other = [words[size] for size, usual in USUAL.items() if own[size] != usual]
         return "".join([plain, _of_fashion(own), *other])
 

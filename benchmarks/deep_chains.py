@@ -68,7 +68,7 @@ class Network(NamedTuple):
 
 
 # What a table's row or a picture need not say of a network.
-USUAL = {field: Network._field_defaults[field] for field in ("width", "batch_size")}
+USUAL = {field: Network._field_defaults[field] for field in ("width", "batch_size", "steps")}
 
 
 class Contender(NamedTuple):
@@ -193,6 +193,8 @@ PARTS = {
         (Network(10_000, "tanh"), ALL[:1]),
         (Network(10_000, "gelu"), (TAT,)),
     ],
+    # Steps of seconds: whether it learns at all.
+    "100000": [(Network(100_000, width=32, steps=300), ALL[:1])],
     "fashion": [
         (Network(0, data="fashion_mnist"), ("optax adam",)),
         (Network(2, "relu", data="fashion_mnist"), ("optax adam",)),
