@@ -137,11 +137,32 @@ def main() -> None:
         "seed": 1,
         "quick": options.quick,
     }
+    leaves, turns = (20, 1) if options.quick else (300, 5)
+    many = f"compiling {leaves} arrays of {VERDICT_WIDTH // 2} x {VERDICT_WIDTH // 2}"
+    results[many] = compile_seconds(leaves, VERDICT_WIDTH // 2, turns)
+    _show(many, results)
     record.write("monitoring", options.out, settings, results)
     verdict = f"verdict at depth {verdict_depth}"
     results[verdict] = verdict_seconds(verdict_depth, 3 if options.quick else 10)
     print(results[verdict])
     record.write("monitoring", options.out, settings, results)
+
+
+def compile_seconds(leaves: int, size: int, turns: int) -> dict[str, Any]:
+    """Tracing and compiling the update of many arrays: monitored over bare, and the medians."""
+    params = {str(i): jax.ShapeDtypeStruct((size, size), jnp.float32) for i in range(leaves)}
+    adam = optax.adam(1e-3)
+
+    def compiling(tx: optax.GradientTransformation) -> Callable[[], None]:
+        state = jax.eval_shape(tx.init, params)
+
+        def run() -> None:
+            # A function of its own each time, since what was traced before is found again.
+            timing.Compiled(lambda *arguments: tx.update(*arguments), params, state, params)
+
+        return run
+
+    return over(compiling(vj.monitor(adam, every=16)), compiling(adam), turns)
 
 
 def _sixteen(step: Callable[[], Any]) -> Callable[[], Any]:

@@ -164,6 +164,9 @@ def monitoring(results):
         rows.append(f"| {label} | {' | '.join(cells)} |")
     cells = [ratio(results[f"probe, {form}"]) for form in ("stacked", "unrolled")]
     rows.append(f"| `probe`, in training steps | {' | '.join(cells)} |")
+    for name in (name for name in results if name.startswith("compiling")):
+        label = f"{name}, `monitor`, every=16 over Adam alone"
+        rows.append(f"| {label} |  | {ratio(results[name])} |")
     return rows
 
 
