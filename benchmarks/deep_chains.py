@@ -194,7 +194,11 @@ PARTS = {
         (Network(10_000, "gelu"), (TAT,)),
     ],
     # Steps of seconds: whether it learns at all.
-    "100000": [(Network(100_000, width=32, steps=300), ALL[:1])],
+    "100000": [
+        (Network(100_000, width=32, steps=300), ALL[:1]),
+        (Network(0, steps=300), ("optax adam",)),
+        (Network(2, width=32, steps=300), ("optax adam",)),
+    ],
     "fashion": [
         (Network(0, data="fashion_mnist"), ("optax adam",)),
         (Network(2, "relu", data="fashion_mnist"), ("optax adam",)),
