@@ -121,7 +121,7 @@ CONTENDERS = {
     "critical orthogonal, optax adam": Contender(
         adam, (0.0003, 0.0001, 0.00003, 0.00001, 0.001), critical=True
     ),
-    "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01, 0.0001)),
+    "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01, 0.0001, 0.03)),
     # Of transformers: see `benchmarks.deep_attention`.
     IDENTITY: Contender(adam, (0.001, 0.0003, 0.003), start=identity_attention),
     IDENTITY_BY_DEPTH: Contender(
@@ -311,7 +311,7 @@ def measure(name, description, parts, quick):
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--part", choices=parts, action="append")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
-    parser.add_argument("--rates", type=int, default=5, help="how many (default: all)")
+    parser.add_argument("--rates", type=int, default=6, help="how many (default: all)")
     parser.add_argument("--rate", type=float, action="append", help="only these of the rates")
     parser.add_argument("--network", action="append", help="only those with field=value")
     parser.add_argument("--contender", choices=CONTENDERS, action="append", help="only these")
