@@ -123,12 +123,12 @@ CONTENDERS = {
     ),
     "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01, 0.0001, 0.03)),
     # Of transformers: see `benchmarks.deep_attention`.
-    IDENTITY: Contender(adam, (0.001, 0.0003, 0.003), start=identity_attention),
+    IDENTITY: Contender(adam, (0.001, 0.0003, 0.0001), start=identity_attention),
     IDENTITY_BY_DEPTH: Contender(
         lambda rate, network, layers: optax.chain(
             adam(rate, network, layers), vj.scale_by_depth(layers)
         ),
-        (0.01, 0.03, 0.003),
+        (0.01, 0.003, 0.001),
         start=identity_attention,
     ),
     "optax nadam": Contender(
