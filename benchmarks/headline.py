@@ -56,6 +56,8 @@ def falling(rate, steps):
     return optax.linear_schedule(rate, END * rate, steps)
 
 
+# Other ways to orthogonalize in as many steps.
+COEFFICIENTS = ("dion", "polar_express")
 # Made from a rate, the number of steps and the layers; the rates to choose from.
 CONTENDERS = {
     "deep_muon": (
@@ -72,6 +74,18 @@ CONTENDERS = {
         lambda rate, steps, layers: vj.deep_muon(rate, steps, layers=layers, recondition=True),
         (0.005, 0.01, 0.02),
     ),
+    **{
+        f"deep_muon, {name}": (
+            functools.partial(
+                lambda rate, steps, layers, name: vj.deep_muon(
+                    rate, steps, layers=layers, ns_coeffs=name
+                ),
+                name=name,
+            ),
+            (0.01, 0.02, 0.03),
+        )
+        for name in COEFFICIENTS
+    },
     "optax adam": (
         lambda rate, steps, _: optax.adam(falling(rate, steps)),
         (0.001, 0.003, 0.01),
@@ -89,12 +103,16 @@ CONTENDERS = {
         (0.003, 0.01, 0.03),
     ),
 }
-OURS = tuple(name for name in CONTENDERS if name.startswith("deep"))
+ABLATED = tuple(f"deep_muon, {name}" for name in COEFFICIENTS)
+OURS = tuple(name for name in CONTENDERS if name.startswith("deep") and name not in ABLATED)
 # What a healthy network would be trained with.
 USUAL = ("deep_muon", "optax adam", "optax muon")
 
 PARTS = {
-    "headline": [(Network(depth), tuple(CONTENDERS)) for depth in (16, 32, 48, 64)],
+    "headline": [
+        (Network(depth), tuple(n for n in CONTENDERS if n not in ABLATED))
+        for depth in (16, 32, 48, 64)
+    ],
     "beyond": [
         (Network(128, epochs=5), ("deep_muon, polar growth", "deep_muon, recondition")),
         (Network(32, data="fashion_mnist"), OURS),
@@ -102,6 +120,7 @@ PARTS = {
         (Network(32, width=128), OURS),
         (Network(32, batch_size=256, epochs=12), OURS),
     ],
+    "coefficients": [(Network(depth), ("deep_muon", *ABLATED)) for depth in (16, 64)],
     "healthy": [
         (Network(16, "relu"), USUAL),
         (Network(16, "tanh"), USUAL),

@@ -8,6 +8,7 @@ import optax
 from vanishjax import transforms
 from vanishjax.layers import Layers, dense_layers
 from vanishjax.optimizers.arguments import LearningRate
+from vanishjax.transforms import NEWTON_SCHULZ, Coefficients
 from vanishjax.transforms.per_layer import on_layers
 from vanishjax.validation import check_decay
 
@@ -21,6 +22,7 @@ def deep_muon(
     momentum: jax.typing.ArrayLike = 0.95,
     rest_rate: float = 0.1,
     end_rate: float = 0.02,
+    ns_coeffs: Coefficients = NEWTON_SCHULZ,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for chains of dense layers in which all inputs arrive at nearly the same point.
 
@@ -41,6 +43,7 @@ def deep_muon(
       momentum: Decay of the momentum.
       rest_rate: The learning rate of the last kernel and of the biases over that of the others.
       end_rate: Share of the learning rate that is left at the end.
+      ns_coeffs: Of the orthogonalization, as in `vanishjax.orthogonalize`.
 
     Returns:
       The transform.
@@ -83,7 +86,7 @@ def deep_muon(
             return rebuild({path: "inner" if path in inner else "rest" for path in arrays})
 
         inner = optax.chain(
-            transforms.scale_by_muon(beta=momentum, layers=layers),
+            transforms.scale_by_muon(beta=momentum, ns_coeffs=ns_coeffs, layers=layers),
             transforms.scale_by_shape(layers=layers),
         )
         rest = optax.chain(

@@ -74,7 +74,8 @@ def deep_adam(
 
     Args:
       learning_rate: eta_0. A float is multiplied by s_t; .1 serves every depth from some tens of
-        layers on, and every activation that we tried, with the `method` that fits it. A schedule
+        layers to thousands, and every activation that we tried, with the `method` that fits it. At
+        10,000 layers one run of fourteen blew up by it, and none of those at .05. A schedule
         stands for eta_0 s_t.
       total_steps: Length of the run.
       activation: Of all layers but the last: its name, or an elementwise function.
