@@ -99,6 +99,11 @@ def healthy(results):
     return _by_network(results["healthy"], lambda own: f"{own['activation']} x{own['depth']}")
 
 
+def coefficients(results):
+    """What other coefficients of the orthogonalization change."""
+    return _by_network(results["coefficients"], lambda own: f"depth {own['depth']}")
+
+
 def beyond(results):
     """The headline's contenders on deeper, other networks, other batches and other data."""
     usual = results["headline"][0]["network"]

@@ -403,6 +403,7 @@ TABLES = {
     "front": front,
     "headline": chain_tables.headline,
     "headline, beyond": chain_tables.beyond,
+    "headline, coefficients": chain_tables.coefficients,
     "headline, healthy": chain_tables.healthy,
     "long_memory": chain_tables.long_memory,
     "lost_peers": lost_peers,
