@@ -44,7 +44,9 @@ def deep_chains(results):
         other = [words[size] for size, usual in USUAL.items() if own[size] != usual]
         return "".join([plain, _of_fashion(own), *other])
 
-    return _by_contender(results, name, ("data", "batch_size", "width", "activation", "depth"))
+    return _by_contender(
+        results, name, ("data", "batch_size", "width", "steps", "activation", "depth")
+    )
 
 
 def deep_convolutions(results):
