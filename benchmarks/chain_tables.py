@@ -83,7 +83,7 @@ def _by_contender(results, name, order):
     for cell in (cell for own in results.values() for cell in own):
         runs[tuple(cell["network"].items()), cell["contender"]].append(cell)
     contenders = sorted({contender for _, contender in runs}, key=list(CONTENDERS).index)
-    networks = map(dict, {network for network, _ in runs})
+    networks = map(dict, dict.fromkeys(network for network, _ in runs))
     rows = [f"| | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
     for network in sorted(networks, key=lambda own: [own[field] for field in order]):
         shown = [name(network)]

@@ -56,34 +56,26 @@ def falling(rate, steps):
     return optax.linear_schedule(rate, END * rate, steps)
 
 
+def deep_muon(rate, steps, layers, **options):
+    """Ours."""
+    return vj.deep_muon(rate, steps, layers=layers, **options)
+
+
 # Other ways to orthogonalize in as many steps.
 COEFFICIENTS = ("dion", "polar_express")
 # Made from a rate, the number of steps and the layers; the rates to choose from.
 CONTENDERS = {
-    "deep_muon": (
-        lambda rate, steps, layers: vj.deep_muon(rate, steps, layers=layers),
-        (0.01, 0.02, 0.03),
-    ),
+    "deep_muon": (deep_muon, (0.01, 0.02, 0.03)),
     "deep_muon, polar growth": (
-        lambda rate, steps, layers: vj.polar_growth(
-            vj.deep_muon(rate, steps, layers=layers), layers=layers
-        ),
+        lambda rate, steps, layers: vj.polar_growth(deep_muon(rate, steps, layers), layers=layers),
         (0.005, 0.01, 0.02),
     ),
     "deep_muon, recondition": (
-        lambda rate, steps, layers: vj.deep_muon(rate, steps, layers=layers, recondition=True),
+        functools.partial(deep_muon, recondition=True),
         (0.005, 0.01, 0.02),
     ),
     **{
-        f"deep_muon, {name}": (
-            functools.partial(
-                lambda rate, steps, layers, name: vj.deep_muon(
-                    rate, steps, layers=layers, ns_coeffs=name
-                ),
-                name=name,
-            ),
-            (0.01, 0.02, 0.03),
-        )
+        f"deep_muon, {name}": (functools.partial(deep_muon, ns_coeffs=name), (0.01, 0.02, 0.03))
         for name in COEFFICIENTS
     },
     "optax adam": (

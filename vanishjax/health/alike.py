@@ -51,7 +51,7 @@ class Kinds:
 
     def rows(self) -> list[jax.Array]:
         """The rows of each kind's arrays, stacked if there are several."""
-        return [stack([kind.cut(x) for x in kind.arrays]) for kind in self.kinds]
+        return [stacked([kind.cut(x) for x in kind.arrays]) for kind in self.kinds]
 
     def reduce(self, fn: Callable[..., jax.Array], rows: Sequence[jax.Array]) -> jax.Array:
         """Reduces every layer to one number.
@@ -109,6 +109,6 @@ def kinds_of(layers: Layers, tree: Any, cuts: Mapping[str, Cut]) -> Kinds:
     return Kinds(layers, tuple(kinds))
 
 
-def stack(arrays: Sequence[jax.Array]) -> jax.Array:
+def stacked(arrays: Sequence[jax.Array]) -> jax.Array:
     """Arrays with a new first axis; a single one stays as it is."""
     return arrays[0] if len(arrays) == 1 else jnp.stack(arrays)

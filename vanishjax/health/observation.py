@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vanishjax import numerics
 from vanishjax._jaxpr import WHOLE, Cut, Update
-from vanishjax.health.alike import Kinds, kinds_of, stack
+from vanishjax.health.alike import Kinds, kinds_of, stacked
 from vanishjax.health.response import Response, effectiveness
 from vanishjax.layers import Layers
 
@@ -144,7 +144,7 @@ class Observation:
         gradient = self._of_gradient.rows()
         given = dict(zip(self._reads, params.rows, strict=True))
         steps = [
-            stack(self._update.rows([(x, kind.cut) for x in kind.arrays], given))
+            stacked(self._update.rows([(x, kind.cut) for x in kind.arrays], given))
             for kind in self._of_steps.kinds
         ]
         zeros = self._of_gradient.reduce(_zeros, gradient)

@@ -11,8 +11,6 @@ from vanishjax.numerics.dtypes import upcast
 # Products to the precision of their type: accelerators round the factors of a float32 product to
 # ten bits of mantissa or seven, where nothing is said.
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-
-
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 

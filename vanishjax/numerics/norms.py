@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from vanishjax.numerics.arithmetic import power_of_two, scaled_square, sqrt, square_or_infinite
+from vanishjax.numerics.arithmetic import power_of_two, sqrt, square_or_infinite
 from vanishjax.numerics.dtypes import common_dtype, upcast
 
 Axes: TypeAlias = tuple[int, ...] | None
@@ -176,12 +176,8 @@ def split_rms(x: jax.typing.ArrayLike, axes: Axes = None) -> tuple[jax.Array, ja
       [3.e-30]
     """
     x = upcast(x)
-    axes = tuple(range(x.ndim)) if axes is None else axes
-    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
-    scale, inverse = power_of_two(largest)
-    count = max(1, x.size // max(1, scale.size))
-    squares = jnp.sum(scaled_square(x, inverse), axis=axes, keepdims=True)
-    return scale, sqrt(squares / count)
+    scale, total = _scaled_sum(x, axes, keepdims=True)
+    return scale, sqrt(total / max(1, x.size // max(1, scale.size)))
 
 
 @functools.partial(jax.jit, inline=True)
