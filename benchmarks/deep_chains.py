@@ -29,6 +29,7 @@ import optax
 import vanishjax as vj
 from benchmarks import record
 from benchmarks.headline import accuracy, apart, falling, load
+from benchmarks.prior_art import constrain, constrained_start, mean_normalized_loss
 from vanishjax.initializers import (
     center_biases,
     critical_orthogonal,
@@ -79,12 +80,14 @@ class Contender(NamedTuple):
       rates: To choose from, the likeliest first.
       start: What looks at a batch before: `(loss_fn, params, batch) -> params`, if any.
       critical: Whether kernels are drawn critical and orthogonal, and biases centered.
+      loss: What is descended, from the network, if it isn't the problem's own.
     """
 
     make: object
     rates: tuple[float, ...]
     start: object = None
     critical: bool = False
+    loss: object = None
 
 
 def deep(rate, network, layers, method="dks"):
@@ -99,10 +102,16 @@ def adam(rate, network, _):
     return optax.adam(falling(rate, network.steps))
 
 
+def momentum(rate, network, _):
+    """The same falling rate, with the momentum that both papers' fields use."""
+    return optax.sgd(falling(rate, network.steps), momentum=0.9)
+
+
 IDENTITY, IDENTITY_BY_DEPTH = (
     "identity_attention, optax adam",
     "identity_attention, optax adam, scale_by_depth",
 )
+SGD_RATES = (0.01, 0.003, 0.001, 0.03, 0.0003, 0.1)
 TAT = "shaped, deep_adam, TAT"  # for smooth activations alone
 CONTENDERS = {
     "shaped, deep_adam": Contender(deep, (0.1, 0.2, 0.05), start=shaped),
@@ -120,6 +129,18 @@ CONTENDERS = {
     ),
     "critical orthogonal, optax adam": Contender(
         adam, (0.0003, 0.0001, 0.00003, 0.00001, 0.001), critical=True
+    ),
+    "critical orthogonal, mean-normalized SGD": Contender(
+        momentum, SGD_RATES, critical=True, loss=mean_normalized_loss
+    ),
+    "shaped, mean-normalized SGD": Contender(
+        momentum, SGD_RATES, start=shaped, loss=mean_normalized_loss
+    ),
+    "linearly constrained weights, SGD": Contender(
+        lambda *given: optax.chain(constrain(), momentum(*given)),
+        SGD_RATES,
+        start=constrained_start,
+        critical=True,
     ),
     "optax adam": Contender(adam, (0.001, 0.0003, 0.003, 0.01, 0.0001, 0.03)),
     # Of transformers: see `benchmarks.deep_attention`.
@@ -246,12 +267,14 @@ def program(network, contender, folder):
     problem = problem_of(network, contender, train_data[0].shape[-1], 0)
     first = jax.tree.map(lambda a: a[: network.batch_size], train_data)
     layers = vj.find_layers(problem.params, problem.loss_fn, first)
+    own_loss = CONTENDERS[contender].loss
+    loss_fn = problem.loss_fn if own_loss is None else own_loss(network)
 
     @jax.jit
     def run(params, rate, rows):
         tx = CONTENDERS[contender].make(rate, network, layers)
 
-        step, start = local_step(problem.loss_fn, tx), vj.TrainState.create(params, tx)
+        step, start = local_step(loss_fn, tx), vj.TrainState.create(params, tx)
         end, metrics = scan_steps(step, start, rows, functools.partial(rows_of, train_data))
         # Of the training data as much as there is of the test data.
         part = jax.tree.map(lambda a: a[: len(test[1])], train_data)
