@@ -111,7 +111,7 @@ IDENTITY, IDENTITY_BY_DEPTH = (
     "identity_attention, optax adam",
     "identity_attention, optax adam, scale_by_depth",
 )
-SGD_RATES = (0.01, 0.003, 0.001, 0.03, 0.0003, 0.1, 0.0001, 0.3)
+SGD_RATES = (0.01, 0.003, 0.001, 0.03, 0.0003, 0.1, 0.0001, 0.3, 0.00003)
 TAT = "shaped, deep_adam, TAT"  # for smooth activations alone
 CONTENDERS = {
     "shaped, deep_adam": Contender(deep, (0.1, 0.2, 0.05), start=shaped),

@@ -18,8 +18,12 @@ RUNS_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pa
 if jaxlib_version.__version_info__ < (0, 11):  # later ones have no other code for fused loops
     RUNS_ONCE["xla_cpu_use_fusion_emitters"] = False
 # Entries that an operation computes, on average, up to which one call is sooner done. Measured on
-# verdicts: an operation takes .3 to .8 ms less to compile, and .3 ns an entry longer to run.
-_FEW = 2**20
+# verdicts: an operation takes 1 to 2 ms less to compile, and .4 ns an entry longer to run.
+_FEW = 3 * 2**20
+# Entries of which that makes a second: nobody should wait so much longer for the same again.
+_MANY = 2**31
+# As many entries a multiplication counts for in a convolution that XLA has no library for.
+_PRODUCT = 8
 # As many turns a loop is taken to have that doesn't say.
 _TURNS = 100
 # Programs that are kept of one function, for calls with the same static arguments and shapes.
@@ -130,7 +134,8 @@ def calls_in_haste(program: Any) -> float:
       program: A jaxpr.
 
     Returns:
-      The less numbers an operation computes, all the turns of loops counted, the more calls.
+      The less numbers an operation computes, all the turns of loops counted, the more calls; none
+      where each would be a second longer.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,7 +145,7 @@ def calls_in_haste(program: Any) -> float:
       True
     """
     operations, entries = _work(program)
-    return _FEW * operations / max(1.0, entries)
+    return 0.0 if entries > _MANY else _FEW * operations / max(1.0, entries)
 
 
 def _work(program: Any) -> tuple[int, float]:
@@ -154,8 +159,26 @@ def _work(program: Any) -> tuple[int, float]:
             entries += turns * computed
         if not inner:
             operations += 1
-            entries += sum(math.prod(getattr(x.aval, "shape", ())) for x in equation.outvars)
+            computed = sum(math.prod(getattr(x.aval, "shape", ())) for x in equation.outvars)
+            entries += computed * _products(equation)
     return operations, entries
+
+
+def _products(equation: JaxprEqn) -> int:
+    """How much more work an entry is than usual: a kernel larger than its image meets plain loops.
+
+    As XLA's compiler for CPUs has it; other convolutions and products of matrices are a library's,
+    which is as fast in a program that isn't optimized.
+    """
+    if equation.primitive.name != "conv_general_dilated":
+        return 1
+    image, kernel = (getattr(x.aval, "shape", ()) for x in equation.invars)
+    order = equation.params["dimension_numbers"]
+    if all(
+        kernel[k] <= image[i] for i, k in zip(order.lhs_spec[2:], order.rhs_spec[2:], strict=True)
+    ):
+        return 1
+    return _PRODUCT * math.prod(kernel[axis] for axis in order.rhs_spec[1:])
 
 
 def open_jaxpr(jaxpr: Any) -> Any:

@@ -10,7 +10,17 @@ from optax import contrib
 
 import vanishjax as vj
 from vanishjax.compilation import jit_once
-from vanishjax.health.response import GRADIENT_RMS, Response, effectiveness, step_response
+from vanishjax.health import diagnosis
+from vanishjax.health.response import (
+    GRADIENT_RMS,
+    Response,
+    effectiveness,
+    gradient_sizes,
+    measure_steps,
+    sizes_around,
+    step_response,
+    trace_steps,
+)
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -185,3 +195,91 @@ def test_what_is_unknown_stays_so_where_the_compiler_knows_it(level):
     compiled = jax.jit(lambda rms: effectiveness(unknown, rms), compiler_options=options)
     for _ in range(3):
         np.testing.assert_array_equal(compiled(jnp.array([0.1, 0.2])), np.nan)
+
+
+RMS = [0.0, 1e-45, 2.0**-126, 1e-30, 3e-9, 1e-4, 2.0**-6, 9e9, np.inf, np.nan]
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optax.adam(1e-3), optax.sgd(0.1), CLIPPED, optax.adamw(1e-3)],
+    ids=["adam", "sgd", "clipped", "adamw"],
+)
+def test_the_sizes_around_tell_as_much_as_all(tx):
+    params = {f"layer_{i}": jnp.ones((4, 4)) for i in range(2)}
+    layers, leaves, steps = vj.find_layers(params), jax.tree.leaves(params), trace_steps(tx, params)
+    full = jax.jit(lambda params: step_response(tx, params))(params)
+    measure = jax.jit(lambda sizes: measure_steps(steps, leaves, layers, sizes))
+    share = jax.jit(effectiveness)
+    for one in RMS:
+        for other in RMS:
+            rms = np.array([one, other])
+            few = measure(sizes_around(rms, "float32"))
+            np.testing.assert_array_equal(full.degree, few.degree)
+            wanted, found = (np.asarray(share(own, rms.astype(np.float32))) for own in (full, few))
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+            wanted, found = (diagnosis._step_rms(own, rms) for own in (full, few))
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_few_sizes_are_of_few_numbers():
+    found = [sizes_around(np.exp(RNG.uniform(-80, 5, n)), "float32") for n in range(200)]
+    assert {len(sizes) for sizes in found} <= {4, 8, 16, len(GRADIENT_RMS)}
+    assert max(map(len, found)) == len(GRADIENT_RMS)
+    for sizes in found:
+        assert (np.diff(sizes) > 0).all()
+        assert {*sizes} <= {*gradient_sizes("float32")}
+
+
+def test_transforms_are_the_same_program_or_not():
+    def of(tx, params=PARAMS):
+        return trace_steps(tx, params)
+
+    def table(*values):
+        return optax.sgd(lambda count: jnp.array(values)[count])
+
+    same = of(optax.adam(1e-3))
+    assert same == of(optax.adam(1e-3))
+    assert hash(same) == hash(of(optax.adam(1e-3)))
+    assert same != of(optax.adam(1.0001e-3))
+    assert same != of(optax.adam(1e-3, nesterov=True))
+    assert same != of(optax.adam(1e-3), {"kernel": jnp.ones((16, 8)), "bias": jnp.ones(9)})
+    assert same != of(optax.adam(1e-3), {"matrix": PARAMS["kernel"], "bias": PARAMS["bias"]})
+    # What a program holds as an array isn't in its text.
+    assert of(table(0.1, 0.2)) == of(table(0.1, 0.2)) != of(table(0.1, 0.3))
+
+
+def test_functions_that_a_text_tells_by_address_are_not_compared():
+    def through_host(factor):
+        def update(updates, state, params=None):
+            one = lambda x: np.asarray(x) * np.float32(factor)  # noqa: E731
+            moved = jax.tree.map(lambda g: jax.pure_callback(one, g, g), updates)
+            return moved, state
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    tx = through_host(0.1)
+    assert trace_steps(tx, PARAMS) == trace_steps(tx, PARAMS)
+    assert trace_steps(tx, PARAMS) != trace_steps(through_host(0.1), PARAMS)
+
+
+def test_a_new_optimizer_object_compiles_nothing_anew(monkeypatch):
+    """As in a notebook's cell that says `optax.adam(1e-3)` each time it is run."""
+    compiled = []
+
+    def noted(*given):
+        compiled.append(given)
+        return measure_steps(*given)
+
+    monkeypatch.setattr(diagnosis, "measure_steps", noted)
+    params = {"w": jnp.full((5, 3), 0.5), "b": jnp.zeros(3)}
+
+    def loss_fn(params, x):
+        return jnp.mean(jnp.tanh(x @ params["w"] + params["b"]) ** 2)
+
+    verdicts = [
+        vj.diagnose(loss_fn, params, jnp.eye(5), optax.adam(rate)) for rate in (0.01, 0.01, 0.02)
+    ]
+    assert len(compiled) == 2
+    np.testing.assert_array_equal(verdicts[0].effectiveness, verdicts[1].effectiveness)
+    np.testing.assert_allclose(verdicts[2].relative_step, 2 * verdicts[1].relative_step, rtol=1e-3)

@@ -11,6 +11,7 @@ from vanishjax._jaxpr.dropout import without_dropout
 from vanishjax._jaxpr.entrance import pure_inputs
 from vanishjax._jaxpr.examine import Path
 from vanishjax._jaxpr.fold import Folded
+from vanishjax._jaxpr.identity import identity
 from vanishjax._jaxpr.intake import Intake, Moments, feature_moments, find_intakes, kernel_inputs
 from vanishjax._jaxpr.made import degrees, made_kernels
 from vanishjax._jaxpr.origin import (
@@ -82,6 +83,7 @@ __all__ = [
     "find_intakes",
     "find_origin",
     "flatten",
+    "identity",
     "is_array",
     "kept_by",
     "kernel_inputs",

@@ -6,7 +6,7 @@ compiler minutes; with arrays of the same shape stacked, it takes as long as for
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from vanishjax._jaxpr.identity import arrays_in
 from vanishjax._jaxpr.program import INLINED, on_device
-from vanishjax._jaxpr.versions import bind, called, constants, inner_jaxprs, open_jaxpr
+from vanishjax._jaxpr.versions import bind, called, constants, open_jaxpr
 
 Numbers = tuple[int, ...]  # of values
 
@@ -203,16 +204,7 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_text, value))})"
     if isinstance(open_jaxpr(value), Jaxpr):
-        return f"{value} {list(map(id, _arrays_in(value)))}"
+        return f"{value} {list(map(id, arrays_in(value)))}"
     if callable(value) or isinstance(value, np.ndarray | jax.Array):
         return f"{type(value).__name__} {id(value)}"
     return str(value)
-
-
-def _arrays_in(jaxpr: Any) -> Iterator[Any]:
-    """The arrays that a jaxpr holds, at any depth."""
-    yield from constants(jaxpr)
-    for eqn in open_jaxpr(jaxpr).eqns:
-        yield from (a.val for a in eqn.invars if isinstance(a, Literal) and np.ndim(a.val))
-        for one in inner_jaxprs(eqn):
-            yield from _arrays_in(one)

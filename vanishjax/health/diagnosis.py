@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vanishjax import report
+from vanishjax import numerics, report
 from vanishjax.compilation import jit_once
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, json_value
@@ -22,11 +23,20 @@ from vanishjax.health.lost import moved_share
 from vanishjax.health.measurements import Probe
 from vanishjax.health.origin import fault_of
 from vanishjax.health.probe import probe
-from vanishjax.health.response import Response, effectiveness, step_response
+from vanishjax.health.response import (
+    Response,
+    Steps,
+    effectiveness,
+    measure_steps,
+    sizes_around,
+    trace_steps,
+)
 from vanishjax.health.rules import apply_rules
 from vanishjax.layers import Layers
 from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, network_of
+
+_KEPT = 4  # transforms
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,12 +119,17 @@ class Diagnosis:
         return report.plot_diagnosis(self.to_dict(), Path(path))
 
 
-# Compiled once for a transform: pass the same object again to save that.
-@functools.partial(jit_once, static_argnums=(0, 2))
+# What was traced of one transform serves it again; what was compiled, all that are alike.
+_steps_of = functools.lru_cache(maxsize=_KEPT)(
+    lambda tx, structure, shapes: trace_steps(tx, jax.tree.unflatten(structure, shapes))
+)
+
+
+@functools.partial(jit_once, static_argnums=(0, 2), kept=_KEPT)
 def _response(
-    tx: optax.GradientTransformation, params: Any, layers: Layers, rms: jax.typing.ArrayLike
+    steps: Steps, leaves: list[Any], layers: Layers, rms: Any, sizes: Any
 ) -> tuple[Response, jax.Array]:
-    response = step_response(tx, params, layers)
+    response = measure_steps(steps, leaves, layers, sizes)
     return response, effectiveness(response, rms)
 
 
@@ -213,7 +228,10 @@ def judge(
         seen = Examination(measured, fault=fault, learning=learned)
         return Diagnosis(apply_rules(seen), measured, learning=learned)
     parameters = measured.parameters
-    response, left = _response(tx, params, parameters.layers, parameters.rms)
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
+    steps = _steps_of(tx, structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves))
+    sizes = sizes_around(parameters.rms, numerics.common_dtype(leaves))
+    response, left = _response(steps, leaves, parameters.layers, parameters.rms, sizes)
     share = np.asarray(left, np.float64)
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))

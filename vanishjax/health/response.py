@@ -1,12 +1,19 @@
 """How the step that a transform takes depends on the size of the gradient."""
 
+from __future__ import annotations
+
+import dataclasses
 import functools
+import itertools
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr
 
 from vanishjax import _jaxpr, numerics
 from vanishjax.layers import Layers
@@ -23,6 +30,8 @@ _HEALTHY_NORM = 2.0**-5
 _SPAN = 8.0
 # A billion parameters would push that below the least gradient that Adam's usual epsilon lets by.
 _LEAST_HEALTHY_RMS = 2.0**-22
+# How many sizes are measured, if not all.
+_COUNTS = (4, 8, 16)
 # Extra arguments that only a training step can give.
 _OF_A_STEP = ("'grad'", "'value_fn'")
 # What counts as all: logarithms of sizes near the ends of the range are this far off.
@@ -52,6 +61,33 @@ class Response(NamedTuple):
 def gradient_sizes(dtype: Any) -> tuple[float, ...]:
     """The sizes of gradient at which steps are measured, for parameters of a type."""
     return (*_SMALLER, *GRADIENT_RMS) if jnp.finfo(dtype).bits == 64 else GRADIENT_RMS
+
+
+def sizes_around(gradient_rms: np.ndarray[Any, Any], dtype: Any) -> np.ndarray[Any, Any]:
+    """Those of `gradient_sizes` that `effectiveness` needs at these: fewer, as a rule.
+
+    Args:
+      gradient_rms: `[layers]`; where one is no number or none, the ends are needed.
+      dtype: As in `gradient_sizes`.
+
+    Returns:
+      Ascending sizes; one of few possible numbers of them, for programs that serve again.
+
+    Example:
+      >>> len(gradient_sizes("float32")), len(sizes_around(np.array([1e-4, 2e-4]), "float32"))
+      (25, 4)
+    """
+    sizes = np.array(gradient_sizes(dtype))
+    rms = np.asarray(gradient_rms, np.float64)
+    known = np.isfinite(rms) & (rms > 0)
+    below = np.clip(np.searchsorted(sizes, rms[known], side="right") - 1, 0, len(sizes) - 2)
+    needed = {*below.tolist(), *(below + 1).tolist()}
+    if not known.all():
+        needed |= {0, 1, len(sizes) - 2, len(sizes) - 1}
+    count = next((n for n in _COUNTS if len(needed) <= n <= len(sizes)), len(sizes))
+    others = (place for place in range(len(sizes)) if place not in needed)
+    needed.update(itertools.islice(others, count - len(needed)))
+    return sizes[sorted(needed)]
 
 
 def step_response(
@@ -98,12 +134,46 @@ def step_response(
     found = layers_of(layers, params)
     if not len(found):
         raise ValueError("expected parameters, got a tree without leaves")
+    params = jax.tree.map(jnp.asarray, params)
+    sizes = np.array(gradient_sizes(numerics.common_dtype(params)))
+    return measure_steps(trace_steps(tx, params), jax.tree.leaves(params), found, sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Two steps of a transform from a fresh state, as a program of a size, signs and parameters.
+
+    Those of two transforms are equal if they are the same program: as static arguments they share
+    what is compiled of it.
+
+    Attributes:
+      program: Its text, with its constants; or, where that doesn't tell all, the transform.
+      traced: The program; None if the transform wants the loss function.
+    """
+
+    program: Hashable
+    traced: _Traced | None = dataclasses.field(compare=False)
+
+
+class _Traced(NamedTuple):
+    """A program and the tree of its results."""
+
+    closed: ClosedJaxpr
+    shapes: Any
+
+
+def trace_steps(tx: optax.GradientTransformation, params: optax.Params) -> Steps:
+    """Traces the two updates that `step_response` measures.
+
+    Args:
+      tx: The transform.
+      params: The parameters, or what tells their shapes and types.
+
+    Returns:
+      What `measure_steps` takes.
+    """
     extended = as_transform(tx, "tx")
     leaves, structure = jax.tree.flatten(params)
-    # One draw, of which every leaf takes as much as it has entries: what then is done to leaves of
-    # one shape is the same.
-    signs = jax.random.rademacher(jax.random.key(0), (max(map(jnp.size, leaves)),), jnp.int8)
-    dtype = numerics.common_dtype(leaves)
 
     @jax.jit  # traced once for both updates
     def update(gradient: Any, state: Any, params: Any) -> Any:
@@ -120,15 +190,39 @@ def step_response(
             step, state = update(jax.tree.unflatten(structure, gradient), state, params)
         return jax.tree.map(numerics.upcast, step)
 
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    size = jax.ShapeDtypeStruct((), numerics.common_dtype(leaves))
+    signs = jax.ShapeDtypeStruct((max(leaf.size for leaf in leaves),), jnp.int8)
     try:
-        traced, shapes = jax.make_jaxpr(steps, return_shape=True)(
-            jnp.zeros([], dtype), signs, leaves
-        )
+        traced = _Traced(*jax.make_jaxpr(steps, return_shape=True)(size, signs, leaves))
     except TypeError as error:
         if not any(name in str(error) for name in _OF_A_STEP):
             raise
-        return _unknown(len(found), dtype)
+        return Steps(tx, None)
+    program = _jaxpr.identity(traced.closed)
+    return Steps(tx if program is None else (program, jax.tree.structure(traced.shapes)), traced)
+
+
+def measure_steps(
+    steps: Steps, leaves: list[jax.Array], layers: Layers, gradient_rms: jax.typing.ArrayLike
+) -> Response:
+    """Runs the two updates at some sizes, and says what `step_response` says of them.
+
+    Args:
+      steps: The updates, traced.
+      leaves: The parameters' leaves.
+      layers: Division of their tree into layers.
+      gradient_rms: The sizes, ascending.
+
+    Returns:
+      The response.
+    """
+    dtype = numerics.common_dtype(leaves)
+    if steps.traced is None:
+        return _unknown(len(layers), jnp.asarray(gradient_rms, dtype))
+    traced, shapes = steps.traced
+    # One draw, of which every leaf takes as much as it has entries: what then is done to leaves of
+    # one shape is the same.
+    signs = jax.random.rademacher(jax.random.key(0), (max(map(jnp.size, leaves)),), jnp.int8)
     folded = _jaxpr.Folded(traced)
     places = dict(zip(map(id, jax.tree.leaves(shapes)), folded.places, strict=True))
 
@@ -153,12 +247,12 @@ def step_response(
             array, row = places[id(shape)]
             return sizes(array, axes)[row]
 
-        return still, found.reduce(of_leaf, shapes)
+        return still, layers.reduce(of_leaf, shapes)
 
     nothing = [jnp.zeros(x.shape, x.dtype) for x in folded.shapes]
     entries = sum(leaf.size for leaf in leaves)
     healthy = max(_HEALTHY_NORM / max(entries, 1) ** 0.5, _LEAST_HEALTHY_RMS)
-    measured = jnp.array(gradient_sizes(dtype), dtype)
+    measured = jnp.asarray(gradient_rms, dtype)
     sizes = jnp.concatenate([jnp.array([0.0, healthy / _SPAN, healthy], dtype), measured])
     _, update_rms = jax.lax.scan(measure, nothing, sizes)
     return _response(measured, healthy, update_rms[1], update_rms[2], update_rms[3:])
@@ -227,10 +321,9 @@ def _scaled(pattern: jax.Array, size: jax.Array) -> jax.Array:
     return pattern * size.astype(pattern.dtype)
 
 
-def _unknown(layers: int, dtype: Any) -> Response:
-    sizes = jnp.array(gradient_sizes(dtype), dtype)
-    unknown = jnp.full((len(sizes), layers), jnp.nan, dtype)
-    return Response(sizes, unknown, jnp.full(layers, jnp.nan, dtype), jnp.copy(unknown))
+def _unknown(layers: int, sizes: jax.Array) -> Response:
+    unknown = jnp.full((len(sizes), layers), jnp.nan, sizes.dtype)
+    return Response(sizes, unknown, jnp.full(layers, jnp.nan, sizes.dtype), jnp.copy(unknown))
 
 
 def _response(
