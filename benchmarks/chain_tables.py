@@ -3,7 +3,7 @@
 import collections
 import math
 
-from benchmarks.deep_chains import CONTENDERS, USUAL, best
+from benchmarks.deep_chains import CONTENDERS, OURS, PRIOR, USUAL, best
 
 
 def percent(shares) -> str:
@@ -44,9 +44,35 @@ def deep_chains(results):
         other = [words[size] for size, usual in USUAL.items() if own[size] != usual]
         return "".join([plain, _of_fashion(own), *other])
 
+    kept = {
+        part: [cell for cell in cells if cell["contender"] not in PRIOR]
+        for part, cells in results.items()
+    }
     return _by_contender(
-        results, name, ("data", "batch_size", "width", "steps", "activation", "depth")
+        kept, name, ("data", "batch_size", "width", "steps", "activation", "depth")
     )
+
+
+def prior_art(results):
+    """How centering was done before, beside ours: the best accuracy, seeds, and at which rate."""
+    names = OURS[:1] + PRIOR
+    runs = collections.defaultdict(list)
+    for cell in (cell for own in results.values() for cell in own):
+        if cell["contender"] in names:
+            key = cell["network"]["activation"], cell["network"]["depth"]
+            runs[key, tuple(cell["network"].items())].append(cell)
+    rows = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for ((activation, depth), _), cells in sorted(runs.items()):
+        if not any(cell["contender"] in PRIOR for cell in cells):
+            continue
+        shown = []
+        for name in names:
+            own = best([cell for cell in cells if cell["contender"] == name])
+            scores = [cell["test_accuracy"] for cell in own]
+            mean = f"{100 * math.fsum(scores) / len(scores):.1f} ({len(scores)})"
+            shown.append(f"{mean} at {own[0]['learning_rate']:g}")
+        rows.append(f"| {activation} x{depth} | {' | '.join(shown)} |")
+    return rows
 
 
 def deep_convolutions(results):

@@ -29,6 +29,7 @@ import optax
 import vanishjax as vj
 from benchmarks import record
 from benchmarks.headline import accuracy, apart, falling, load
+from benchmarks.isometric import isometric_muon
 from benchmarks.prior_art import constrain, constrained_start, mean_normalized_loss
 from vanishjax.initializers import (
     center_biases,
@@ -112,6 +113,7 @@ IDENTITY, IDENTITY_BY_DEPTH = (
     "identity_attention, optax adam, scale_by_depth",
 )
 SGD_RATES = (0.01, 0.003, 0.001, 0.03, 0.0003, 0.1, 0.0001, 0.3, 0.00003)
+ISOMETRIC = "shaped, isometric muon"
 TAT = "shaped, deep_adam, TAT"  # for smooth activations alone
 CONTENDERS = {
     "shaped, deep_adam": Contender(deep, (0.1, 0.2, 0.05), start=shaped),
@@ -130,6 +132,7 @@ CONTENDERS = {
     "critical orthogonal, optax adam": Contender(
         adam, (0.0003, 0.0001, 0.00003, 0.00001, 0.001), critical=True
     ),
+    ISOMETRIC: Contender(isometric_muon, (0.1, 0.03, 0.3, 1.0), start=shaped),
     "critical orthogonal, mean-normalized SGD": Contender(
         momentum, SGD_RATES, critical=True, loss=mean_normalized_loss
     ),
@@ -166,6 +169,7 @@ CONTENDERS = {
     ),
 }
 OURS = tuple(CONTENDERS)[:2]
+PRIOR = tuple(name for name in CONTENDERS if name.endswith("SGD"))
 ALL = tuple(name for name in CONTENDERS if name not in (TAT, IDENTITY, IDENTITY_BY_DEPTH))
 STACKED = tuple(name for name in ALL if name not in ("optax lamb", "optax muon"))
 ACTIVATIONS = ("sigmoid", "tanh", "relu")

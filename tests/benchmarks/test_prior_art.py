@@ -8,7 +8,9 @@ import optax
 
 import vanishjax as vj
 from benchmarks.deep_chains import Network
+from benchmarks.isometric import isometric_muon
 from benchmarks.prior_art import constrain, constrained_start, mean_normalized_loss
+from vanishjax.theory import shape
 
 NETWORK = Network(4, width=6)
 BATCH = (jax.random.uniform(jax.random.key(1), [9, 5]), jnp.arange(9) % 10)
@@ -74,3 +76,27 @@ def test_constrained_weights_are_free_weights_times_a_basis():
     wanted = start["hidden_0"]["kernel"] - 0.5 * grads["hidden_0"]["kernel"]
     np.testing.assert_allclose(found["hidden_0"]["kernel"], wanted, rtol=1e-6)
     np.testing.assert_allclose(found["hidden_stack"]["kernel"].sum(-2), 0, atol=1e-6)
+
+
+def test_isometric_steps_turn_kernels_and_keep_means():
+    """A few steps along random gradients: kernels stay a number times orthogonal matrices."""
+    layers = vj.find_layers(PROBLEM.params, PROBLEM.loss_fn, BATCH)
+    tx = isometric_muon(0.3, NETWORK._replace(steps=20), layers)
+    rest = vj.deep_adam(0.1, 20, activation="sigmoid", layers=layers)
+    alpha, _, delta, gamma = shape("sigmoid", 4)
+    params = PROBLEM.params
+    state, other = tx.init(params), rest.init(params)
+    for number in range(4):
+        gradient = jax.grad(PROBLEM.loss_fn)(params, BATCH)
+        updates, state = tx.update(gradient, state, params)
+        usual, other = rest.update(gradient, other, params)
+        moved, left = (own["hidden_stack"] for own in (updates, usual))
+        if number:
+            assert jnp.abs(moved["kernel"] - left["kernel"]).max() > 1e-4
+        # The mean input is -delta for every unit: what both do to the mean output is the same.
+        means = [own["bias"] - delta * own["kernel"].sum(-2) for own in (moved, left)]
+        np.testing.assert_allclose(*means, rtol=1e-3, atol=1e-5)
+        params = optax.apply_updates(params, updates)
+    q = params["hidden_stack"]["kernel"] / abs(alpha * gamma)
+    gram = q @ jnp.swapaxes(q, -1, -2)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(6), gram.shape), atol=1e-4)

@@ -96,7 +96,9 @@ def deflate(
     .. math:: g_W \leftarrow g_W (I - u u^T)
 
     for kernels `[in, out]`. As g_W = hbar g_b^T + sum (h - hbar)(delta - mean delta)^T over the
-    batch, this takes the first term out, all of it, and what the second has along u. It is for
+    batch, this takes the first term out, all of it, and what the second has along u: a tenth to a
+    quarter of its energy, measured at all depths of a sigmoid network. In the first layer, whose
+    inputs have no mean to speak of beside their spread, what is taken out is noise. It is for
     networks whose mean has collapsed (deep sigmoids), under `orthogonalize` or `scale_by_muon`;
     where it hasn't, what is taken out may be signal.
 
@@ -121,7 +123,12 @@ def deflate(
       True
 
     References:
-      This package; we know of no earlier use.
+      With the true mean of a layer's inputs this is the gradient of mean-normalized SGD (Wiesler et
+      al., Mean-normalized stochastic gradient for large-scale deep learning, ICASSP 2014), the
+      enhanced gradient of Boltzmann machines (Cho et al. 2011), centering (Montavon and Mueller
+      2012; Melchior et al., JMLR 17(99), 2016), and a part of K-FAC with explicit biases (George
+      2017) and of PRONG (Desjardins et al. 2015). That gradients alone tell it, so that no model
+      is asked, and that it comes before orthogonalization, is this package's, as far as we know.
     """
     check_layers_argument(layers)
 
@@ -188,7 +195,11 @@ def center(
       [[1. 2.]] True
 
     References:
-      This package; for centered activations LeCun et al., Efficient backprop, 1998, section 4.3.
+      With SGD inside this is mean-normalized SGD (Wiesler et al., Mean-normalized stochastic
+      gradient for large-scale deep learning, ICASSP 2014), but for where hbar comes from: there
+      from the forward pass, here from gradients. See `deflate` for its relatives; for centered
+      activations LeCun et al., Efficient backprop, 1998, section 4.3, Schraudolph 1998 and Raiko et
+      al. 2012.
     """
     check_decay("decay", decay)
     check_layers_argument(layers)
