@@ -3,7 +3,7 @@
 import collections
 import math
 
-from benchmarks.deep_chains import CONTENDERS, OURS, PRIOR, USUAL, best
+from benchmarks.deep_chains import CONTENDERS, OURS, OTHERS, USUAL, best
 
 
 def percent(shares) -> str:
@@ -45,7 +45,7 @@ def deep_chains(results):
         return "".join([plain, _of_fashion(own), *other])
 
     kept = {
-        part: [cell for cell in cells if cell["contender"] not in PRIOR]
+        part: [cell for cell in cells if cell["contender"] not in OTHERS]
         for part, cells in results.items()
     }
     return _by_contender(
@@ -53,9 +53,9 @@ def deep_chains(results):
     )
 
 
-def prior_art(results):
-    """How centering was done before, beside ours: the best accuracy, seeds, and at which rate."""
-    names = OURS[:1] + PRIOR
+def other_ways(results):
+    """Other ways to train these chains, beside ours: the best accuracy, seeds, and at which rate."""
+    names = OURS[:1] + OTHERS
     runs = collections.defaultdict(list)
     for cell in (cell for own in results.values() for cell in own):
         if cell["contender"] in names:
@@ -63,7 +63,7 @@ def prior_art(results):
             runs[key, tuple(cell["network"].items())].append(cell)
     rows = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for ((activation, depth), _), cells in sorted(runs.items()):
-        if not any(cell["contender"] in PRIOR for cell in cells):
+        if not any(cell["contender"] in OTHERS for cell in cells):
             continue
         shown = []
         for name in names:

@@ -112,7 +112,7 @@ IDENTITY, IDENTITY_BY_DEPTH = (
     "identity_attention, optax adam",
     "identity_attention, optax adam, scale_by_depth",
 )
-SGD_RATES = (0.01, 0.003, 0.001, 0.03, 0.0003, 0.1, 0.0001, 0.3, 0.00003)
+SGD_RATES = (0.01, 0.003, 0.001, 0.03, 0.0003, 0.1, 0.0001, 0.3, 0.00003, 0.00001)
 ISOMETRIC = "shaped, isometric muon"
 TAT = "shaped, deep_adam, TAT"  # for smooth activations alone
 CONTENDERS = {
@@ -132,7 +132,7 @@ CONTENDERS = {
     "critical orthogonal, optax adam": Contender(
         adam, (0.0003, 0.0001, 0.00003, 0.00001, 0.001), critical=True
     ),
-    ISOMETRIC: Contender(isometric_muon, (0.1, 0.03, 0.3, 1.0), start=shaped),
+    ISOMETRIC: Contender(isometric_muon, (0.03, 0.1, 0.01, 0.3, 1.0), start=shaped),
     "critical orthogonal, mean-normalized SGD": Contender(
         momentum, SGD_RATES, critical=True, loss=mean_normalized_loss
     ),
@@ -169,7 +169,8 @@ CONTENDERS = {
     ),
 }
 OURS = tuple(CONTENDERS)[:2]
-PRIOR = tuple(name for name in CONTENDERS if name.endswith("SGD"))
+# Which take another way to the same: a table of their own.
+OTHERS = (*(name for name in CONTENDERS if name.endswith("SGD")), ISOMETRIC)
 ALL = tuple(name for name in CONTENDERS if name not in (TAT, IDENTITY, IDENTITY_BY_DEPTH))
 STACKED = tuple(name for name in ALL if name not in ("optax lamb", "optax muon"))
 ACTIVATIONS = ("sigmoid", "tanh", "relu")

@@ -173,15 +173,22 @@ def monitoring(results):
 def verdict_cost(results):
     """A first verdict over a first gradient, in CPU time and in memory."""
     rows = [
-        "| network | first gradient, CPU s | first verdict over it | second verdict, s "
-        "| memory over the gradient's |",
-        "|---|---|---|---|---|",
+        "| network | first gradient, CPU s | first verdict over it | second gradient, s "
+        "| second verdict, s | with another Adam, s | memory over the gradient's |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
         cells = [
             f"{found['gradient_seconds']['median']:.1f}",
             ratio(found["over_gradient"]),
-            f"{found['second_verdict_seconds']['median']:.1f}",
+            *(
+                f"{found[name]['median']:.1f}"
+                for name in (
+                    "second_gradient_seconds",
+                    "second_verdict_seconds",
+                    "other_optimizer_seconds",
+                )
+            ),
             f"{found['memory_over_gradient']:.2f}",
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")

@@ -397,7 +397,7 @@ TABLES = {
     "damage": damage,
     "deep_attention": chain_tables.deep_attention,
     "deep_chains": chain_tables.deep_chains,
-    "deep_chains, prior art": chain_tables.prior_art,
+    "deep_chains, other ways": chain_tables.other_ways,
     "deep_convolutions": chain_tables.deep_convolutions,
     "depth": speed_tables.depth,
     "diagnosis": diagnosis,
