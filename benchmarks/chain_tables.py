@@ -3,7 +3,7 @@
 import collections
 import math
 
-from benchmarks.deep_chains import CONTENDERS, OURS, OTHERS, USUAL, best
+from benchmarks.deep_chains import CONTENDERS, OTHERS, OURS, USUAL, best
 
 
 def percent(shares) -> str:
@@ -54,7 +54,7 @@ def deep_chains(results):
 
 
 def other_ways(results):
-    """Other ways to train these chains, beside ours: the best accuracy, seeds, and at which rate."""
+    """Other ways to train them, beside ours: the best accuracy, seeds, and at which rate."""
     names = OURS[:1] + OTHERS
     runs = collections.defaultdict(list)
     for cell in (cell for own in results.values() for cell in own):
