@@ -4,6 +4,7 @@ The labels were read off training networks of the same kinds at full size, besid
 each: a network is sick if it stays near what a constant output reaches.
 """
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -20,6 +21,8 @@ from jax.experimental.ode import odeint
 
 import vanishjax as vj
 from vanishjax import _jaxpr
+from vanishjax.health.attention import token_collapse
+from vanishjax.health.examination import Examination
 from vanishjax.health.rounding import rounding_noise
 from vanishjax.report.diagnosis_plot import _scales
 
@@ -635,6 +638,21 @@ def test_the_verdict_is_that_of_training_and_the_rule_says_why(name):
         assert rule in {one.rule for one in found.findings if one.severity == "critical"}
     else:
         assert all(one.severity == "note" for one in found.findings), str(found)
+
+
+def test_where_positions_and_inputs_are_alike_what_is_pooled_is_lost():
+    """As in ViTs of 8 and 10 layers without skips; one that has learned is left in peace."""
+    probe = diagnosed("ViT without skips").probe
+    layers = len(probe.centered_energy)
+
+    def severity(share, loss):
+        alike = np.full(layers, share)
+        changed = dataclasses.replace(probe, centered_energy=alike, loss=loss)
+        return token_collapse(Examination(changed)).severity
+
+    assert severity(0.1, probe.loss) == "note"
+    assert severity(1e-3, probe.loss) == "critical"
+    assert severity(1e-3, 0.1 * probe.constant_loss) == "note"
 
 
 def finding(name, rule):
