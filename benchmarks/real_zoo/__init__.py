@@ -14,6 +14,7 @@ from benchmarks.real_zoo.ninth_fresh import ninth_fresh_networks
 from benchmarks.real_zoo.second_fresh import second_fresh_networks
 from benchmarks.real_zoo.seventh_fresh import seventh_fresh_networks
 from benchmarks.real_zoo.sixth_fresh import sixth_fresh_networks
+from benchmarks.real_zoo.tenth_fresh import tenth_fresh_networks
 from benchmarks.real_zoo.third_fresh import third_fresh_networks
 from benchmarks.real_zoo.tuning import tuning_networks
 
@@ -29,6 +30,7 @@ __all__ = [
     "second_fresh_networks",
     "seventh_fresh_networks",
     "sixth_fresh_networks",
+    "tenth_fresh_networks",
     "third_fresh_networks",
     "tuning_networks",
 ]
