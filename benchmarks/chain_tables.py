@@ -67,7 +67,11 @@ def other_ways(results):
             continue
         shown = []
         for name in names:
-            own = best([cell for cell in cells if cell["contender"] == name])
+            all_rates = [cell for cell in cells if cell["contender"] == name]
+            if not all_rates:
+                shown.append("")
+                continue
+            own = best(all_rates)
             scores = [cell["test_accuracy"] for cell in own]
             mean = f"{100 * math.fsum(scores) / len(scores):.1f} ({len(scores)})"
             shown.append(f"{mean} at {own[0]['learning_rate']:g}")

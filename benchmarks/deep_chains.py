@@ -6,7 +6,8 @@ initialization and sees gradients and parameters alone; "shaped, deep_adam" star
 `initializers.shaped`, whose first kernel looks at a batch. Beside them a network of depth 2 and a
 linear classifier, trained for as many steps: what is shaped is nearly linear at the start, so
 one that isn't better has gained nothing. optax's own optimizers get the layers apart,
-not as a stack, which they would take for one layer.
+not as a stack, which they would take for one layer. Centering as it was done before, and Muon among
+rotations, have a table of their own (`benchmarks.prior_art`, `benchmarks.isometric`).
 
 Every run of a network, a contender, a rate and a seed is a cell of its own, written as soon as it
 is done with its commit; what was broken off goes on where it was, part by part:

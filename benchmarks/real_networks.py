@@ -144,7 +144,7 @@ def labels(networks: list[Network], losses: dict[str, np.ndarray]) -> dict[str, 
 
 
 class Examiner:
-    """Examines networks that share a loss, compiling it once."""
+    """Examines networks that share a loss and the types of parameters, compiling it once."""
 
     def __init__(self, loss: Callable[[Any, Any], Any]) -> None:
         self.loss = loss
@@ -206,11 +206,12 @@ def examine(
     losses: dict[str, np.ndarray],
     seeds: int,
 ) -> Iterator[dict[str, Any]]:
-    """Label, verdicts and cost of each network; the cost of those with a loss of their own."""
+    """Label, verdicts and cost of each network; the cost of those with a program of their own."""
     order: dict[Any, list[Network]] = collections.defaultdict(list)
     for network in networks:
-        order[network.loss].append(network)
-    for loss, members in order.items():
+        params = jax.eval_shape(initial(network), 0)
+        order[network.loss, tuple(x.dtype for x in jax.tree.leaves(params))].append(network)
+    for (loss, _), members in order.items():
         examiner = Examiner(loss)
         for number, network in enumerate(members):
             label, own = known[network.name], losses[network.name]

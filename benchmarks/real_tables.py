@@ -19,6 +19,7 @@ _NAMES = {
     "seventh_fresh": "fresh, seventh set",
     "eighth_fresh": "fresh, eighth set",
     "ninth_fresh": "fresh, ninth set",
+    "tenth_fresh": "fresh, tenth set",
     "tuning": "tuning",
 }
 
@@ -53,16 +54,23 @@ def tools(results: dict[str, Any]) -> list[str]:
         for label, key in (("sick, found", "caught"), ("healthy, accused", "false_alarms")):
             cells = [_of(results[part]["tools"][name][key]) for name in names]
             rows.append(f"| {_NAMES[part]}: {label} | {' | '.join(cells)} |")
+    again = [found["tools"] for name, found in results.items() if name.endswith("_again")]
+    for label, key in (("sick, found", "caught"), ("healthy, accused", "false_alarms")):
+        pairs = [
+            [sum(column) for column in zip(*(t[name][key] for t in again), strict=True)]
+            for name in names
+        ]
+        rows.append(f"| all sets looked at again: {label} | {' | '.join(map(_of, pairs))} |")
     return rows
 
 
 def cost(results: dict[str, Any]) -> list[str]:
-    """What a first verdict costs, by kind."""
+    """What a first verdict costs, by kind, by the latest code that looked at a set."""
     by_kind: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
-    latest = results.get("held_out_again", results["held_out"])
-    rest = [results[name] for name in _NAMES if name in results and "held_out" not in name]
-    for part in (latest, *rest):
-        for one in part["examined"]:
+    for name in results:
+        if f"{name}_again" in results:
+            continue
+        for one in results[name]["examined"]:
             if one["cost"]:
                 by_kind[one["kind"]].append(one["cost"])
     rows = [

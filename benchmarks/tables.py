@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import chain_tables, real_tables, speed_tables
 from benchmarks.chain_tables import percent
-from benchmarks.deep_chains import USUAL, best
+from benchmarks.deep_chains import OTHERS, USUAL, best
 from benchmarks.real_networks import PARTS
 from benchmarks.record import RESULTS
 from benchmarks.speed_tables import ratio
@@ -279,7 +279,7 @@ def front():
         known["sixth_fresh"],
         [known[f"{n}_fresh"] for n in ("seventh", "eighth", "ninth")],
     )
-    cells = [cell for own in chains.values() for cell in own]
+    cells = [cell for own in chains.values() for cell in own if cell["contender"] not in OTHERS]
 
     def accuracy(depth, activation, data="mnist"):
         wanted = USUAL | {"depth": depth, "activation": activation, "data": data}
