@@ -270,15 +270,10 @@ def scaling(results):
 def front():
     """The three answers of the front page."""
     chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
-    known = _results("real_networks")
-    held_out, *fresh = (known[part] for part in ("held_out", "fresh", "second_fresh"))
-    new = [known[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
-    treated = _results("real_cures")
-    unknown = [treated[part] for part in ("third_fresh", "fourth_fresh", "fifth_fresh")]
-    usual, latest = (
-        known["sixth_fresh"],
-        [known[f"{n}_fresh"] for n in ("seventh", "eighth", "ninth")],
-    )
+    known, treated = _results("real_networks"), _results("real_cures")
+    *earlier, latest = (known[part] for part in PARTS if part != "tuning")
+    fresh = (treated[part] for part in PARTS if part.endswith("fresh"))
+    *before, last = (part for part in fresh if "control_repaired" in part)
     cells = [cell for own in chains.values() for cell in own if cell["contender"] not in OTHERS]
 
     def accuracy(depth, activation, data="mnist"):
@@ -314,22 +309,15 @@ def front():
         f"{accuracy(2, 'relu', 'fashion_mnist')} | [chains](benchmarks/README.md#does-it-train) |",
         f"| Does it see? | {seen['networks']} held-out MLPs: {round(seen['recall'] * sick)} of "
         f"{sick} sick cases found, {round(seen['false_alarms'] * sound)} of {sound} healthy ones "
-        f"accused; {held_out['networks']} held-out transformers, ResNets and others of "
-        f"{held_out['kinds']} kinds: {seen_of(held_out)}; {sum(x['networks'] for x in fresh)} "
-        f"more in two sets, written when all rules were fixed: {seen_of(*fresh)}; "
-        f"{sum(x['networks'] for x in new)} of kinds in no set before: {seen_of(*new)}; "
-        f"{usual['networks']} more of usual kinds, with the mistakes that people make: "
-        f"{seen_of(usual)}; the latest three, {sum(x['networks'] for x in latest)} of "
-        f"{sum(x['kinds'] for x in latest)} kinds: {', '.join(map(seen_of, latest))} | "
-        "[verdicts](benchmarks/README.md#does-it-see) |",
-        f"| Does it cure? | {cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs "
-        f"repaired, {cured['control_repaired']:.0%} by chance, for "
-        f"{cured['cost']['median']:.2f} of a training run; of two fresh sets of other networks of "
-        f"usual kinds {repaired(treated['second_fresh'])} and "
-        f"{repaired(treated['sixth_fresh'])}; of three of kinds in no set before "
-        f"{repaired(*unknown)}; of the latest three "
-        f"{'; '.join(repaired(treated[f'{n}_fresh']) for n in ('seventh', 'eighth', 'ninth'))} | "
-        "[cures](benchmarks/README.md#does-it-cure) |",
+        f"accused; {sum(x['networks'] for x in earlier)} networks that people train, in "
+        f"{len(earlier)} sets, each written before it was looked at: {seen_of(*earlier)}; the "
+        f"latest, {latest['networks']} whose code is right and whose start, optimizer, types or "
+        f"units may not be: {seen_of(latest)} | [verdicts](benchmarks/README.md#does-it-see) |",
+        f"| Does it cure? | of the sick ones of that latest set {repaired(last)}; of "
+        f"{len(before)} sets before, mistakes in code included, {repaired(*before)}; "
+        f"{cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs, "
+        f"{cured['control_repaired']:.0%} by chance, for {cured['cost']['median']:.2f} of a "
+        "training run | [cures](benchmarks/README.md#does-it-cure) |",
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -139,7 +138,6 @@ def step_response(
     return measure_steps(trace_steps(tx, params), jax.tree.leaves(params), found, sizes)
 
 
-@dataclasses.dataclass(frozen=True)
 class Steps:
     """Two steps of a transform from a fresh state, as a program of a size, signs and parameters.
 
@@ -147,12 +145,28 @@ class Steps:
     what is compiled of it.
 
     Attributes:
-      program: Its text, with its constants; or, where that doesn't tell all, the transform.
       traced: The program; None if the transform wants the loss function.
+      program: What tells it from others: its text, with its constants; or, where that doesn't tell
+        all, the transform.
     """
 
-    program: Hashable
-    traced: _Traced | None = dataclasses.field(compare=False)
+    def __init__(self, tx: optax.GradientTransformation, traced: _Traced | None) -> None:
+        self._tx = tx
+        self.traced = traced
+
+    @functools.cached_property
+    def program(self) -> Hashable:
+        """Written out when it is asked for: of a thousand arrays that takes its time."""
+        if self.traced is None:
+            return self._tx
+        text = _jaxpr.identity(self.traced.closed)
+        return self._tx if text is None else (text, jax.tree.structure(self.traced.shapes))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Steps) and self.program == other.program
+
+    def __hash__(self) -> int:
+        return hash(self.program)
 
 
 class _Traced(NamedTuple):
@@ -198,8 +212,7 @@ def trace_steps(tx: optax.GradientTransformation, params: optax.Params) -> Steps
         if not any(name in str(error) for name in _OF_A_STEP):
             raise
         return Steps(tx, None)
-    program = _jaxpr.identity(traced.closed)
-    return Steps(tx if program is None else (program, jax.tree.structure(traced.shapes)), traced)
+    return Steps(tx, traced)
 
 
 def measure_steps(
