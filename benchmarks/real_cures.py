@@ -40,6 +40,7 @@ from benchmarks.cure import TRIAL_STEPS, at_random, by_chance, trained_on
 from benchmarks.real_networks import HEALTHY, PARTS, closed_gap, initial, medians
 from benchmarks.real_zoo import Network
 from vanishjax.treatment import remedies
+from vanishjax.treatment.inputs import Standardized
 
 BATCHES = 24
 QUICK = ("two towers, one at .2 x12",)
@@ -58,6 +59,13 @@ def problem_of(network: Network, rate: float, seed: int) -> vj.Problem:
     return vj.Problem(network.loss, initial(network)(seed), network.optimizer(rate))
 
 
+def as_taken_in(loss: Any, data: Any) -> Any:
+    """Data as a loss takes them in that standardizes its inputs first, as a remedy makes it."""
+    while isinstance(loss, Standardized):
+        data, loss = loss.standardize(data), loss.function
+    return data
+
+
 def closed_after(
     network: Network, problem: vj.Problem, opt_state: Any, seed: int, twin: np.ndarray, more: int
 ) -> float | None:
@@ -67,6 +75,7 @@ def closed_after(
     steps = network.steps + more
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), steps)
     params = trained_on(problem, opt_state, data, keys, network.batch)
+    test = as_taken_in(problem.loss_fn, test)
     losses = np.asarray([float(x) for x in jax.jit(network.parts)(params, test)])
     closed = closed_gap(losses[None], np.array(task.chance), twin)
     return closed if np.isfinite(closed) else None

@@ -214,12 +214,20 @@ def test_the_sizes_around_tell_as_much_as_all(tx):
     for one in RMS:
         for other in RMS:
             rms = np.array([one, other])
-            few = measure(sizes_around(rms, "float32"))
+            few, _ = measure(sizes_around(rms, "float32"))
             np.testing.assert_array_equal(full.degree, few.degree)
             wanted, found = (np.asarray(share(own, rms.astype(np.float32))) for own in (full, few))
             np.testing.assert_allclose(found, wanted, rtol=1e-5)
             wanted, found = (diagnosis._step_rms(own, rms) for own in (full, few))
             np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_what_a_zero_gradient_moves():
+    params = {"a": jnp.full((4, 4), 2.0), "b": jnp.full((4, 4), 3.0)}
+    layers, leaves = vj.find_layers(params), jax.tree.leaves(params)
+    for tx, moved in ((optax.adamw(1e-3, weight_decay=0.1), [2e-4, 3e-4]), (optax.adam(1.0), 0)):
+        _, still = measure_steps(trace_steps(tx, params), leaves, layers, jnp.ones(1))
+        np.testing.assert_allclose(still, moved, rtol=1e-5)
 
 
 def test_few_sizes_are_of_few_numbers():

@@ -35,6 +35,35 @@ def test_adams_step_is_its_rate_over_the_kernels_entries(rate):
 
 
 @pytest.mark.parametrize(
+    ("tx", "told"),
+    [
+        (optax.adamw(1e-3, weight_decay=0.01), False),
+        (optax.adamw(1e-3, weight_decay=3.0), False),
+        (optax.adamw(1e-3, weight_decay=300.0), True),
+        (vj.adamw(1e-3, weight_decay=300.0), True),
+        (optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9)), False),
+        (optax.chain(optax.add_decayed_weights(3.0), optax.sgd(0.1)), True),
+        # Adam's own step, in a direction of the decay's.
+        (optax.chain(optax.add_decayed_weights(1.0), optax.adam(1e-3)), False),
+        # Over in a million steps.
+        (optax.adamw(1e-9, weight_decay=300.0), False),
+    ],
+)
+def test_a_decay_that_no_step_holds_against_is_told(tx, told):
+    """Told are those after which the loss is that of a constant output, or near it."""
+    verdict = vj.diagnose(network(tx), BATCH)
+    decayed = [one for one in verdict.findings if "decay" in one.evidence]
+    assert [one.severity for one in decayed] == ["critical"] * told, str(verdict)
+    if told:
+        params, state = PLAIN.params, tx.init(PLAIN.params)
+        for _ in range(60):
+            gradient = jax.grad(PLAIN.loss_fn)(params, BATCH)
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        assert PLAIN.loss_fn(params, BATCH) > 0.95 * np.log(4)
+
+
+@pytest.mark.parametrize(
     ("tx", "severity"),
     [
         (optax.adam(1e-3), None),

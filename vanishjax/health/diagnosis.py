@@ -128,9 +128,9 @@ _steps_of = functools.lru_cache(maxsize=_KEPT)(
 @functools.partial(jit_once, static_argnums=(0, 2), kept=_KEPT)
 def _response(
     steps: Steps, leaves: list[Any], layers: Layers, rms: Any, sizes: Any
-) -> tuple[Response, jax.Array]:
-    response = measure_steps(steps, leaves, layers, sizes)
-    return response, effectiveness(response, rms)
+) -> tuple[Response, jax.Array, jax.Array]:
+    response, still = measure_steps(steps, leaves, layers, sizes)
+    return response, effectiveness(response, rms), still
 
 
 def diagnose(
@@ -231,11 +231,20 @@ def judge(
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     steps = _steps_of(tx, structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves))
     sizes = sizes_around(parameters.rms, numerics.common_dtype(leaves))
-    response, left = _response(steps, leaves, parameters.layers, parameters.rms, sizes)
+    response, left, still = _response(steps, leaves, parameters.layers, parameters.rms, sizes)
     share = np.asarray(left, np.float64)
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
-    seen = Examination(measured, share, np.asarray(response.degree), step, fault, moved, learned)
+    seen = Examination(
+        measured,
+        share,
+        np.asarray(response.degree),
+        step,
+        fault,
+        moved,
+        learned,
+        still_rms=np.asarray(still, np.float64),
+    )
     return Diagnosis(apply_rules(seen), measured, share, learned, relative_step=seen.relative_step)
 
 

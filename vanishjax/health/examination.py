@@ -39,6 +39,8 @@ class Examination:
       moved: For each layer of parameters the share of its 16-bit entries that one step moves to
         another number; None where none is lost.
       learning: Some steps of training; None if none were asked for.
+      still_rms: For each layer of parameters the root mean square of what the optimizer moves
+        without a gradient, as weight decay does; None without an optimizer.
     """
 
     probe: Probe
@@ -48,6 +50,7 @@ class Examination:
     fault: Fault | None = None
     moved: np.ndarray[Any, Any] | None = None
     learning: Learning | None = None
+    still_rms: np.ndarray[Any, Any] | None = None
 
     @property
     def is_linear(self) -> bool:

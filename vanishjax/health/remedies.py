@@ -229,6 +229,7 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         ),
         "more_steps": Advice("train for more steps"),
         "another_rate": Advice("another learning rate"),
+        "less_decay": Advice("a smaller weight decay", "tx = vj.adamw(1e-3, weight_decay=1e-2)"),
         "labels": Advice("check that inputs and labels belong together"),
         "cure": Advice("try remedies on this network", "vj.cure(problem, batches, steps=100)"),
         "train_and_look": Advice("train it for some steps on one batch, and look at the loss"),

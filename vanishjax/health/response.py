@@ -135,7 +135,7 @@ def step_response(
         raise ValueError("expected parameters, got a tree without leaves")
     params = jax.tree.map(jnp.asarray, params)
     sizes = np.array(gradient_sizes(numerics.common_dtype(params)))
-    return measure_steps(trace_steps(tx, params), jax.tree.leaves(params), found, sizes)
+    return measure_steps(trace_steps(tx, params), jax.tree.leaves(params), found, sizes)[0]
 
 
 class Steps:
@@ -217,7 +217,7 @@ def trace_steps(tx: optax.GradientTransformation, params: optax.Params) -> Steps
 
 def measure_steps(
     steps: Steps, leaves: list[jax.Array], layers: Layers, gradient_rms: jax.typing.ArrayLike
-) -> Response:
+) -> tuple[Response, jax.Array]:
     """Runs the two updates at some sizes, and says what `step_response` says of them.
 
     Args:
@@ -227,11 +227,12 @@ def measure_steps(
       gradient_rms: The sizes, ascending.
 
     Returns:
-      The response.
+      The response, and `[layers]` the root mean square of what a zero gradient moves.
     """
     dtype = numerics.common_dtype(leaves)
     if steps.traced is None:
-        return _unknown(len(layers), jnp.asarray(gradient_rms, dtype))
+        unknown = _unknown(len(layers), jnp.asarray(gradient_rms, dtype))
+        return unknown, unknown.degree
     traced, shapes = steps.traced
     # One draw, of which every leaf takes as much as it has entries: what then is done to leaves of
     # one shape is the same.
@@ -268,7 +269,8 @@ def measure_steps(
     measured = jnp.asarray(gradient_rms, dtype)
     sizes = jnp.concatenate([jnp.array([0.0, healthy / _SPAN, healthy], dtype), measured])
     _, update_rms = jax.lax.scan(measure, nothing, sizes)
-    return _response(measured, healthy, update_rms[1], update_rms[2], update_rms[3:])
+    found = _response(measured, healthy, update_rms[1], update_rms[2], update_rms[3:])
+    return found, update_rms[0]
 
 
 def effectiveness(response: Response, gradient_rms: jax.typing.ArrayLike) -> jax.Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding
 from vanishjax.health.remedies import FITTING
@@ -13,10 +15,19 @@ USUAL_STEP = 0.01
 TOO_LARGE = 1.0
 # A thousand such steps, all in one direction, change a kernel by a hundredth.
 _TOO_SMALL = 1e-5
+# A decay that takes more than this of all kernels in a step is over within a training.
+_FAST_DECAY = 1e-3
+# The largest size, as a part of their own, at which steps hold kernels against it. At a twentieth
+# a temporal convolutional network learns nothing.
+_HELD = 0.1
+# What takes the same part of every kernel, to this factor, is weight decay.
+_SAME = 1.05
 
 
 def learning_rate(seen: Examination) -> Finding | None:
     """A rate at which a step undoes the kernels, or leaves them as they are."""
+    if (decayed := _decayed(seen)) is not None:
+        return decayed
     part = seen.relative_step
     if part is None or not (part > TOO_LARGE or part < _TOO_SMALL):
         return None
@@ -29,4 +40,33 @@ def learning_rate(seen: Examination) -> Finding | None:
         f"One step changes kernels by {part:.3g} times their usual size: the learning rate is far "
         + ("too large." if large else "too small, unless it is still warming up."),
         FITTING["learning_rate"].advised,
+    )
+
+
+def _decayed(seen: Examination) -> Finding | None:
+    """Weight decay that shrinks kernels further than steps can hold them.
+
+    They rest where a step is as large as what the decay takes: at step / decay of their size.
+    """
+    parameters = seen.probe.parameters
+    if seen.still_rms is None or seen.step_rms is None:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = seen.still_rms / parameters.parameter_rms
+        held = seen.step_rms / seen.still_rms
+    kernels = np.array([leaf.is_matrix for leaf in parameters.layers.homes], bool)
+    shrunk = kernels & np.isfinite(parts) & (parts > 0) & np.isfinite(held)
+    if not shrunk.any():
+        return None
+    part, size = float(np.median(parts[shrunk])), float(np.median(held[shrunk]))
+    if parts[shrunk].max() > _SAME * parts[shrunk].min() or part < _FAST_DECAY or size > _HELD:
+        return None
+    return Finding(
+        "learning_rate",
+        "critical",
+        (),
+        {"decay": part, "held": size},
+        f"Weight decay takes {part:.2g} of every kernel in a step, and steps hold them at no more "
+        f"than {size:.2g} of their size: the decay is far too strong.",
+        ("less_decay",),
     )
