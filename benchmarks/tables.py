@@ -314,7 +314,8 @@ def front():
         f"latest, {latest['networks']} whose code is right and whose start, optimizer, types or "
         f"units may not be: {seen_of(latest)} | [verdicts](benchmarks/README.md#does-it-see) |",
         f"| Does it cure? | of the sick ones of that latest set {repaired(last)}; of "
-        f"{len(before)} sets before, mistakes in code included, {repaired(*before)}; "
+        f"{len(before)} earlier sets with such a control, mistakes in code included, "
+        f"{repaired(*before)}; "
         f"{cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs, "
         f"{cured['control_repaired']:.0%} by chance, for {cured['cost']['median']:.2f} of a "
         "training run | [cures](benchmarks/README.md#does-it-cure) |",
