@@ -118,6 +118,12 @@ def test_the_picture_shows_what_the_verdict_names():
     assert places.pop("rate") > 0.5
     assert max(places.values()) < 0.5
 
+    verdict = vj.diagnose(network(optax.adamw(1e-3, weight_decay=300.0)), BATCH)
+    evidence = {one.rule: one.evidence for one in verdict.findings}
+    places = {name: place for name, _, place in _scales(verdict.to_dict()["probe"], evidence)}
+    assert places.pop("decay") > 0.5
+    assert max(places.values()) < 0.5
+
     problem = network(optax.adam(1e-3))
 
     def squares(params, batch):

@@ -26,7 +26,7 @@ _LINES = {
 _DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
 _DEAD_TOKENS = {"token_energy": 3e-4, "token_detail": 5e-5}
 _DEAD_START, _DEAD_STEP, _USUAL_STEP = 1.5, 1.0, 0.01
-_DEAD_FLOOR = 0.4
+_DEAD_FLOOR, _DEAD_HELD = 0.4, 0.1
 _UNITS = {"dead_units": "dead_fraction", "saturated_units": "saturated_fraction"}
 # What inputs are far from standard by: which power of it is said, and how.
 _INPUTS = {
@@ -182,8 +182,12 @@ def _scales(
         if field in far:
             place = math.log(far[field]) / (2 * math.log(far["limit"]))
             scales.append(("inputs", said.format(_number(far[field] ** power)), min(place, 1.0)))
-    if "learning_rate" in critical:
-        step = critical["learning_rate"]["relative_step"]
+    rate = critical.get("learning_rate", {})
+    if "held" in rate:
+        said = f"held at {_number(rate['held'])} by steps"
+        scales.append(("decay", said, _logarithm(max(rate["held"], 1e-16), _DEAD_HELD)))
+    if "relative_step" in rate:
+        step = rate["relative_step"]
         place = _logarithm(step / _USUAL_STEP, _DEAD_STEP / _USUAL_STEP)
         scales.append(("rate", f"a step of {_number(step)} kernels", place))
     floor = critical.get("does_not_learn", {})
