@@ -33,50 +33,34 @@ def headline(results):
 
 def deep_chains(results):
     """Test accuracy of plain chains by network and contender, and the number of seeds."""
-
-    def name(own):
-        plain = f"{own['activation']} x{own['depth']}" if own["depth"] else "linear classifier"
-        words = {
-            "width": f", width {own['width']}",
-            "batch_size": f", batch {own['batch_size']}",
-            "steps": f", {own['steps']} steps",
-        }
-        other = [words[size] for size, usual in USUAL.items() if own[size] != usual]
-        return "".join([plain, _of_fashion(own), *other])
-
     kept = {
         part: [cell for cell in cells if cell["contender"] not in OTHERS]
         for part, cells in results.items()
     }
-    return _by_contender(
-        kept, name, ("data", "batch_size", "width", "steps", "activation", "depth")
-    )
+    return _by_contender(kept, _chain, _CHAIN_ORDER)
 
 
 def other_ways(results):
-    """Other ways to train them, beside ours: the best accuracy, seeds, and at which rate."""
+    """Other ways to train them, beside ours, and at which rate."""
+    cells = [cell for own in results.values() for cell in own]
+    networks = [cell["network"] for cell in cells if cell["contender"] in OTHERS]
     names = OURS[:1] + OTHERS
-    runs = collections.defaultdict(list)
-    for cell in (cell for own in results.values() for cell in own):
-        if cell["contender"] in names:
-            key = cell["network"]["activation"], cell["network"]["depth"]
-            runs[key, tuple(cell["network"].items())].append(cell)
-    rows = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for ((activation, depth), _), cells in sorted(runs.items()):
-        if not any(cell["contender"] in OTHERS for cell in cells):
-            continue
-        shown = []
-        for name in names:
-            all_rates = [cell for cell in cells if cell["contender"] == name]
-            if not all_rates:
-                shown.append("")
-                continue
-            own = best(all_rates)
-            scores = [cell["test_accuracy"] for cell in own]
-            mean = f"{100 * math.fsum(scores) / len(scores):.1f} ({len(scores)})"
-            shown.append(f"{mean} at {own[0]['learning_rate']:g}")
-        rows.append(f"| {activation} x{depth} | {' | '.join(shown)} |")
-    return rows
+    kept = [one for one in cells if one["contender"] in names and one["network"] in networks]
+    return _by_contender({"": kept}, _chain, _CHAIN_ORDER, rates=True)
+
+
+_CHAIN_ORDER = ("data", "batch_size", "width", "steps", "activation", "depth")
+
+
+def _chain(own):
+    plain = f"{own['activation']} x{own['depth']}" if own["depth"] else "linear classifier"
+    words = {
+        "width": f", width {own['width']}",
+        "batch_size": f", batch {own['batch_size']}",
+        "steps": f", {own['steps']} steps",
+    }
+    other = [words[size] for size, usual in USUAL.items() if own[size] != usual]
+    return "".join([plain, _of_fashion(own), *other])
 
 
 def deep_convolutions(results):
@@ -104,10 +88,11 @@ def _of_fashion(network):
     return ", Fashion-MNIST" if network["data"] == "fashion_mnist" else ""
 
 
-def _by_contender(results, name, order):
+def _by_contender(results, name, order, *, rates=False):
     """A row for each network, in the order of these fields, and a column for each contender.
 
-    Mean test accuracy in percent at the best rate, and the number of seeds; nothing for none.
+    Mean test accuracy in percent at the best rate, the number of seeds and, if wanted, that rate;
+    nothing for none.
     """
     runs = collections.defaultdict(list)
     for cell in (cell for own in results.values() for cell in own):
@@ -119,9 +104,13 @@ def _by_contender(results, name, order):
         shown = [name(network)]
         for contender in contenders:
             cells = runs.get((tuple(network.items()), contender))
-            scores = [cell["test_accuracy"] for cell in best(cells)] if cells else []
-            mean = f"{100 * math.fsum(scores) / max(1, len(scores)):.1f}"
-            shown.append(f"{mean} ({len(scores)})" if scores else "")
+            if not cells:
+                shown.append("")
+                continue
+            own = best(cells)
+            mean = math.fsum(cell["test_accuracy"] for cell in own) / len(own)
+            rate = f" at {own[0]['learning_rate']:g}" if rates else ""
+            shown.append(f"{100 * mean:.1f} ({len(own)}){rate}")
         rows.append(f"| {' | '.join(shown)} |")
     return rows
 

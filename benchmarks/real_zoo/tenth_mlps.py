@@ -16,10 +16,10 @@ from flax import nnx
 
 from benchmarks.real_zoo import tasks
 from benchmarks.real_zoo.estimators import parted
-from benchmarks.real_zoo.images import gaussian
+from benchmarks.real_zoo.images import classifier, gaussian
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, edited, network, regression
-from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_linen, of_nnx
+from benchmarks.real_zoo.sequences import of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
 
 READERS, BOOKS = 60, 40
@@ -125,12 +125,8 @@ def digits(name: str) -> Network:
             return self.classes(x)
 
     init, apply = of_nnx(Reader)
-
-    def loss(p: Any, batch: Any) -> Any:
-        return cross_entropy(apply(p, batch[0]), batch[1])
-
     own = {"kind": "digits MLP", "library": "nnx", "task": tasks.digits, "steps": 200}
-    return network(name, loss, init, **own)
+    return classifier(name, init, apply, **own)
 
 
 # Curves.
@@ -204,12 +200,8 @@ class Pilot(nn.Module):
 def pilot(name: str) -> Network:
     """A policy that is cloned from a pilot."""
     init, apply = of_linen(Pilot(), jnp.zeros((2, 6)))
-
-    def loss(p: Any, batch: Any) -> Any:
-        return cross_entropy(apply(p, batch[0]), batch[1])
-
     own = {"kind": "policy MLP", "library": "linen", "task": landings, "steps": 300}
-    return network(name, loss, init, **own, rates=(2e-3, 6e-3))
+    return classifier(name, init, apply, **own, rates=(2e-3, 6e-3))
 
 
 # Equations.
@@ -370,9 +362,5 @@ class Rings(eqx.Module):
 def ringed(name: str) -> Network:
     """Rings by a deep and narrow MLP."""
     init, apply = of_equinox(Rings)
-
-    def loss(p: Any, batch: Any) -> Any:
-        return cross_entropy(apply(p, batch[0]), batch[1])
-
     own = {"kind": "deep MLP", "library": "Equinox", "task": rings, "steps": 400}
-    return network(name, loss, init, **own)
+    return classifier(name, init, apply, **own)

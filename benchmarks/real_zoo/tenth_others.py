@@ -14,7 +14,7 @@ from flax import nnx
 
 from benchmarks.real_zoo.dynamics import forward, stack
 from benchmarks.real_zoo.estimators import parted
-from benchmarks.real_zoo.images import gaussian
+from benchmarks.real_zoo.images import classifier, gaussian
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network, regression
 from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_linen, of_nnx
@@ -61,12 +61,8 @@ class Counter(nn.Module):
 def counter(name: str) -> Network:
     """A small transformer that counts signs."""
     init, apply = of_linen(Counter(), jnp.zeros((2, 12), int))
-
-    def loss(p: Any, batch: Any) -> Any:
-        return cross_entropy(apply(p, batch[0]), batch[1])
-
     own = {"kind": "counting transformer", "library": "linen", "task": brackets, "steps": 300}
-    return network(name, loss, init, **own)
+    return classifier(name, init, apply, **own)
 
 
 # Textures.
@@ -106,10 +102,6 @@ class Residual(nn.Module):
 def residual(name: str, *, blocks: int, gate: float) -> Network:
     """Which way waves run, by a residual network without norms."""
     init, apply = of_linen(Residual(blocks, gate), jnp.zeros((2, 12, 12, 1)))
-
-    def loss(p: Any, batch: Any) -> Any:
-        return cross_entropy(apply(p, batch[0]), batch[1])
-
     own = {
         "kind": "gated ResNet",
         "library": "linen",
@@ -117,7 +109,7 @@ def residual(name: str, *, blocks: int, gate: float) -> Network:
         "batched": False,
         "batch": 16,
     }
-    return network(name, loss, init, **own)
+    return classifier(name, init, apply, **own)
 
 
 def patches(name: str) -> Network:
@@ -149,12 +141,8 @@ def patches(name: str) -> Network:
             return self.ways(self.last(x[:, 0]))
 
     init, apply = of_nnx(Patches)
-
-    def loss(p: Any, batch: Any) -> Any:
-        return cross_entropy(apply(p, batch[0]), batch[1])
-
     own = {"kind": "ViT of textures", "library": "nnx", "task": textures, "steps": 300}
-    return network(name, loss, init, **own)
+    return classifier(name, init, apply, **own)
 
 
 # Sensors.

@@ -21,9 +21,9 @@ def identity(jaxpr: Any) -> Hashable | None:
       jaxpr: A closed jaxpr.
 
     Returns:
-      Its text, and a hash of the arrays that it holds, which the text doesn't show; None where even
-      the two don't tell: functions of the host are written by their addresses, and of keys and of
-      what is being traced nobody sees the values.
+      Its text, and a hash of the arrays that it holds, which the text hides or cuts short; None
+      where even the two don't tell: functions of the host are written by their addresses, and of
+      keys and of what is being traced nobody sees the values.
 
     Example:
       >>> import functools
@@ -37,7 +37,7 @@ def identity(jaxpr: Any) -> Hashable | None:
     if "0x" in text:
         return None
     seen = hashlib.sha256()
-    for x in (*arrays_in(jaxpr), *_parameters_in(jaxpr)):
+    for x in arrays_in(jaxpr):
         if isinstance(x, jax.core.Tracer) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
             return None
         values = np.asarray(x)
@@ -47,18 +47,11 @@ def identity(jaxpr: Any) -> Hashable | None:
 
 
 def arrays_in(jaxpr: Any) -> Iterator[Any]:
-    """The constants of a jaxpr that are arrays, at any depth."""
+    """The arrays that a jaxpr holds, at any depth: constants, and parameters of its equations."""
     yield from constants(jaxpr)
     for eqn in open_jaxpr(jaxpr).eqns:
         yield from (a.val for a in eqn.invars if isinstance(a, Literal) and np.ndim(a.val))
-        for one in inner_jaxprs(eqn):
-            yield from arrays_in(one)
-
-
-def _parameters_in(jaxpr: Any) -> Iterator[Any]:
-    """The parameters of its equations that are arrays: long ones are cut short in its text."""
-    for eqn in open_jaxpr(jaxpr).eqns:
         values = jax.tree.leaves(list(eqn.params.values()))
         yield from (x for x in values if isinstance(x, np.ndarray | jax.Array))
         for one in inner_jaxprs(eqn):
-            yield from _parameters_in(one)
+            yield from arrays_in(one)
