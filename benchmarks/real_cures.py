@@ -95,7 +95,6 @@ def treat(network: Network, rate: float, seed: int, twin: np.ndarray) -> dict[st
         batches_of(network, seed),
         steps=TRIAL_STEPS,
         total_steps=network.steps,
-        learning_rate=rate,
         key=jax.random.key(seed),
     )
     seconds = time.perf_counter() - started
@@ -138,9 +137,7 @@ def control(
     """What chance makes of a network and seed, with as many trials as the cure had."""
     problem, key = problem_of(network, rate, seed), jax.random.key(seed)
     batches = batches_of(network, seed)
-    context = remedies.Context(
-        problem, batches[0], learning_rate=rate, total_steps=network.steps, key=key
-    )
+    context = remedies.Context(problem, batches[0], total_steps=network.steps, key=key)
     # Another architecture takes a factory.
     known = [make(context) for name, make in remedies.KNOWN.items() if name != "rezero"]
     count = sum(one["outcome"] not in ("untreated", "failed") for one in trials)

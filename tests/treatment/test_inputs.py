@@ -9,6 +9,7 @@ from flax import nnx
 
 import vanishjax as vj
 from vanishjax.treatment import standardize_inputs
+from vanishjax.treatment.inputs import far_from_standard
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (64, 8))
@@ -56,6 +57,19 @@ def test_a_feature_of_a_small_unit_beside_a_large_one_gets_unit_size():
     standard = standardize_inputs(regression, PARAMS, {"x": uneven, "y": X})
     new = standard.standardize({"x": uneven})["x"]
     np.testing.assert_allclose(new.std(0), 1, rtol=1e-3)
+
+
+def test_a_few_features_are_columns_each_in_a_unit_of_its_own():
+    """Vehicles a day, kilometers an hour and meters: none is thirty times as large as most."""
+    table = jnp.array([2.2e4, 55.0, 850.0]) + jnp.array([7e3, 15.0, 300.0]) * X[:, :3]
+    means, deviations = (np.asarray(table.mean(0)), np.asarray(table.std(0)))
+    mean, deviation = far_from_standard(means, deviations)
+    np.testing.assert_allclose(mean, means, rtol=1e-6)
+    np.testing.assert_allclose(deviation, deviations, rtol=1e-6)
+    # Many may be pixels, and these aren't far.
+    many = np.resize(means, 99), np.resize(deviations, 99)
+    assert far_from_standard(*many)[1].shape == ()
+    assert far_from_standard(np.array([0.0, 2.0]), np.array([1.0, 0.01])) is None
 
 
 def test_a_feature_that_is_constant_in_one_batch_is_not_blown_up():

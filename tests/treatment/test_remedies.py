@@ -22,7 +22,7 @@ from vanishjax.health.advice import traits
 from vanishjax.layers.traced import KeptTrace
 from vanishjax.treatment import Context, starts, steps
 from vanishjax.treatment.remedies import KNOWN
-from vanishjax.treatment.remedy import in_order
+from vanishjax.treatment.remedy import in_order, in_parts
 from vanishjax.treatment.trial import race
 
 KEY = jax.random.fold_in(jax.random.key(5), 7)
@@ -46,7 +46,13 @@ PROBLEM = keeping_traces(network())
 
 def context(problem=PROBLEM, **settings):
     # A step of 30 times the size of kernels, for remedies that look at it.
-    given = {"learning_rate": RATE, "total_steps": 77, "key": KEY, "relative_step": 30.0}
+    given = {
+        "learning_rate": RATE,
+        "total_steps": 77,
+        "key": KEY,
+        "relative_step": 30.0,
+        "decay": 0.1,
+    }
     return Context(problem, BATCH, **given | settings)
 
 
@@ -92,7 +98,8 @@ def assert_recipe_makes(problem, recipe, treated, batch=BATCH):
 
 ATTENTION = ("small_queries", "small_branches", "identity_attention", "slow_identity_attention")
 RECURRENT = ("long_memory", "slow_long_memory")
-ELSEWHERE = ("rezero", *ATTENTION, *RECURRENT)
+UNITS = ("standardize_outputs",)  # of targets that are none here
+ELSEWHERE = ("rezero", *ATTENTION, *RECURRENT, *UNITS)
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name not in ELSEWHERE])
@@ -118,15 +125,20 @@ def test_a_recipe_is_what_was_tried(name):
         ("loss_scale", "clip", "muon"),
         ("loss_scale", "slow_redraw"),
         ("stochastic_round", "rate_by_10"),
+        ("less_decay", "rate_x3"),
+        ("standardize_inside", "adam_atan2"),
+        ("standardize_inside", "slow_lsuv", "muon", "stochastic_round"),
     ],
     ids="+".join,
 )
 def test_a_recipe_of_several(names):
-    whole = in_order(KNOWN[name](context()) for name in names)
+    far = any(name.startswith("standardize") for name in names)
+    batch = jax.tree.map(lambda x: x + far * 1000, BATCH)
+    parts = in_parts(KNOWN[name](dataclasses.replace(context(), batch=batch)) for name in names)
     treated = PROBLEM
-    for remedy in whole:
+    for remedy in parts:
         treated = remedy.treat(treated)
-    assert_recipe_makes(PROBLEM, "\n".join(remedy.lines for remedy in whole), treated)
+    assert_recipe_makes(PROBLEM, "\n".join(remedy.lines for remedy in parts), treated, batch)
     state = treated.tx.init(treated.params)
     if "loss_scale" in names:
         assert vj.read_loss_scale(state) == steps.LOSS_SCALE

@@ -25,6 +25,7 @@ from vanishjax.treatment.judgement import (
     gets_as_far,
     improvement,
     keeps_up,
+    learns,
     learns_by_itself,
 )
 from vanishjax.treatment.loss import trained_loss
@@ -427,6 +428,21 @@ def test_redraw_leaves_scales_and_the_structure():
     assert vj.diagnose(problem.loss_fn, params, data()[0]).healthy
 
 
+def test_redraw_raises_gains_from_the_dead():
+    """All at 0 let nothing by; one of several at 0 ends a branch, as it's meant to."""
+    ones, nothing = jnp.ones(3), jnp.zeros(3)
+    kernel = {"kernel": jnp.zeros((3, 3))}
+    for first, second, found in (
+        (nothing, nothing, (ones, ones)),
+        (2 * ones, nothing, (2 * ones, nothing)),
+        (2 * ones, nothing.at[1].set(jnp.nan), (2 * ones, ones)),
+        (ones * jnp.inf, nothing, (ones, ones)),
+    ):
+        params = {"a": {"scale": first}, "b": {"scale": second}, "c": kernel}
+        drawn = jax.jit(vj.initializers.redraw)(jax.random.key(0), params)
+        chex.assert_trees_all_equal((drawn["a"]["scale"], drawn["b"]["scale"]), found)
+
+
 def test_mirrored_kernels_are_for_rectifiers():
     for problem in (network("tanh", 4), network("sigmoid", 8)):
         with pytest.raises(ValueError, match="its activations aren't rectifiers"):
@@ -639,6 +655,71 @@ def test_one_that_fell_less_than_a_loss_that_rose_does_not_keep_up():
     fast = run(np.array([2.4, 2.6]), 2.3)  # .2 up
     assert keeps_up(run(np.array([2.4]), 2.3), fast, np.inf, seen())[0]
     assert not keeps_up(run(np.array([2.6]), 2.3), fast, np.inf, seen())[0]
+
+
+@pytest.mark.parametrize(
+    ("end", "untreated", "constant", "enough"),
+    [
+        (0.4, 1.0, 1.0, True),
+        (0.6, 1.0, 1.0, False),
+        # Half of what exploded, or of what diverged, is no more than a constant.
+        (0.9, 1e6, 1.0, False),
+        (0.4, 1e6, 1.0, True),
+        (0.9, np.inf, 1.0, False),
+        (0.9, np.nan, 1.0, False),
+        (0.4, np.nan, 1.0, True),
+        (0.9, np.nan, np.nan, True),
+        (0.9, 1e6, np.nan, True),
+    ],
+)
+def test_enough_is_half_of_what_a_constant_loses_too(end, untreated, constant, enough):
+    runs = run(np.array([end])), run(np.array([untreated]))
+    assert learns(*runs, seen(constant)) is enough
+
+
+def test_weight_decay_that_is_far_too_strong_is_taken_off():
+    tx = optax.chain(optax.add_decayed_weights(3.0), optax.sgd(0.1))
+    sick = dataclasses.replace(network("tanh", 2), tx=tx)
+    treatment = vj.cure(sick, data(), steps=STEPS, total_steps=10 * STEPS)
+    assert "less_decay" in {one.name for one in treatment.accepted}, str(treatment)
+    assert treatment.before.decay == pytest.approx(0.3, rel=1e-3)
+    assert "tx = vj.treatment.without_decay(tx)" in treatment.recipe
+    light = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1))
+    tried = vj.cure(dataclasses.replace(sick, tx=light), data(), steps=STEPS).trials
+    assert "less_decay" not in {one.remedy for one in tried}
+
+
+@pytest.mark.parametrize(
+    ("decayed", "plain"),
+    [
+        (vj.adamw(0.01, weight_decay=0.5), vj.adam(0.01)),
+        (optax.chain(optax.add_decayed_weights(0.5), optax.adam(0.01)), optax.adam(0.01)),
+        (optax.sgd(0.1), optax.sgd(0.1)),
+    ],
+    ids=["adamw", "l2", "none"],
+)
+def test_without_decay_nothing_is_taken(decayed, plain):
+    params = data()[0][0]
+    tx = vj.treatment.without_decay(decayed)
+    for gradient in (jnp.zeros_like(params), params**2):
+        found, expected = (
+            jax.jit(one.update)(gradient, one.init(params), params)[0] for one in (tx, plain)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(TypeError, match="inner must be a gradient transform"):
+        vj.treatment.without_decay(0.1)
+
+
+def test_a_larger_rate_is_for_a_short_training():
+    """That follows is as long as a few trials: what is faster in one is so in the whole."""
+    small = jax.tree.map(lambda x: 0.1 * x, network("tanh", 4).params)
+    sick = dataclasses.replace(network("tanh", 4), params=small, tx=optax.sgd(0.01))
+    short = vj.cure(sick, data(), steps=STEPS, total_steps=5 * STEPS)
+    names = {one.name for one in short.accepted}
+    assert names & {"rate_x3", "rate_x10"}, str(short)
+    assert not {"rate_x3", "rate_x10"} <= names
+    long = vj.cure(sick, data(), steps=STEPS, total_steps=50 * STEPS)
+    assert not any("rate_x" in one.remedy for one in long.trials)
 
 
 def test_what_learns_is_lower_than_what_exploded_and_is_right_by_chance_on_a_batch():

@@ -48,6 +48,7 @@ FIELDS = {
     "learning": "null without --steps; else steps, the loss at start and end, and learns",
     "is_moved": "whether it is of parameters that the optimizer moves to in its first step",
     "relative_step": "one step of the median kernel that moves, as a part of its usual size",
+    "decay": "what weight decay takes of every kernel in a step",
 }
 
 BATCH_SIZE = 256

@@ -35,6 +35,7 @@ from vanishjax.health.rules import apply_rules
 from vanishjax.layers import Layers
 from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, network_of
+from vanishjax.transforms.coordinates import InCoordinates
 
 _KEPT = 4  # transforms
 
@@ -50,6 +51,8 @@ class Diagnosis:
         that the optimizer takes; None if none was given.
       relative_step: One step of the median kernel that moves, as a part of its usual size, .01 or
         so where networks train; NaN if none is known to move, None if no optimizer was given.
+      decay: What weight decay takes of every kernel in a step; None if no optimizer was given, or
+        what moves without a gradient isn't the same part of all.
       learning: Some steps of training; None if none were asked for.
       is_moved: Whether it is of the parameters that the optimizer moves to in its first step, as
         `deep_adam` and `recondition` do, not of those that were given.
@@ -67,6 +70,7 @@ class Diagnosis:
     learning: Learning | None = None
     is_moved: bool = False
     relative_step: float | None = None
+    decay: float | None = None
 
     @property
     def losses(self) -> np.ndarray[Any, Any] | None:
@@ -105,6 +109,7 @@ class Diagnosis:
             "learning": None if self.learning is None else json_value(self.learning.to_dict()),
             "is_moved": self.is_moved,
             "relative_step": json_value(self.relative_step),
+            "decay": json_value(self.decay),
         }
 
     def plot(self, path: str | Path) -> Path:
@@ -220,6 +225,7 @@ def judge(
     Returns:
       The verdict.
     """
+    problem = _as_seen(problem)
     measured = probe(problem, batch)
     params, tx = gathered(problem.params), problem.tx
     fault = fault_of(measured, problem.plain_loss, params, batch)
@@ -245,7 +251,34 @@ def judge(
         learned,
         still_rms=np.asarray(still, np.float64),
     )
-    return Diagnosis(apply_rules(seen), measured, share, learned, relative_step=seen.relative_step)
+    return Diagnosis(
+        apply_rules(seen),
+        measured,
+        share,
+        learned,
+        relative_step=seen.relative_step,
+        decay=seen.decay,
+    )
+
+
+def _as_seen(problem: Problem) -> Problem:
+    """The network in the units that its transform sees, where these are others than its own.
+
+    There gradients are of the size that steps are made for: in dollars squared they tell nothing.
+    """
+    tx = problem.tx
+    if not isinstance(tx, InCoordinates) or tx.unit == 1:
+        return problem
+    return Problem(_loss_inside(problem.plain_loss, tx), tx.inside(problem.params), tx.inner)
+
+
+# The same object for the same loss, so that what is compiled of it is found again.
+@functools.lru_cache(maxsize=8)
+def _loss_inside(loss_fn: Callable[..., Any], tx: InCoordinates) -> Callable[..., Any]:
+    def loss(params: Any, batch: Any) -> Any:
+        return loss_fn(tx.outside(params), batch) / tx.unit
+
+    return loss
 
 
 def _step_rms(response: Response, gradient_rms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

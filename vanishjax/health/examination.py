@@ -20,6 +20,8 @@ ADAPTIVE_REACH = 30.0
 LINEAR_REACH = 8.4
 # Kernels that move by less than this part of what others do stand still.
 _STILL = 1e-3
+# What takes the same part of every kernel, to this factor, is weight decay.
+_SAME = 1.05
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +79,23 @@ class Examination:
         # Branches that end at zero get no gradient yet, whatever the rate is.
         moved = parts[parts > _STILL * np.max(parts, initial=0.0)]
         return float(np.median(moved)) if len(moved) else math.nan
+
+    @functools.cached_property
+    def decay(self) -> float | None:
+        """The part of every kernel that a step takes where there is no gradient.
+
+        None without an optimizer, or if it isn't the same part of all that move, as decay takes.
+        """
+        if self.still_rms is None:
+            return None
+        parameters = self.probe.parameters
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parts = self.still_rms / parameters.parameter_rms
+        kernels = np.array([leaf.is_matrix for leaf in parameters.layers.homes], bool)
+        taken = parts[kernels & np.isfinite(parts) & (parts > 0)]
+        if not len(taken) or taken.max() > _SAME * taken.min():
+            return None
+        return float(np.median(taken))
 
     @property
     def reach(self) -> float:

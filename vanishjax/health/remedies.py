@@ -88,6 +88,9 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "step = vj.diagnose(loss_fn, params, batch, tx).relative_step; "
             "tx = optax.chain(tx, optax.scale(0.01 / step))",
         ),
+        "less_decay": Advice(
+            "no weight decay, or a smaller one", "tx = vj.treatment.without_decay(tx)"
+        ),
         # A differential equation's inputs are what it differentiates by.
         "standardize": Advice(
             "standardize the inputs",
@@ -98,6 +101,12 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "standardize what the first kernels take in, by their coordinates",
             "inside = vj.treatment.standardize_inside(loss_fn, params, batch); "
             "params, tx = inside.start(params), inside.transform(tx)",
+            unless=("derivative",),
+        ),
+        "standardize_outputs": Advice(
+            "a last layer in units of the targets: starts and steps as for standardized ones",
+            "units = vj.treatment.standardize_outputs(loss_fn, params, batch); "
+            "params = vj.treatment.match_targets(loss_fn, params, batch); tx = units.transform(tx)",
             unless=("derivative",),
         ),
         "match_targets": Advice(
@@ -145,6 +154,12 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "clip": Advice(
             "clip each layer's gradient",
             "tx = optax.chain(vj.clip_by_layer_norm(1.0, layers), tx)",
+        ),
+        "rate_x3": Advice(
+            "three times the learning rate", "tx = optax.chain(tx, optax.scale(3.0))"
+        ),
+        "rate_x10": Advice(
+            "ten times the learning rate", "tx = optax.chain(tx, optax.scale(10.0))"
         ),
         # What takes a person: another architecture, loss, input or type.
         "centered_activation": Advice(
@@ -229,7 +244,6 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         ),
         "more_steps": Advice("train for more steps"),
         "another_rate": Advice("another learning rate"),
-        "less_decay": Advice("a smaller weight decay", "tx = vj.adamw(1e-3, weight_decay=1e-2)"),
         "labels": Advice("check that inputs and labels belong together"),
         "cure": Advice("try remedies on this network", "vj.cure(problem, batches, steps=100)"),
         "train_and_look": Advice("train it for some steps on one batch, and look at the loss"),
@@ -281,7 +295,7 @@ class Fitting(NamedTuple):
 _SMOOTH = ("lsuv", "small_lsuv", "slow_lsuv", "slow_small_lsuv")
 _MIRRORED = ("looks_linear", "slow_looks_linear")
 _DEEP = (*_SMOOTH, *_MIRRORED)
-_STANDARD = ("standardize", "standardize_inside")
+_STANDARD = ("standardize", "standardize_inside", "standardize_outputs")
 _REDRAWN = ("redraw", "slow_redraw")
 _REMEMBERING = ("long_memory", "slow_long_memory")
 
@@ -296,7 +310,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         "zero_gradient": Fitting(("redraw", "rezero"), (*_STANDARD, "zero_means", "slow_redraw")),
         "mean_collapse": Fitting(
             ("slow_looks_linear", "lsuv", "centered_activation", "rezero", "deep_muon"),
-            (*_STANDARD, *_REMEMBERING, *_DEEP),
+            ("less_decay", *_STANDARD, *_REMEMBERING, *_DEEP),
         ),
         "rank_collapse": Fitting(("slow_looks_linear", "lsuv", "rezero", "muon"), _DEEP),
         "vanishing_gradient": Fitting(
@@ -312,7 +326,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
                 "gates",
                 "deep_muon",
             ),
-            ("small_branches", *_DEEP, "slow_long_memory", "adam_atan2"),
+            ("less_decay", "small_branches", *_DEEP, "slow_long_memory", "adam_atan2"),
         ),
         "exploding_gradient": Fitting(
             ("small_branches", "slow_looks_linear", "slow_small_lsuv", "tiny_lsuv", "rezero"),
@@ -320,7 +334,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "saturated_units": Fitting(
             ("lsuv", "redraw", "standardize", "layer_norm"),
-            ("standardize_inside", "zero_means", *_REMEMBERING, "slow_lsuv", "slow_redraw"),
+            (*_STANDARD, "zero_means", *_REMEMBERING, "slow_lsuv", "slow_redraw"),
         ),
         "dead_units": Fitting(
             ("redraw", "leaky_relu", "smaller_rate"),
@@ -353,7 +367,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             # networks train at 1e-3 or so.
             ("fit_rate",),
         ),
-        "learning_rate": Fitting(("fit_rate",), ("adam_atan2",)),
+        "learning_rate": Fitting(("fit_rate",), ("less_decay", "adam_atan2")),
         # No rule has seen why.
         "does_not_learn": Fitting(
             ("another_rate", "labels", "cure"),
@@ -362,6 +376,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
                 "match_targets",
                 "rate_by_10",
                 "fit_rate",
+                "less_decay",
                 *_REMEMBERING,
                 "lsuv",
                 "slow_lsuv",

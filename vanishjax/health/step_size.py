@@ -20,8 +20,6 @@ _FAST_DECAY = 1e-3
 # The largest size, as a part of their own, at which steps hold kernels against it. At a twentieth
 # a temporal convolutional network learns nothing.
 _HELD = 0.1
-# What takes the same part of every kernel, to this factor, is weight decay.
-_SAME = 1.05
 
 
 def learning_rate(seen: Examination) -> Finding | None:
@@ -48,18 +46,15 @@ def _decayed(seen: Examination) -> Finding | None:
 
     They rest where a step is as large as what the decay takes: at step / decay of their size.
     """
-    parameters = seen.probe.parameters
-    if seen.still_rms is None or seen.step_rms is None:
+    part = seen.decay
+    if part is None or part < _FAST_DECAY or seen.still_rms is None or seen.step_rms is None:
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        parts = seen.still_rms / parameters.parameter_rms
-        held = seen.step_rms / seen.still_rms
-    kernels = np.array([leaf.is_matrix for leaf in parameters.layers.homes], bool)
-    shrunk = kernels & np.isfinite(parts) & (parts > 0) & np.isfinite(held)
-    if not shrunk.any():
-        return None
-    part, size = float(np.median(parts[shrunk])), float(np.median(held[shrunk]))
-    if parts[shrunk].max() > _SAME * parts[shrunk].min() or part < _FAST_DECAY or size > _HELD:
+    kernels = np.array([leaf.is_matrix for leaf in seen.probe.parameters.layers.homes], bool)
+    shrunk = kernels & (seen.still_rms > 0)
+    held = seen.step_rms[shrunk] / seen.still_rms[shrunk]
+    held = held[np.isfinite(held)]
+    size = float(np.median(held)) if len(held) else np.inf
+    if size > _HELD:
         return None
     return Finding(
         "learning_rate",

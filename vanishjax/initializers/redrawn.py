@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 from vanishjax.layers import Layers, find_layers
 
 _BIASES = frozenset({"bias", "b"})
+_GAINS = frozenset({"scale", "gain", "gamma", "weight"})
 
 
 def redraw(key: jax.Array, params: Any, layers: Layers | None = None) -> Any:
-    r"""Draws every kernel anew, of variance 1 / inputs, and sets biases to 0.
+    r"""Draws every kernel anew, of variance 1 / inputs, and sets biases to 0, dead gains to 1.
 
     For parameters from which no re-scaling leads back: zeros, NaN, units that are all alike or
     dead. `lsuv` afterwards gives them their size.
@@ -26,7 +28,9 @@ def redraw(key: jax.Array, params: Any, layers: Layers | None = None) -> Any:
         parameters if None.
 
     Returns:
-      A tree of the same structure; what is neither a kernel nor a bias stays.
+      A tree of the same structure. Gains (of normalizations: vectors that are named so) stay, but
+      for those that aren't finite, and where all of them are 0 or not finite, all; so does what is
+      none of the three.
 
     Raises:
       ValueError: The layers are those of another tree.
@@ -42,6 +46,12 @@ def redraw(key: jax.Array, params: Any, layers: Layers | None = None) -> Any:
     """
     layers = find_layers(params) if layers is None else layers
     arrays, rebuild = layers.by_path(params)
+    alive = {
+        leaf.path: jnp.isfinite(arrays[leaf.path]).all() & arrays[leaf.path].any()
+        for leaf in layers.leaves
+        if not leaf.is_matrix and _name(leaf.path) in _GAINS
+    }
+    any_alive = functools.reduce(jnp.logical_or, alive.values(), jnp.array(False))
     drawn = {}
     keys = jax.random.split(key, max(1, len(layers.leaves)))
     for leaf, own in zip(layers.leaves, keys, strict=False):
@@ -49,7 +59,14 @@ def redraw(key: jax.Array, params: Any, layers: Layers | None = None) -> Any:
         if leaf.is_matrix:
             fan_in = max(1, math.prod(leaf.shape[axis] for axis in leaf.inputs))
             x = (jax.random.normal(own, x.shape) / fan_in**0.5).astype(x.dtype)
-        elif leaf.path.rpartition("/")[-1] in _BIASES:
+        elif _name(leaf.path) in _BIASES:
             x = jnp.zeros_like(x)
+        elif leaf.path in alive:
+            kept = any_alive & jnp.isfinite(x).all()
+            x = jnp.where(kept, x, jnp.ones_like(x))
         drawn[leaf.path] = x
     return rebuild(drawn)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[-1]

@@ -36,7 +36,9 @@ them there in the first step. They see gradients and parameters only:
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.coordinates import Coordinates, standardize_inside
 from vanishjax.treatment.cure import cure
+from vanishjax.treatment.decay import without_decay
 from vanishjax.treatment.inputs import standardize_inputs
+from vanishjax.treatment.output_units import OutputUnits, standardize_outputs
 from vanishjax.treatment.outputs import match_targets
 from vanishjax.treatment.remedies import fitting_remedies
 from vanishjax.treatment.remedy import Remedy
@@ -46,6 +48,7 @@ from vanishjax.treatment.trial import Trial
 __all__ = [
     "Context",
     "Coordinates",
+    "OutputUnits",
     "Remedy",
     "Treatment",
     "Trial",
@@ -54,4 +57,6 @@ __all__ = [
     "match_targets",
     "standardize_inputs",
     "standardize_inside",
+    "standardize_outputs",
+    "without_decay",
 ]

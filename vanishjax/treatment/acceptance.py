@@ -135,6 +135,7 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
     # Where nothing but the rate was wrong, the network is as good as one that is healthy.
     only = all(one.part in (OPTIMIZER, ROUNDING) for one in (*progress.accepted, remedy))
     rated = remedy.rate != 1 and only and learns_by_itself(run, setting.before)
+    enough = rated or learns(run, untreated, setting.before)
     return dataclasses.replace(
         then,
         start=run.problem,
@@ -142,7 +143,7 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
         best=run,
         accepted=(*remedy.follows(progress.accepted), remedy),
         # A slower form that keeps up with what cured the network has cured it too.
-        cured=progress.cured or (after.verdict != "sick" and (rated or learns(run, untreated))),
+        cured=progress.cured or (after.verdict != "sick" and enough),
     )
 
 

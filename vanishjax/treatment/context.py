@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import jax
 
 from vanishjax.health import Probe
-from vanishjax.initializers.network import network
+from vanishjax.initializers.network import Network, network
 from vanishjax.layers import Layers, find_layers
 from vanishjax.layers.traced import KeptTrace
 from vanishjax.problem import Problem
 from vanishjax.treatment.coordinates import Coordinates, find_coordinates
+from vanishjax.treatment.output_units import OutputUnits, find_output_units
 from vanishjax.treatment.trial import form
 
 _T = TypeVar("_T")
@@ -37,6 +38,7 @@ class Context:
       probe: What was measured of the network, if it was: what needs another kind of network isn't
         tried, or refuses at once.
       relative_step: Of the untreated problem's transform; see `vanishjax.Diagnosis`.
+      decay: What its weight decay takes of every kernel in a step; see `vanishjax.Diagnosis`.
       loss_scale: Of the untreated problem's transform, if it scales the loss: another optimizer
         takes its place within.
       made: By name what was made, and of what: a slower form of a remedy makes the same.
@@ -49,6 +51,7 @@ class Context:
     key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
     probe: Probe | None = None
     relative_step: float | None = None
+    decay: float | None = None
     loss_scale: float | None = None
     made: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
@@ -85,15 +88,22 @@ class Context:
 
     def coordinates(self, problem: Problem) -> Coordinates:
         """Those of `standardize_inside`; without kernels where nothing is far from standard."""
+        return self._of_data("coordinates", find_coordinates)(problem)
 
-        def find(problem: Problem) -> Coordinates:
-            return find_coordinates(network(self.loss(problem), problem.params, self.batch))
+    def output_units(self, problem: Problem) -> OutputUnits:
+        """Those of `standardize_outputs`; raises ValueError where nothing is far from standard."""
+        return self._of_data("output_units", find_output_units)(problem)
+
+    def _of_data(self, name: str, find: Callable[[Network], _T]) -> Callable[[Problem], _T]:
+        """What is found in the data, in which parameters have no say."""
+
+        def found(problem: Problem) -> _T:
+            return find(network(self.loss(problem), problem.params, self.batch))
 
         def seen(problem: Problem) -> Any:
-            # Parameters have no say in what the data is.
             return problem.loss_fn, form(problem.params)
 
-        return self.once("coordinates", find, seen)(problem)
+        return self.once(name, found, seen)
 
     @functools.cached_property
     def layers(self) -> Layers:

@@ -18,7 +18,7 @@ from vanishjax.initializers.network import Network, network
 from vanishjax.layers import Leaf
 from vanishjax.layers.matrices import bias_lengths, bias_of
 from vanishjax.problem import MISSING, Problem
-from vanishjax.transforms.arguments import as_transform
+from vanishjax.transforms.coordinates import in_coordinates
 from vanishjax.treatment.inputs import far_from_standard
 
 # What parameters without a size are changed by, to see what depends on them.
@@ -89,32 +89,7 @@ class Coordinates:
           TypeError: It's no transform.
           ValueError: `update` without parameters.
         """
-        within = as_transform(inner)
-
-        def init_fn(params: optax.Params) -> optax.OptState:
-            return within.init(self._standard(params))
-
-        def update_fn(
-            updates: optax.Updates,
-            state: optax.OptState,
-            params: optax.Params | None = None,
-            **extra: Any,
-        ) -> tuple[optax.Updates, optax.OptState]:
-            if params is None:
-                raise ValueError(
-                    "standardized coordinates need params: update(grads, state, params)"
-                )
-            if "value_fn" in extra:
-                value_fn = extra["value_fn"]
-                extra["value_fn"] = lambda standard: value_fn(self._raw(standard))
-            if "grad" in extra:
-                extra["grad"] = self._gradient(extra["grad"])
-            steps, state = within.update(
-                self._gradient(updates), state, self._standard(params), **extra
-            )
-            return self._raw(steps), state
-
-        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        return in_coordinates(inner, self._standard, self._raw, self._gradient)
 
     def _standard(self, params: Any) -> Any:
         """W' = s W and b' = b + m W of W and b."""

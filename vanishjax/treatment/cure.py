@@ -129,6 +129,7 @@ def cure(
             key=remedy_key,
             probe=before.probe,
             relative_step=before.relative_step,
+            decay=before.decay,
             loss_scale=loss_scale(problem),
         ),
         sequence(trained_on, steps, order_key),

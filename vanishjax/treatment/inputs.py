@@ -19,6 +19,9 @@ from vanishjax.placement import gathered
 _FAR, _UNEVEN = 10.0, 30.0
 # What deviates by less of its mean is a constant, by rounding alone; in another batch it may vary.
 _CONSTANT = 1e-6
+# Up to so many features are columns of a table, each in a unit of its own. More may be pixels, of
+# which those at the border hardly vary, and would be blown up.
+_FEW = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,9 +58,10 @@ def standardize_inputs(loss_fn: Callable[..., Any], params: Any, batch: Any) -> 
 
     .. math:: x \leftarrow (x - \bar x) / \mathrm{std}(x)
 
-    for each feature, on the last axis, where one is far larger than most, and otherwise for all
-    together. Inputs are the floating-point arrays that meet parameters in products alone: what the
-    loss compares with the output, as an autoencoder does with its inputs, stays as it is.
+    for each feature, on the last axis, where one is far larger than most or a few differ much, and
+    otherwise for all together. Inputs are the floating-point arrays that meet parameters in
+    products alone: what the loss compares with the output, as an autoencoder does with its inputs,
+    stays as it is.
 
     Args:
       loss_fn: `loss_fn(params, batch)`.
@@ -136,15 +140,16 @@ def far_from_standard(
         return None
     sizes = np.hypot(means, deviations)
     usual = _middle(sizes)
-    if usual and sizes.max() > _UNEVEN * usual:
-        if not deviations.any():
-            return None  # examples that are all alike tell no deviation
-        constant = deviations <= _CONSTANT * np.abs(means)
-        instead = _middle(deviations[deviations > 0])
-        return _numbers(means), _numbers(np.where(constant, instead, deviations))
+    uneven = bool(usual) and sizes.max() > _UNEVEN * usual
     size = float(np.hypot(whole_mean, whole))
-    if 1 / _FAR <= size <= _FAR and abs(whole_mean) <= _FAR * whole:
+    if not uneven and 1 / _FAR <= size <= _FAR and abs(whole_mean) <= _FAR * whole:
         return None
+    constant = deviations <= _CONSTANT * np.abs(means)
+    if uneven and constant.all():
+        return None  # examples that are all alike tell no deviation
+    own = deviations[~constant]
+    if uneven or (len(own) > 1 and len(sizes) <= _FEW and sizes.max() > _FAR * own.min()):
+        return _numbers(means), _numbers(np.where(constant, _middle(own), deviations))
     return _numbers(whole_mean), _numbers(whole)
 
 

@@ -18,7 +18,7 @@ _HALF = 0.5
 # Trials up to which a training is short, and a slower run must come all the way. Of 13 tuning
 # networks whose slower run came .5 to .98 as far in 40 steps, 11 went farther by the faster one in
 # the 200 to 300 steps after that, by up to .3 of the gap to a healthy network, the others .03 less.
-_SHORT = 10
+SHORT = 10
 # How far what changes less must come to be about as far as the best run. On tuning networks whose
 # start or attention was at fault, what changed that alone came .84 to .91 as far in 40 steps as
 # kernels made anew, or farther than these, and as far by the end; where all kernels were at fault,
@@ -93,7 +93,7 @@ def keeps_up(slow: Run, fast: Run, length: float, before: Diagnosis) -> tuple[bo
     Returns:
       The answer, and the numbers behind it in words.
     """
-    share = min(max(_SHORT / length, _HALF), 1.0)
+    share = min(max(SHORT / length, _HALF), 1.0)
     constant = _constant_loss(fast, before) if beats_constant(fast, before) else np.nan
     start, came, most = _below_start(slow, fast, constant)
     kept_up = came >= min(share * most, most)
@@ -169,20 +169,23 @@ def _standard_error(values: np.ndarray[Any, Any]) -> float:
     return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def learns(run: Run, untreated: Run | None) -> bool:
+def learns(run: Run, untreated: Run | None, before: Diagnosis) -> bool:
     """Whether a cured network's loss is well below the untreated one's, or more is to be tried.
 
-    A slow learner may be all that a remedy makes of it.
+    A slow learner may be all that a remedy makes of it. Where the untreated one exploded, half of
+    its loss says nothing: what a constant output reaches counts, where that is less.
 
     Args:
       run: Of the cured network.
       untreated: Of the other.
+      before: The diagnosis of the other, which knows what a constant output reaches.
 
     Returns:
-      Whether the held-out loss is at most half, or the untreated network diverged.
+      Whether the held-out loss is at most half; True where there is nothing to compare it with.
     """
-    before = np.inf if untreated is None else np.mean(untreated.held_out)
-    return not np.isfinite(before) or bool(np.mean(run.held_out) < _LEARNED * before)
+    alone = np.nan if untreated is None else float(np.mean(untreated.held_out))
+    least = float(np.fmin(alone, _constant_loss(run, before)))
+    return not np.isfinite(least) or bool(np.mean(run.held_out) < _LEARNED * least)
 
 
 def learns_by_itself(untreated: Run, before: Diagnosis) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,9 @@ def match_targets(
     """
     found = network(loss_fn, params, batch)
     try:
-        leaves = _matched(found.traced, _heads(found), found.leaves, found.inputs)
+        heads = find_heads(found)
+        of_constant = measure_constant(found.traced, heads, found.leaves, found.inputs)
+        leaves = _matched(found.traced, heads, of_constant, found.leaves, found.inputs)
         matched = found.with_leaves(leaves)
         before, after = found.losses(matched)
         if not after < before:
@@ -95,6 +97,8 @@ def match_targets(
 
 
 class _CannotMatchError(ValueError):
+    """A last layer that can't be matched to the targets."""
+
     def __init__(self, reason: str) -> None:
         super().__init__(f"the last layer can't be matched to the targets: {reason}")
 
@@ -104,8 +108,11 @@ _NO_HEADS = (
 )
 
 
-def _heads(found: Network) -> tuple[tuple[Adjustable, int], ...]:
-    """The last kernels, each with the number of its bias."""
+Heads = tuple[tuple[Adjustable, int], ...]
+
+
+def find_heads(found: Network) -> Heads:
+    """The last kernels, each with the number of its bias; raises _CannotMatchError without one."""
     heads = {
         kernel.site.tap: (kernel, kernel.bias[0])
         for kernel in adjustable(found)
@@ -117,24 +124,46 @@ def _heads(found: Network) -> tuple[tuple[Adjustable, int], ...]:
     return tuple(heads[tap] for tap in taps)
 
 
+class OfConstant(NamedTuple):
+    """The best constant output: for each head `[1, ..., units]`, laid out like what it puts out.
+
+    Attributes:
+      loss: The least loss of a constant output.
+      outputs: That output.
+      slopes: Of the loss there, by what every example puts out.
+      pulls: The root mean square of the slopes of single examples' losses there.
+      widths: How far from it the examples pull; NaN where that isn't found.
+    """
+
+    loss: jax.Array
+    outputs: list[jax.Array]
+    slopes: list[jax.Array]
+    pulls: list[jax.Array]
+    widths: list[jax.Array]
+
+
 @functools.partial(jit_once, static_argnums=(0, 1))
-def _matched(
-    traced: TracedLoss,
-    heads: tuple[tuple[Adjustable, int], ...],
-    leaves: list[jax.Array],
-    inputs: list[jax.Array],
-) -> list[jax.Array]:
-    """The leaves, those of heads, kernels with the numbers of their biases, matched."""
-    of_constant = loss_of_constant(traced, [*leaves, *inputs])
-    kernels = [kernel for kernel, _ in heads]
-    axes = [kernel.site.output_samples for kernel in kernels]
-    put_out = _outputs(traced, kernels, leaves, inputs)
-    of_one = [jnp.mean(y, own, keepdims=True) for y, own in zip(put_out, axes, strict=True)]
-    # A kernel that is also a factor of something else isn't replaced by what it puts out here.
-    if of_constant is None or [x.shape for x in of_constant[1]] != [x.shape for x in of_one]:
-        raise _CannotMatchError(_NO_HEADS)
-    loss, zeros = of_constant
+def measure_constant(
+    traced: TracedLoss, heads: Heads, leaves: list[jax.Array], inputs: list[jax.Array]
+) -> OfConstant:
+    """What a loss asks of a constant output of some heads.
+
+    Args:
+      traced: The loss.
+      heads: See `find_heads`.
+      leaves: Of the parameters.
+      inputs: Arrays of the batch.
+
+    Returns:
+      What it asks.
+
+    Raises:
+      _CannotMatchError: What a head puts out is no matter of its kernel and its bias alone.
+    """
+    loss, zeros = _loss_of_heads(traced, heads, leaves, inputs)
     least, best = best_constant(loss, zeros)
+    put_out = _outputs(traced, heads, leaves, inputs)
+    axes = [kernel.site.output_samples for kernel, _ in heads]
     slopes = jax.grad(loss)(
         [jnp.broadcast_to(x, y.shape) for x, y in zip(best, put_out, strict=True)]
     )
@@ -143,11 +172,26 @@ def _matched(
         numerics.rms(slope, own, keepdims=True) * (slope.size // one.size)
         for slope, own, one in zip(slopes, axes, best, strict=True)
     ]
+    return OfConstant(least, best, slopes, pulls, _widths(loss, best, pulls))
+
+
+@functools.partial(jit_once, static_argnums=(0, 1))
+def _matched(
+    traced: TracedLoss,
+    heads: Heads,
+    of_constant: OfConstant,
+    leaves: list[jax.Array],
+    inputs: list[jax.Array],
+) -> list[jax.Array]:
+    """The leaves, those of heads, kernels with the numbers of their biases, matched."""
+    loss, _ = _loss_of_heads(traced, heads, leaves, inputs)
+    least, best, slopes, _, widths = of_constant
+    axes = [kernel.site.output_samples for kernel, _ in heads]
     apart, scales = [], []
-    for kernel, own, y, mean, slope, width in zip(
-        kernels, axes, put_out, of_one, slopes, _widths(loss, best, pulls), strict=True
+    for (kernel, _), own, y, slope, width in zip(
+        heads, axes, _outputs(traced, heads, leaves, inputs), slopes, widths, strict=True
     ):
-        apart.append(y - mean)
+        apart.append(y - jnp.mean(y, own, keepdims=True))
         size = numerics.rms(apart[-1], own, keepdims=True)
         wrong_way = jnp.sum(slope * (apart[-1] / size), own, keepdims=True) > 0
         scale = jnp.where(wrong_way, -width, width) / size
@@ -162,12 +206,12 @@ def _matched(
     fits = jax.lax.map(loss_at, shares) <= least + _NEAR * jnp.abs(least)
     share = jnp.where(fits.any(), shares[jnp.argmax(fits)], shares[-1])
     matched = list(leaves)
-    for kernel, scale in zip(kernels, scales, strict=True):
+    for (kernel, _), scale in zip(heads, scales, strict=True):
         factor = jnp.where(scale == 0, 1.0, share * scale)
         matched[kernel.number] = _scaled(kernel, leaves[kernel.number], factor)
     # The means are those of kernels rounded to their type.
     for (_, number), own, y, constant in zip(
-        heads, axes, _outputs(traced, kernels, matched, inputs), best, strict=True
+        heads, axes, _outputs(traced, heads, matched, inputs), best, strict=True
     ):
         bias = leaves[number]
         shift = (constant - jnp.mean(y, own, keepdims=True)).reshape(bias.shape)
@@ -176,19 +220,31 @@ def _matched(
     return matched
 
 
+def _loss_of_heads(
+    traced: TracedLoss, heads: Heads, leaves: list[jax.Array], inputs: list[jax.Array]
+) -> tuple[Callable[[Sequence[jax.Array]], jax.Array], list[jax.Array]]:
+    """The loss as a function of what heads put out, the same for all inputs, and zeros of it."""
+    found = loss_of_constant(traced, [*leaves, *inputs])
+    of_one = [
+        jnp.mean(y, kernel.site.output_samples, keepdims=True).shape
+        for (kernel, _), y in zip(heads, _outputs(traced, heads, leaves, inputs), strict=True)
+    ]
+    # A kernel that is also a factor of something else isn't replaced by what it puts out here.
+    if found is None or [x.shape for x in found[1]] != of_one:
+        raise _CannotMatchError(_NO_HEADS)
+    return found
+
+
 def _outputs(
-    traced: TracedLoss,
-    kernels: Sequence[Adjustable],
-    leaves: list[jax.Array],
-    inputs: list[jax.Array],
+    traced: TracedLoss, heads: Heads, leaves: list[jax.Array], inputs: list[jax.Array]
 ) -> list[jax.Array]:
-    """What the kernels put out, before their biases."""
+    """What the heads put out, before their biases."""
 
     def keep(_: _jaxpr.Site, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         return y, numerics.upcast(y)
 
     kept = _jaxpr.adjusted_forward(traced.program, traced.anatomy, keep, [*leaves, *inputs])
-    return [kept[kernel.site.tap] for kernel in kernels]
+    return [kept[kernel.site.tap] for kernel, _ in heads]
 
 
 def _widths(

@@ -23,6 +23,7 @@ _NEW_KERNELS = (
 _STARTS = (
     starts.standardize,
     starts.standardize_inside,
+    starts.standardize_outputs,
     starts.match_targets,
     starts.small_output,
     starts.small_queries,
@@ -42,6 +43,9 @@ _STEPS = (
     steps.loss_scale,
     steps.rate_by_10,
     steps.fit_rate,
+    steps.less_decay,
+    steps.rate_x3,
+    steps.rate_x10,
 )
 
 
@@ -115,6 +119,18 @@ def standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
     return found if any(one.name == "standardize_inside" for one in found) else ()
 
 
+def output_standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
+    """What brings targets to unit size, where any of the data is far from that.
+
+    Args:
+      context: The network.
+
+    Returns:
+      The remedies; none where there is no need.
+    """
+    return _fit(("standardize_outputs",), context)
+
+
 def _fit(wanted: Iterable[str], context: Context) -> tuple[Remedy, ...]:
     """Those of some remedies that the network has a use for."""
     problem, seen = context.problem, context.probe
@@ -123,9 +139,11 @@ def _fit(wanted: Iterable[str], context: Context) -> tuple[Remedy, ...]:
     if problem.factory is None or problem.config.get("residual", ...) is not None:
         unfit.add("rezero")
     if seen is not None and not applicable(["standardize"], seen):
-        unfit |= {"standardize", "standardize_inside"}
+        unfit |= {"standardize", "standardize_inside", "standardize_outputs"}
     elif not may_be_far(context.batch):
-        unfit.add("standardize")
+        unfit |= {"standardize", "standardize_outputs"}
+    if not steps.decays(context):
+        unfit.add("less_decay")
     names = [name for name in wanted if name in KNOWN and name not in unfit]
     if seen is not None:
         names = [name for name in names if REMEDIES[name].needs in (None, *had)]

@@ -12,6 +12,11 @@ from vanishjax.problem import Problem
 
 # What remedies set; see `Remedy.part`.
 KERNELS, CELLS, OPTIMIZER, ROUNDING = "kernels", "cells", "optimizer", "rounding"
+RATE, DECAY = "rate", "decay"
+
+# What goes around the optimizer, from the inside out; see `Remedy.wraps`. Rounding sees the steps
+# that parameters take, whatever coordinates the optimizer sees.
+CLIPPED, AROUND, ROUNDED, SCALED = 1, 2, 3, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Remedy:
       wraps: Of several remedies those that wrap the most are applied last, so that what they put
         around the optimizer stays around it when another one changes it. Those of less than 0 come
         first: what the others make of the network's inputs and outputs depends on them.
+      around: A second part that is applied after the others, by its own `wraps`: what goes around
+        whichever optimizer the network ends up with.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -54,6 +61,7 @@ class Remedy:
     rate: float = 1.0
     local: bool = False
     wraps: int = 0
+    around: Remedy | None = None
 
     def treat(self, problem: Problem) -> Problem:
         """The treated problem, its rate included.
@@ -72,16 +80,16 @@ class Remedy:
           [-0.1 -0.1]
         """
         treated = self.apply(problem)
-        if self.rate == 1:
-            return treated
-        return dataclasses.replace(treated, tx=_slowed(treated.transform, self.rate))
+        if self.rate != 1:
+            treated = dataclasses.replace(treated, tx=_slowed(treated.transform, self.rate))
+        return treated if self.around is None else self.around.treat(treated)
 
     @property
     def lines(self) -> str:
-        """The recipe, its rate included."""
-        if self.rate == 1:
-            return self.recipe
-        return f"{self.recipe}\ntx = optax.chain(tx, optax.scale({self.rate!r}))".lstrip()
+        """The recipe, its rate and its second part included."""
+        slowed = f"tx = optax.chain(tx, optax.scale({self.rate!r}))" if self.rate != 1 else ""
+        around = "" if self.around is None else self.around.lines
+        return "\n".join(filter(None, (self.recipe, slowed, around)))
 
     def follows(self, accepted: Sequence[Remedy]) -> tuple[Remedy, ...]:
         """Those of the accepted remedies that it leaves in force.
@@ -120,6 +128,30 @@ def in_order(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
       ['adam_atan2', 'loss_scale']
     """
     return tuple(sorted(remedies, key=lambda remedy: remedy.wraps))
+
+
+def in_parts(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
+    """Remedies, those of two parts in two, in the order in which to apply them.
+
+    Args:
+      remedies: In the order in which they were accepted.
+
+    Returns:
+      Their parts.
+
+    Example:
+      >>> def same(problem):
+      ...     return problem
+      >>> units = Remedy("units", same, wraps=-1, around=Remedy("around", same, wraps=1))
+      >>> [one.name for one in in_parts([units, Remedy("muon", same)])]
+      ['units', 'muon', 'around']
+    """
+    return in_order(
+        part
+        for one in remedies
+        for part in (dataclasses.replace(one, around=None), one.around)
+        if part is not None
+    )
 
 
 # The same object for the same transform, so that problems slowed down can run side by side.

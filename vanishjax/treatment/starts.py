@@ -11,15 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from vanishjax import initializers
 from vanishjax.health import REMEDIES, probe
 from vanishjax.problem import Problem
 from vanishjax.treatment import outputs
 from vanishjax.treatment.context import LAYERS, Context
-from vanishjax.treatment.coordinates import checked
+from vanishjax.treatment.coordinates import Coordinates, checked
 from vanishjax.treatment.inputs import Standardized, standardize_inputs
-from vanishjax.treatment.remedy import CELLS, KERNELS, Remedy
+from vanishjax.treatment.output_units import OutputUnits
+from vanishjax.treatment.remedy import AROUND, CELLS, KERNELS, Remedy
 from vanishjax.treatment.steps import muon_at
 
 # A variance at which even exponentials are nearly linear, and Muon's rate then, as a part of an
@@ -113,20 +115,54 @@ def standardize_inside(context: Context) -> Remedy:
     See `vanishjax.treatment.standardize_inside`.
     """
 
-    def apply(problem: Problem) -> Problem:
+    def start(problem: Problem) -> Problem:
         coordinates = checked(context.coordinates(problem))
-        return dataclasses.replace(
-            problem,
-            params=coordinates.start(problem.params),
-            tx=coordinates.transform(problem.transform),
-        )
+        return dataclasses.replace(problem, params=coordinates.start(problem.params))
 
     recipe = (
         "coordinates = vj.treatment.standardize_inside(loss_fn, params, batch)\n"
-        "params, tx = coordinates.start(params), coordinates.transform(tx)"
+        "params = coordinates.start(params)"
     )
-    made = context.once("standardize_inside", apply)
-    return Remedy("standardize_inside", made, recipe, wraps=-1)
+    around = _around("coordinates", context.coordinates)
+    made = context.once("standardize_inside", start)
+    return Remedy("standardize_inside", made, recipe, wraps=-1, around=around)
+
+
+def _around(name: str, find: Callable[[Problem], Coordinates | OutputUnits]) -> Remedy:
+    """What puts coordinates around the optimizer."""
+
+    def apply(problem: Problem) -> Problem:
+        return dataclasses.replace(problem, tx=_inside(find(problem), problem.transform))
+
+    return Remedy(name, apply, f"tx = {name}.transform(tx)", wraps=AROUND)
+
+
+# The same object for the same coordinates and transform, so that problems can run side by side.
+@functools.lru_cache(maxsize=8)
+def _inside(
+    coordinates: Coordinates | OutputUnits, tx: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    return coordinates.transform(tx)
+
+
+def standardize_outputs(context: Context) -> Remedy:
+    """Targets of unit size, by the last layer's coordinates.
+
+    See `vanishjax.treatment.standardize_outputs`; it starts as `match_targets` does.
+    """
+
+    def start(problem: Problem) -> Problem:
+        context.output_units(problem)  # refuses what needs none
+        params = outputs.match_targets(context.loss(problem), problem.params, context.batch)
+        return dataclasses.replace(problem, params=params)
+
+    recipe = (
+        "units = vj.treatment.standardize_outputs(loss_fn, params, batch)\n"
+        "params = vj.treatment.match_targets(loss_fn, params, batch)"
+    )
+    made = context.once("standardize_outputs", start)
+    around = _around("units", context.output_units)
+    return Remedy("standardize_outputs", made, recipe, local=True, wraps=-1, around=around)
 
 
 def zero_means(context: Context) -> Remedy:

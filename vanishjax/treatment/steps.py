@@ -16,7 +16,17 @@ from vanishjax import optimizers, transforms
 from vanishjax.health.step_size import USUAL_STEP
 from vanishjax.problem import Problem
 from vanishjax.treatment.context import LAYERS, Context
-from vanishjax.treatment.remedy import OPTIMIZER, ROUNDING, Remedy
+from vanishjax.treatment.decay import without_decay
+from vanishjax.treatment.remedy import (
+    CLIPPED,
+    DECAY,
+    OPTIMIZER,
+    RATE,
+    ROUNDED,
+    ROUNDING,
+    SCALED,
+    Remedy,
+)
 
 # What a slower remedy multiplies the updates by: so much at most, and for deep networks less, as
 # (layers / depth) to the power of 3/2. Adam's .003 times 1, .3, .1 and .03 were tried on tanh and
@@ -28,6 +38,9 @@ MUON_RATE = 10
 
 # The gradients of 16-bit networks are computed this many times as large at first.
 LOSS_SCALE = 2.0**10
+
+# A decay that takes less of the kernels than this by the end of a training does little harm.
+_TAKEN = 0.3
 
 # A rate is fit as it is if it's less than so many times too large or too small.
 _FITS = 4.0
@@ -105,7 +118,7 @@ def clip(context: Context) -> Remedy:
         return dataclasses.replace(problem, tx=optax.chain(clipping, problem.transform))
 
     recipe = f"{LAYERS}\ntx = optax.chain(vj.clip_by_layer_norm(1.0, layers), tx)"
-    return Remedy("clip", apply, recipe, wraps=1)
+    return Remedy("clip", apply, recipe, wraps=CLIPPED)
 
 
 def loss_scale(_: Context) -> Remedy:
@@ -114,7 +127,7 @@ def loss_scale(_: Context) -> Remedy:
     def apply(problem: Problem) -> Problem:
         return dataclasses.replace(problem, tx=_scaled(problem.transform))
 
-    return Remedy("loss_scale", apply, _scaled_code(LOSS_SCALE), wraps=2)
+    return Remedy("loss_scale", apply, _scaled_code(LOSS_SCALE), wraps=SCALED)
 
 
 # The same object for the same transform, so that problems can run side by side.
@@ -144,7 +157,7 @@ def _last(name: str, make: Callable[[], optax.GradientTransformation]) -> Remedy
     def apply(problem: Problem) -> Problem:
         return dataclasses.replace(problem, tx=optax.chain(problem.transform, make()))
 
-    return Remedy(name, apply, f"tx = optax.chain(tx, vj.{name}())", part=ROUNDING, wraps=1)
+    return Remedy(name, apply, f"tx = optax.chain(tx, vj.{name}())", part=ROUNDING, wraps=ROUNDED)
 
 
 def rate_by_10(context: Context) -> Remedy:
@@ -172,6 +185,37 @@ def fit_rate(context: Context) -> Remedy:
         return problem
 
     return Remedy("fit_rate", apply, part=OPTIMIZER, rate=factor)
+
+
+def rate_x3(_: Context) -> Remedy:
+    """Three times the learning rate."""
+    return Remedy("rate_x3", _same, part=RATE, rate=3.0)
+
+
+def rate_x10(_: Context) -> Remedy:
+    """Ten times the learning rate."""
+    return Remedy("rate_x10", _same, part=RATE, rate=10.0)
+
+
+def _same(problem: Problem) -> Problem:
+    return problem
+
+
+def less_decay(context: Context) -> Remedy:
+    """No weight decay, where it takes a good part of every kernel by the end of the training."""
+
+    def apply(problem: Problem) -> Problem:
+        if not decays(context):
+            raise ValueError("no weight decay is known to take much of the kernels")
+        return dataclasses.replace(problem, tx=without_decay(problem.transform))
+
+    recipe = "tx = vj.treatment.without_decay(tx)"
+    return Remedy("less_decay", apply, recipe, part=DECAY, wraps=CLIPPED)
+
+
+def decays(context: Context) -> bool:
+    """Whether weight decay takes a good part of every kernel by the end of the training."""
+    return context.decay is not None and context.decay * context.total_steps > _TAKEN
 
 
 def is_far_off(factor: float) -> bool:

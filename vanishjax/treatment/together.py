@@ -13,7 +13,7 @@ from vanishjax.health import Probe
 from vanishjax.treatment import starts, steps
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.progress import Relief
-from vanishjax.treatment.remedies import standardizing_remedies
+from vanishjax.treatment.remedies import output_standardizing_remedies, standardizing_remedies
 from vanishjax.treatment.remedy import OPTIMIZER, Remedy
 
 # So many of those that came furthest are given another last layer or rate, each with a trial.
@@ -49,7 +49,10 @@ def pairs(
     """
     # Its form that standardizes what the model itself makes as well; it is what comes first.
     standard = standardizing_remedies(context)[-1:]
-    inside = tuple(one.remedy for one in reliefs if one.remedy.wraps >= 0) if standard else ()
+    inside: tuple[Remedy, ...] = ()
+    if standard:
+        relieving = (one.remedy for one in reliefs if one.remedy.wraps >= 0)
+        inside = (*output_standardizing_remedies(context), *relieving)
     others = ((one.remedy, _other(one, context)) for one in reliefs if one.remedy not in inside)
     left = [(remedy, (other,)) for remedy, other in others if other is not None]
     return (*((given, inside) for given in standard if inside), *left[:_FURTHEST])

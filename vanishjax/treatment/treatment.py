@@ -9,7 +9,7 @@ from typing import Any
 from vanishjax import report
 from vanishjax.health import REMEDIES, Diagnosis
 from vanishjax.problem import Problem
-from vanishjax.treatment.remedy import Remedy
+from vanishjax.treatment.remedy import Remedy, in_parts
 from vanishjax.treatment.trial import Trial
 
 
@@ -72,7 +72,7 @@ class Treatment:
         `start`, to the last bit. `loss_fn` is a function of parameters and a batch
         (`Problem.plain_loss`). What can't be written so, another architecture, is a comment.
         """
-        return "\n".join(remedy.lines for remedy in self.accepted)
+        return "\n".join(part.lines for part in in_parts(self.accepted))
 
     def __str__(self) -> str:
         of_model = self.problem.assemble is not None
