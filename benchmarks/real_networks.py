@@ -38,6 +38,7 @@ from benchmarks.published_rules import TOOLS
 from benchmarks.real_zoo import (
     Network,
     eighth_fresh_networks,
+    eleventh_fresh_networks,
     fifth_fresh_networks,
     fourth_fresh_networks,
     fresh_networks,
@@ -70,6 +71,7 @@ PARTS = {
     "eighth_fresh": eighth_fresh_networks,
     "ninth_fresh": ninth_fresh_networks,
     "tenth_fresh": tenth_fresh_networks,
+    "eleventh_fresh": eleventh_fresh_networks,
     "tuning": tuning_networks,
 }
 

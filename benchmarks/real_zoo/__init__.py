@@ -5,6 +5,7 @@ and was before any of them was examined, is what would be wrong with one that do
 """
 
 from benchmarks.real_zoo.eighth_fresh import eighth_fresh_networks
+from benchmarks.real_zoo.eleventh_fresh import eleventh_fresh_networks
 from benchmarks.real_zoo.fifth_fresh import fifth_fresh_networks
 from benchmarks.real_zoo.fourth_fresh import fourth_fresh_networks
 from benchmarks.real_zoo.fresh import fresh_networks
@@ -22,6 +23,7 @@ __all__ = [
     "Network",
     "Task",
     "eighth_fresh_networks",
+    "eleventh_fresh_networks",
     "fifth_fresh_networks",
     "fourth_fresh_networks",
     "fresh_networks",
