@@ -11,6 +11,7 @@ from vanishjax.health import Diagnosis, diagnosis
 from vanishjax.health.advice import traits
 from vanishjax.problem import Problem
 from vanishjax.treatment.judgement import (
+    SHORT,
     beats_constant,
     cause_improved,
     gets_as_far,
@@ -132,9 +133,11 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
         tried = frozenset(one.name for one, _ in raced.runs if one is not None)
         tried |= {one.name for one in progress.accepted if one.part == OPTIMIZER}
         then = dataclasses.replace(then, tried=tried)
-    # Where nothing but the rate was wrong, the network is as good as one that is healthy.
+    # Where nothing but the rate was wrong, the network is as good as one that is healthy; but in a
+    # short training it may be too slow.
     only = all(one.part in (OPTIMIZER, ROUNDING) for one in (*progress.accepted, remedy))
-    rated = remedy.rate != 1 and only and learns_by_itself(run, setting.before)
+    rated = remedy.rate != 1 and only and setting.length > SHORT
+    rated = rated and learns_by_itself(run, setting.before)
     enough = rated or learns(run, untreated, setting.before)
     return dataclasses.replace(
         then,

@@ -19,14 +19,13 @@ from vanishjax.treatment.acceptance import PROBE_STEPS, judge
 from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.doubt import course, doubted, learns_nothing
-from vanishjax.treatment.judgement import (
-    learns_by_itself,
-)
+from vanishjax.treatment.judgement import SHORT, learns_by_itself
 from vanishjax.treatment.loss import loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import propose, waiting
 from vanishjax.treatment.remedies import fitting_remedies, standardizing_remedies
 from vanishjax.treatment.remedy import Remedy, in_order
+from vanishjax.treatment.steps import rate_x3, rate_x10
 from vanishjax.treatment.together import pairs
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Trial, form, race
@@ -57,13 +56,14 @@ def cure(
     beside the untreated network (those that change parameters alone run all at once). One that
     improves the cause's statistic and the held-out loss, both by more than the noise, is accepted,
     once the network learns more than one output for all inputs. If what was wrong is then gone and
-    the loss is half of the untreated one's, that's the end, but for a more careful form of what was
-    accepted: a few steps may go well at a rate that many don't. Else what is left is tried on top
-    of it. What took the cause away and didn't prove itself is tried together with what mends
-    another fault that is measured, inputs far from standard or a rate far off. Where nothing is
-    accepted, the three kinds that took the cause away and came furthest are tried once more, in all
-    their forms, for four times as many steps. Where nothing helped, the network comes back as it
-    was.
+    the loss is half of the untreated one's and of a constant output's, that's the end, but for a
+    more careful form of what was accepted: a few steps may go well at a rate that many don't; or,
+    where only a short training follows, for three and ten times the rate. Else what is left is
+    tried on top of it. What took the cause away and didn't prove itself is tried together with what
+    mends another fault that is measured, inputs far from standard or a rate far off. Where nothing
+    is accepted, the three kinds that took the cause away and came furthest are tried once more, in
+    all their forms, for four times as many steps. Where nothing helped, the network comes back as
+    it was.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
@@ -158,7 +158,9 @@ def cure(
                 length=setting.length / _LONGER,
             )
             again = Progress(problem, before, trials=progress.trials, cost=progress.cost)
-            progress = _tried(longer, again, on_trial)
+            setting, progress = longer, _tried(longer, again, on_trial)
+    if remedies is None:
+        progress = _tried_faster(setting, progress, on_trial)
     setting.context.made.clear()  # parameters that nothing else holds
     cured, opt_state = problem, None
     if progress.best is not None:
@@ -260,6 +262,26 @@ def _tried_in_pairs(
         progress = dataclasses.replace(
             progress, trials=pair.trials, cost=pair.cost, paired=progress.paired.union(names)
         )
+    return progress
+
+
+def _tried_faster(
+    setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
+) -> Progress:
+    """What comes of larger rates for what was accepted.
+
+    For a training so short that what is faster in a trial is faster in the whole. Where a slower
+    form was accepted, it was for its rate.
+    """
+    slowed = any(one.safer_than is not None for one in progress.accepted)
+    if progress.best is None or setting.length > SHORT or slowed:
+        return progress
+    for make in (rate_x3, rate_x10):
+        faster = dataclasses.replace(setting, remedies=(make(setting.context),))
+        then = _tried(faster, dataclasses.replace(progress, cured=False), on_trial)
+        if then.accepted == progress.accepted:
+            return then
+        progress = then
     return progress
 
 

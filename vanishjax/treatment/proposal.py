@@ -9,11 +9,10 @@ import jax
 
 from vanishjax.problem import Problem
 from vanishjax.transforms.safety import check_guards
-from vanishjax.treatment import steps
-from vanishjax.treatment.judgement import SHORT, learns_by_itself
+from vanishjax.treatment.judgement import learns_by_itself
 from vanishjax.treatment.progress import Failure, Member, Progress, Setting, Wave
 from vanishjax.treatment.remedies import fitting_remedies
-from vanishjax.treatment.remedy import RATE, Remedy, in_order, in_parts
+from vanishjax.treatment.remedy import Remedy, in_order, in_parts
 from vanishjax.treatment.trial import run_alike
 
 
@@ -35,7 +34,7 @@ def propose(setting: Setting, progress: Progress) -> Wave | None:
     for remedy in waiting(setting, progress):
         if remedy.safer_than in progress.failed:
             continue
-        if progress.cured and not (progress.is_safer(remedy) or remedy.part == RATE):
+        if progress.cured and not progress.is_safer(remedy):
             continue
         try:
             treated = _treated(setting, progress, remedy)
@@ -58,21 +57,8 @@ def waiting(setting: Setting, progress: Progress) -> list[Remedy]:
             (*setting.before.findings, *progress.verdict.findings),
             dataclasses.replace(setting.context, problem=progress.start),
         )
-        candidates = (*candidates, *_faster(setting, progress))
     done = progress.tried | progress.failed
     return [remedy for remedy in candidates if remedy.name not in done]
-
-
-def _faster(setting: Setting, progress: Progress) -> tuple[Remedy, ...]:
-    """Larger rates for what was accepted, where so short a training follows that a trial tells.
-
-    Where a slower form was accepted, it was for its rate.
-    """
-    slowed = any(one.safer_than is not None for one in progress.accepted)
-    if progress.best is None or setting.length > SHORT or slowed:
-        return ()
-    once = any(one.part == RATE for one in progress.accepted)
-    return (steps.rate_x10(setting.context) if once else steps.rate_x3(setting.context),)
 
 
 def _treated(setting: Setting, progress: Progress, remedy: Remedy) -> Problem:
