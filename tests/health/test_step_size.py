@@ -70,10 +70,16 @@ def test_a_decay_that_no_step_holds_against_is_told(tx, told):
         (optax.adam(0.05), None),
         (optax.adam(0.5), "critical"),
         (optax.adam(10.0), "critical"),
-        (optax.adam(1e-7), "warning"),
+        (optax.adam(1e-7), "critical"),
+        (optax.adamw(2e-6, weight_decay=0.01), "critical"),
+        (optax.chain(optax.clip_by_global_norm(1e-6), optax.sgd(0.1)), "critical"),
+        # Steps that grow with a schedule, or of which that isn't known.
+        (optax.adam(optax.linear_schedule(0.0, 1e-3, 10_000)), "warning"),
+        (optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.0, 0.1, 10**4)), "warning"),
+        (optax.MultiSteps(optax.adam(1e-7), 2), "critical"),
         (optax.sgd(0.1), None),
         (optax.sgd(1e3), "critical"),
-        (optax.sgd(1e-6), "warning"),
+        (optax.sgd(1e-6), "critical"),
         (optax.adam(optax.linear_schedule(0.0, 1e-3, 100)), None),
         (vj.muon(0.02), None),
         (optax.lion(1e-4), None),
@@ -85,6 +91,17 @@ def test_a_rate_is_told_where_it_is_far_off(tx, severity):
     assert (one and one.severity) == severity
     if one:
         assert one.evidence["relative_step"] == verdict.relative_step
+
+
+def test_a_small_rate_is_for_what_has_learned():
+    params, tx = PLAIN.params, optax.adam(0.01)
+    state = tx.init(params)
+    for _ in range(200):
+        updates, state = tx.update(jax.grad(PLAIN.loss_fn)(params, BATCH), state, params)
+        params = optax.apply_updates(params, updates)
+    learned = dataclasses.replace(network(optax.adam(1e-7)), params=params)
+    assert PLAIN.loss_fn(params, BATCH) < 0.5 * np.log(4)
+    assert found(learned)["learning_rate"].severity == "warning"
 
 
 def test_what_the_gradient_makes_large_is_not_the_rates_fault():

@@ -533,8 +533,8 @@ RATES = {
     "adam 3": (optax.adam(3.0), "learning_rate", "critical"),
     "sgd 100": (optax.sgd(100.0), "learning_rate", "critical"),
     "sgd 10, momentum": (optax.sgd(10.0, momentum=0.9), "does_not_learn", "critical"),
-    "adam 1e-7": (optax.adam(1e-7), "learning_rate", "warning"),
-    "sgd 1e-6": (optax.sgd(1e-6), "learning_rate", "warning"),
+    "adam 1e-7": (optax.adam(1e-7), "learning_rate", "critical"),
+    "sgd 1e-6": (optax.sgd(1e-6), "learning_rate", "critical"),
 }
 
 

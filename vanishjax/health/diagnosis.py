@@ -32,6 +32,8 @@ from vanishjax.health.response import (
     trace_steps,
 )
 from vanishjax.health.rules import apply_rules
+from vanishjax.health.step_size import TOO_SMALL
+from vanishjax.health.warm_up import later_steps
 from vanishjax.layers import Layers
 from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, network_of
@@ -251,6 +253,8 @@ def judge(
         learned,
         still_rms=np.asarray(still, np.float64),
     )
+    if seen.relative_step is not None and seen.relative_step < TOO_SMALL:
+        seen = dataclasses.replace(seen, later_steps=later_steps(tx, params))
     return Diagnosis(
         apply_rules(seen),
         measured,

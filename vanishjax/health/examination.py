@@ -43,6 +43,8 @@ class Examination:
       learning: Some steps of training; None if none were asked for.
       still_rms: For each layer of parameters the root mean square of what the optimizer moves
         without a gradient, as weight decay does; None without an optimizer.
+      later_steps: How many times as large a schedule may make steps; NaN where that isn't known,
+        as where steps are large enough and it wasn't asked.
     """
 
     probe: Probe
@@ -53,6 +55,7 @@ class Examination:
     moved: np.ndarray[Any, Any] | None = None
     learning: Learning | None = None
     still_rms: np.ndarray[Any, Any] | None = None
+    later_steps: float = math.nan
 
     @property
     def is_linear(self) -> bool:

@@ -13,8 +13,13 @@ from vanishjax.health.remedies import FITTING
 USUAL_STEP = 0.01
 # Ten times the most of them.
 TOO_LARGE = 1.0
-# A thousand such steps, all in one direction, change a kernel by a hundredth.
-_TOO_SMALL = 1e-5
+# A thousand such steps, all in one direction, change a kernel by three hundredths. Of the networks
+# of `benchmarks.real_networks` that aren't Adam's at 1e-4 or more, all 26 that take less than 1e-4
+# learn nothing in some hundred steps; of those that learn none takes less than 5e-3.
+TOO_SMALL = 3e-5
+# Below this part of a constant output's loss a network has learned something, and small steps may
+# be what it needs.
+_HAS_LEARNED = 0.9
 # A decay that takes more than this of all kernels in a step is over within a training.
 _FAST_DECAY = 1e-3
 # The largest size, as a part of their own, at which steps hold kernels against it. At a twentieth
@@ -27,16 +32,26 @@ def learning_rate(seen: Examination) -> Finding | None:
     if (decayed := _decayed(seen)) is not None:
         return decayed
     part = seen.relative_step
-    if part is None or not (part > TOO_LARGE or part < _TOO_SMALL):
+    if part is None or not (part > TOO_LARGE or part < TOO_SMALL):
         return None
     large = part > TOO_LARGE
+    probe = seen.probe
+    # Not where a schedule, or what a constant output reaches, isn't known.
+    untrained = probe.loss >= _HAS_LEARNED * probe.constant_loss
+    still = part * seen.later_steps < TOO_SMALL and untrained
+    if large:
+        why = "too large."
+    elif still:
+        why = f"too small: a thousand steps move them by {1000 * part:.1g} at most."
+    else:
+        why = "too small, unless it is still warming up."
     return Finding(
         "learning_rate",
-        "critical" if large else "warning",
+        "critical" if large or still else "warning",
         (),
         {"relative_step": part},
         f"One step changes kernels by {part:.3g} times their usual size: the learning rate is far "
-        + ("too large." if large else "too small, unless it is still warming up."),
+        + why,
         FITTING["learning_rate"].advised,
     )
 
