@@ -20,6 +20,7 @@ _NAMES = {
     "eighth_fresh": "fresh, eighth set",
     "ninth_fresh": "fresh, ninth set",
     "tenth_fresh": "fresh, tenth set",
+    "eleventh_fresh": "fresh, eleventh set",
     "tuning": "tuning",
 }
 

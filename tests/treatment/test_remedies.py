@@ -567,6 +567,18 @@ def test_a_rate_of_any_size_is_brought_to_where_it_learns(name):
     assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
 
 
+def test_a_rate_that_learns_too_slowly_for_a_short_training_is_raised():
+    slow = dataclasses.replace(teachable(), tx=optax.adam(2.5e-4))
+    short = vj.cure(slow, lessons(), steps=40, total_steps=200)
+    assert short.before.healthy
+    assert {one.name for one in short.accepted} <= {"fit_rate", "rate_x3"}
+    assert "fit_rate" in {one.name for one in short.accepted}, str(short)
+    assert short.trials[-1].loss < 0.5 * short.trials[0].loss
+    for problem, total in ((slow, 4000), (dataclasses.replace(slow, tx=optax.adam(1e-3)), 200)):
+        left = vj.cure(problem, lessons(), steps=40, total_steps=total)
+        assert left.problem is problem, str(left)
+
+
 def test_a_rate_that_fits_is_left_alone():
     healthy = dataclasses.replace(context(), relative_step=0.02)
     with pytest.raises(ValueError, match=r"changes kernels by 2.0e-02 of their size already"):

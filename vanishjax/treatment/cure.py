@@ -23,7 +23,7 @@ from vanishjax.treatment.judgement import SHORT, learns_by_itself
 from vanishjax.treatment.loss import loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import propose, waiting
-from vanishjax.treatment.remedies import fitting_remedies, standardizing_remedies
+from vanishjax.treatment.remedies import fitting_remedies, larger_rates, standardizing_remedies
 from vanishjax.treatment.remedy import Remedy, in_order
 from vanishjax.treatment.steps import rate_x3, rate_x10
 from vanishjax.treatment.together import pairs
@@ -50,15 +50,16 @@ def cure(
 
     Diagnoses the network; a healthy one that is seen to learn in the steps of one trial is returned
     as it is, unless its kernels take in inputs far from standard, and it learns twice as much when
-    they are standardized. So is one of which that can't be known, or that seems healthy and learns
-    too little, unless a remedy lets it learn twice as much. Else the remedies that fit the cause
-    are tried, in order: from the same parameters, on the same batches, for the same few steps,
-    beside the untreated network (those that change parameters alone run all at once). One that
-    improves the cause's statistic and the held-out loss, both by more than the noise, is accepted,
-    once the network learns more than one output for all inputs. If what was wrong is then gone and
-    the loss is half of the untreated one's and of a constant output's, that's the end, but for a
-    more careful form of what was accepted: a few steps may go well at a rate that many don't; or,
-    where only a short training follows, for three and ten times the rate. Else what is left is
+    they are standardized; or its rate is far below the usual, only a short training follows, and it
+    learns twice as much at that. So is one of which that can't be known, or that seems healthy and
+    learns too little, unless a remedy lets it learn twice as much. Else the remedies that fit the
+    cause are tried, in order: from the same parameters, on the same batches, for the same few
+    steps, beside the untreated network (those that change parameters alone run all at once). One
+    that improves the cause's statistic and the held-out loss, both by more than the noise, is
+    accepted, once the network learns more than one output for all inputs. If what was wrong is then
+    gone and the loss is half of the untreated one's and of a constant output's, that's the end, but
+    for a more careful form of what was accepted: a few steps may go well at a rate that many don't;
+    or, where only a short training follows, for three and ten times the rate. Else what is left is
     tried on top of it. What took the cause away and didn't prove itself is tried together with what
     mends another fault that is measured, inputs far from standard or a rate far off. Where nothing
     is accepted, the three kinds that took the cause away and came furthest are tried once more, in
@@ -188,16 +189,21 @@ def _seen_alone(
     """Trains a network that looks healthy as it is, and doubts the verdict if it learns nothing.
 
     If it learns, that isn't one of the trials, which are of remedies: its diagnosis tells it. But
-    where inputs are far from standard, standardizing them is.
+    where inputs are far from standard, standardizing them is; and a larger rate, where that is far
+    below the usual and only a short training follows.
     """
     alone = _tried(dataclasses.replace(setting, remedies=()), progress, None)
     (trial,), untreated = alone.trials, alone.untreated
     if untreated is None or learns_by_itself(untreated, setting.before):
         learned = untreated and course(untreated, setting.before)
         verdict = dataclasses.replace(setting.before, learning=learned)
-        # In units of their own inputs may hold back a part of the network that no rule knows of.
-        wanted = setting.remedies is None and untreated is not None
-        others = standardizing_remedies(setting.context) if wanted else ()
+        others: tuple[Remedy, ...] = ()
+        if setting.remedies is None and untreated is not None:
+            # In units of their own inputs may hold back a part of the network that no rule knows
+            # of; and a short training may be too short for small steps.
+            others = standardizing_remedies(setting.context)
+            if setting.length <= SHORT:
+                others += larger_rates(setting.context)
         if not others:
             return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
         if on_trial is not None:

@@ -119,6 +119,19 @@ def standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
     return found if any(one.name == "standardize_inside" for one in found) else ()
 
 
+def larger_rates(context: Context) -> tuple[Remedy, ...]:
+    """What makes steps as large as usual, where they are far smaller.
+
+    Args:
+      context: The network.
+
+    Returns:
+      The remedies; none where there is no need.
+    """
+    fit = steps.fit_rate(context)
+    return (fit,) if fit.rate > 1 and steps.is_far_off(fit.rate) else ()
+
+
 def output_standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
     """What brings targets to unit size, where any of the data is far from that.
 
