@@ -13,6 +13,7 @@ from vanishjax.health.lost import moved_share
 
 X = jax.random.normal(jax.random.key(1), (64, 8))
 LABELS = jnp.arange(64) % 4
+BATCH = X, LABELS
 
 
 @functools.cache
@@ -30,7 +31,7 @@ def finding(problem, tx, rule="lost_updates"):
 
 
 @pytest.mark.parametrize(
-    ("rate", "severity"), [(1e-3, None), (1e-4, "warning"), (1e-5, "critical")]
+    ("rate", "severity"), [(1e-3, None), (2e-4, "warning"), (1e-4, "critical"), (1e-5, "critical")]
 )
 def test_bfloat16_parameters_lose_small_steps(rate, severity):
     found = finding(narrow(), vj.adam(rate))
@@ -85,3 +86,30 @@ def test_the_type_in_which_a_gradient_underflows_is_that_of_the_activations():
     assert underflow.remedy_ids[0] == "loss_scale"
     assert set(found.probe.dtypes) == {"float16"}
     assert vj.diagnose(problem.loss_fn, problem.params, (X, LABELS)).healthy
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "lost"),
+    [
+        (optax.adam, jnp.float16, True),
+        (lambda rate: optax.adam(rate, eps=1e-4), jnp.float16, False),
+        (vj.adam, jnp.float16, False),
+        (optax.sgd, jnp.float16, False),
+        (optax.adam, jnp.bfloat16, False),
+        # Nothing is known to be 0 / 0 in a type in which squares of gradients have numbers.
+        (lambda rate: optax.adam(rate, eps=0.0), jnp.float32, False),
+    ],
+    ids=["optax", "larger eps", "ours", "sgd", "bfloat16", "float32"],
+)
+def test_squares_that_float16_has_no_numbers_for_are_told(make, dtype, lost):
+    problem, tx = narrow(dtype) if dtype != jnp.float32 else mlp(), make(3e-3)
+    found = finding(problem, tx, "underflow")
+    assert (found is not None) == lost
+    params = problem.params
+    gradient = jax.tree.map(lambda g: g.at[..., 0].set(0), jax.grad(problem.loss_fn)(params, BATCH))
+    steps, _ = tx.update(gradient, tx.init(params), params)
+    finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(steps))
+    assert finite == (not lost and dtype != jnp.float32)
+    if lost:
+        assert found.severity == "critical"
+        assert "hidden_0/kernel" in found.layers

@@ -74,8 +74,8 @@ def test_a_decay_that_no_step_holds_against_is_told(tx, told):
         (optax.adamw(2e-6, weight_decay=0.01), "critical"),
         (optax.chain(optax.clip_by_global_norm(1e-6), optax.sgd(0.1)), "critical"),
         # Steps that grow with a schedule, or of which that isn't known.
-        (optax.adam(optax.linear_schedule(0.0, 1e-3, 10_000)), "warning"),
-        (optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.0, 0.1, 10**4)), "warning"),
+        (optax.adam(optax.linear_schedule(0.0, 1e-3, 10_000)), None),
+        (optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.0, 0.1, 10**4)), None),
         (optax.MultiSteps(optax.adam(1e-7), 2), "critical"),
         (optax.sgd(0.1), None),
         (optax.sgd(1e3), "critical"),

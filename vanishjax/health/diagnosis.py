@@ -252,6 +252,7 @@ def judge(
         moved,
         learned,
         still_rms=np.asarray(still, np.float64),
+        stored=_types(parameters.layers, leaves),
     )
     if seen.relative_step is not None and seen.relative_step < TOO_SMALL:
         seen = dataclasses.replace(seen, later_steps=later_steps(tx, params))
@@ -263,6 +264,12 @@ def judge(
         relative_step=seen.relative_step,
         decay=seen.decay,
     )
+
+
+def _types(layers: Layers, leaves: list[jax.Array]) -> tuple[str, ...]:
+    """For each layer the name of the type that its parameters are kept in."""
+    known = {leaf.path: x.dtype.name for leaf, x in zip(layers.leaves, leaves, strict=True)}
+    return tuple(known[leaf.path] for leaf in layers.homes)
 
 
 def _as_seen(problem: Problem) -> Problem:

@@ -45,6 +45,7 @@ class Examination:
         without a gradient, as weight decay does; None without an optimizer.
       later_steps: How many times as large a schedule may make steps; NaN where that isn't known,
         as where steps are large enough and it wasn't asked.
+      stored: For each layer of parameters the name of the type that they are kept in.
     """
 
     probe: Probe
@@ -56,6 +57,7 @@ class Examination:
     learning: Learning | None = None
     still_rms: np.ndarray[Any, Any] | None = None
     later_steps: float = math.nan
+    stored: tuple[str, ...] = ()
 
     @property
     def is_linear(self) -> bool:

@@ -18,7 +18,7 @@ from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
 from vanishjax.health.learning import does_not_learn
-from vanishjax.health.lost import lost_updates
+from vanishjax.health.lost import lost_squares, lost_updates
 from vanishjax.health.measurements import Probe
 from vanishjax.health.memory import memory
 from vanishjax.health.rounding import rounding_noise
@@ -360,7 +360,7 @@ RULES: Mapping[Rule, _Rule] = {
     "token_collapse": token_collapse,
     "saturated_attention": saturated_attention,
     "bad_start": lambda seen: bad_start(seen) or far_targets(seen),
-    "underflow": underflow,
+    "underflow": lambda seen: _gravest(underflow, lost_squares, of=seen),
     "blind_optimizer": blind_optimizer,
     "lost_updates": lost_updates,
     "learning_rate": learning_rate,
