@@ -254,6 +254,27 @@ def test_a_kernel_without_a_bias_divides_by_the_size():
     np.testing.assert_allclose(start["kernel"] * 100, params["kernel"], rtol=1e-2)
 
 
+def test_what_a_derivative_is_taken_along_is_no_feature():
+    """A string in millimeters: beside positions the first kernel meets their direction, 1."""
+    params = {"w": jnp.ones((1, 8)) / 8, "b": jnp.zeros(8), "out": jnp.ones((8, 1)) / 8}
+
+    def forward(p, x):
+        return jnp.tanh(x @ p["w"] + p["b"]) @ p["out"]
+
+    def loss_fn(p, x):
+        value, slope = jax.jvp(lambda x: forward(p, x), (x,), (jnp.ones_like(x),))
+        return jnp.mean((slope - value) ** 2)
+
+    x = 1000 * jax.random.uniform(KEY, (64, 1))
+    coordinates = standardize_inside(loss_fn, params, x)
+    (one,) = coordinates.kernels.values()
+    np.testing.assert_allclose(one.means, x.mean(), rtol=1e-5)
+    np.testing.assert_allclose(one.deviations, x.std(), rtol=1e-5)
+    standard = (x - x.mean()) / x.std()
+    start = coordinates.start(params)
+    np.testing.assert_allclose(forward(start, x), forward(params, standard), atol=1e-5)
+
+
 def test_what_is_near_zero_mean_and_unit_size_is_refused():
     network, params, shape = FORMS["dense"]
 

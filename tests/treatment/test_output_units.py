@@ -127,3 +127,15 @@ def test_what_is_input_and_target_in_a_unit_of_its_own_is_cured(unit):
     assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
     best, spoiled = trained(*plain, 1.0), trained(problem, batches, unit)
     assert trained(treatment.start, batches, unit) < 2 * best < 0.2 * spoiled
+
+
+def test_inputs_are_tried_again_once_targets_are_mended():
+    """Each hides the other: all units are saturated, and the loss is that of the targets' mean."""
+    problem = vj.mlp_problem(8, (32, 32), 1, loss="squared_error", tx=vj.adam(4e-3))
+    x = jax.random.normal(jax.random.key(2), (24, 64, 8))
+    batches = [(3e4 + 4e3 * own, 2e4 + 5e3 * (jnp.sin(own[:, :1]) + own[:, 1:2])) for own in x]
+    treatment = vj.cure(problem, batches, steps=40, total_steps=300)
+    names = {one.name for one in treatment.accepted}
+    assert "standardize_outputs" in names, str(treatment)
+    assert names & {"standardize", "standardize_inside"}, str(treatment)
+    assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)

@@ -101,7 +101,6 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "standardize what the first kernels take in, by their coordinates",
             "inside = vj.treatment.standardize_inside(loss_fn, params, batch); "
             "params, tx = inside.start(params), inside.transform(tx)",
-            unless=("derivative",),
         ),
         "standardize_outputs": Advice(
             "a last layer in units of the targets: starts and steps as for standardized ones",
@@ -295,7 +294,7 @@ class Fitting(NamedTuple):
 _SMOOTH = ("lsuv", "small_lsuv", "slow_lsuv", "slow_small_lsuv")
 _MIRRORED = ("looks_linear", "slow_looks_linear")
 _DEEP = (*_SMOOTH, *_MIRRORED)
-_STANDARD = ("standardize", "standardize_inside", "standardize_outputs")
+STANDARD = ("standardize", "standardize_inside", "standardize_outputs")
 _REDRAWN = ("redraw", "slow_redraw")
 _REMEMBERING = ("long_memory", "slow_long_memory")
 
@@ -305,12 +304,12 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
     {
         "nonfinite": Fitting(
             ("slow_looks_linear", "slow_small_lsuv"),
-            (*_STANDARD, *_DEEP, *_REDRAWN, "tiny_lsuv", "clip"),
+            (*STANDARD, *_DEEP, *_REDRAWN, "tiny_lsuv", "clip"),
         ),
-        "zero_gradient": Fitting(("redraw", "rezero"), (*_STANDARD, "zero_means", "slow_redraw")),
+        "zero_gradient": Fitting(("redraw", "rezero"), (*STANDARD, "zero_means", "slow_redraw")),
         "mean_collapse": Fitting(
             ("slow_looks_linear", "lsuv", "centered_activation", "rezero", "deep_muon"),
-            ("less_decay", *_STANDARD, *_REMEMBERING, *_DEEP),
+            ("less_decay", *STANDARD, *_REMEMBERING, *_DEEP),
         ),
         "rank_collapse": Fitting(("slow_looks_linear", "lsuv", "rezero", "muon"), _DEEP),
         "vanishing_gradient": Fitting(
@@ -330,15 +329,15 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         ),
         "exploding_gradient": Fitting(
             ("small_branches", "slow_looks_linear", "slow_small_lsuv", "tiny_lsuv", "rezero"),
-            (*_STANDARD, *_REMEMBERING, *_DEEP, *_REDRAWN, "clip"),
+            (*STANDARD, *_REMEMBERING, *_DEEP, *_REDRAWN, "clip"),
         ),
         "saturated_units": Fitting(
             ("lsuv", "redraw", "standardize", "layer_norm"),
-            (*_STANDARD, "zero_means", *_REMEMBERING, "slow_lsuv", "slow_redraw"),
+            (*STANDARD, "zero_means", *_REMEMBERING, "slow_lsuv", "slow_redraw"),
         ),
         "dead_units": Fitting(
             ("redraw", "leaky_relu", "smaller_rate"),
-            (*_STANDARD, "zero_means", "lsuv", "slow_lsuv", "slow_redraw"),
+            (*STANDARD, "zero_means", "lsuv", "slow_lsuv", "slow_redraw"),
         ),
         "underflow": Fitting(("loss_scale", "bfloat16"), ("lsuv", "slow_lsuv", "adam_atan2")),
         "blind_optimizer": Fitting(
@@ -349,9 +348,9 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             ("lsuv", "slow_lsuv", "slow_identity_attention"),
         ),
         "saturated_attention": Fitting(
-            ("small_queries", "scaled_scores", "qk_norm"), (*_STANDARD, "lsuv", "slow_lsuv")
+            ("small_queries", "scaled_scores", "qk_norm"), (*STANDARD, "lsuv", "slow_lsuv")
         ),
-        "bad_start": Fitting(("small_output", "lsuv"), (*_STANDARD, "match_targets", "slow_lsuv")),
+        "bad_start": Fitting(("small_output", "lsuv"), (*STANDARD, "match_targets", "slow_lsuv")),
         "memory": Fitting(
             ("long_memory", "orthogonal_cell", "gates", "skip_time"), ("slow_long_memory",)
         ),
@@ -372,7 +371,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
         "does_not_learn": Fitting(
             ("another_rate", "labels", "cure"),
             (
-                *_STANDARD,
+                *STANDARD,
                 "match_targets",
                 "rate_by_10",
                 "fit_rate",

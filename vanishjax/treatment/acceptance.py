@@ -9,6 +9,7 @@ import numpy as np
 
 from vanishjax.health import Diagnosis, diagnosis
 from vanishjax.health.advice import traits
+from vanishjax.health.remedies import STANDARD
 from vanishjax.problem import Problem
 from vanishjax.treatment.judgement import (
     SHORT,
@@ -128,6 +129,10 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
     if not proven:
         return then
     remedy, run, after, _ = proven[0]
+    if remedy.wraps < 0:
+        # Inputs and targets in units of their own: to mend one of them may have shown nothing.
+        again = frozenset(STANDARD) - {remedy.name}
+        then = dataclasses.replace(then, tried=then.tried - again)
     if remedy.part == OPTIMIZER:
         # New kernels may have been of no use to one that didn't move them: they are tried again.
         tried = frozenset(one.name for one, _ in raced.runs if one is not None)

@@ -266,6 +266,9 @@ def _pooled(places: Sequence[_jaxpr.Moments]) -> np.ndarray[Any, Any]:
     means, deviations = (
         np.array([place[part] for place in places], np.float64) for part in range(2)
     )
+    # Where a derivative's direction meets the kernel beside what it's taken by.
+    varies = deviations.any(axis=tuple(range(1, deviations.ndim)))
+    means, deviations = (x[varies] if varies.any() else x for x in (means, deviations))
     mean = means.mean(0)
     return np.array([mean, ((deviations**2).mean(0) + means.var(0)) ** 0.5])
 

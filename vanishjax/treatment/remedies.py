@@ -151,9 +151,8 @@ def _fit(wanted: Iterable[str], context: Context) -> tuple[Remedy, ...]:
     unfit = set()
     if problem.factory is None or problem.config.get("residual", ...) is not None:
         unfit.add("rezero")
-    if seen is not None and not applicable(["standardize"], seen):
-        unfit |= {"standardize", "standardize_inside", "standardize_outputs"}
-    elif not may_be_far(context.batch):
+    differentiated = seen is not None and not applicable(["standardize"], seen)
+    if differentiated or not may_be_far(context.batch):
         unfit |= {"standardize", "standardize_outputs"}
     if not steps.decays(context):
         unfit.add("less_decay")
