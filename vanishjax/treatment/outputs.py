@@ -112,7 +112,7 @@ Heads = tuple[tuple[Adjustable, int], ...]
 
 
 def find_heads(found: Network) -> Heads:
-    """The last kernels, each with the number of its bias; raises _CannotMatchError without one."""
+    """The last kernels, each with the number of its bias; raises ValueError where one has none."""
     heads = {
         kernel.site.tap: (kernel, kernel.bias[0])
         for kernel in adjustable(found)
@@ -158,7 +158,7 @@ def measure_constant(
       What it asks.
 
     Raises:
-      _CannotMatchError: What a head puts out is no matter of its kernel and its bias alone.
+      ValueError: What a head puts out is no matter of its kernel and its bias alone.
     """
     loss, zeros = _loss_of_heads(traced, heads, leaves, inputs)
     least, best = best_constant(loss, zeros)
