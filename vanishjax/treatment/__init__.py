@@ -16,9 +16,9 @@ one output for all inputs, or says that nothing helped.
 
 `treatment.problem` and `treatment.opt_state` go on from there; what you passed in is as it was, and
 a healthy network comes back untouched at the cost of one trial, unless it takes in inputs far from
-standard and learns twice as much when they are standardized. `treatment.recipe` is Python that
-gives the cured network as the trial started it, to the last bit, from your `loss_fn`, `params` and
-`tx` and from `batch`, which is `treatment.batch`. A remedy that can't be applied is recorded, with
+standard, or steps far too little for the training to come, and learns twice as much when that is
+mended. `treatment.recipe` is Python that gives the cured network as the trial started it, to the
+last bit, from your `loss_fn`, `params` and `tx` and from `batch`, which is `treatment.batch`. A remedy that can't be applied is recorded, with
 its reason, and stops nothing. A remedy is a function from a `Problem` to a `Problem`: pass your own
 as `remedies=[vj.Remedy(name, apply)]`. Which remedies fit which cause stands in
 `vanishjax.health.REMEDIES` and `FITTING`.
