@@ -253,8 +253,10 @@ def test_only_an_optimizer_with_eps_is_blind():
     assert "blind_optimizer" in [one.rule for one in found.findings]
     assert found.effectiveness.shape == (len(found.probe.parameters.layers),)
     assert "blind_optimizer" in rule_of(problem, ADAM)
-    for tx in (vj.adam(1e-3, eps_relative=True), vj.adam_atan2(1e-3), vj.sgd(0.1), vj.lion(1e-4)):
+    for tx in (vj.adam(1e-3, eps_relative=True), vj.adam_atan2(1e-3), vj.lion(1e-4)):
         assert verdict(problem, tx).healthy
+    # Nor is one whose steps shrink with the gradient, and don't move anything here.
+    assert rule_of(problem, vj.sgd(0.1)) == ["learning_rate"]
 
 
 def test_zero_gradients_say_why():

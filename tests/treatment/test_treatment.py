@@ -236,7 +236,7 @@ def looks_healthy(rate=1e-2):
 
 def test_a_network_that_only_looks_healthy_is_treated():
     """Its rate is far too small, which no look at one step tells."""
-    problem = looks_healthy(rate=1e-5)
+    problem = looks_healthy(rate=3e-5)
     assert vj.diagnose(problem, data()[0]).verdict == "healthy"
     told = []
     treatment = vj.cure(problem, data(), steps=STEPS, on_trial=told.append)

@@ -17,6 +17,9 @@ TOO_LARGE = 1.0
 # `benchmarks.real_networks` that aren't Adam's at 1e-4 or more, all 28 that take less than 4e-4
 # learn nothing in some hundred steps; of those that learn none takes less than 5e-3.
 TOO_SMALL = 1e-4
+# Of so many kernels. The deeper a network, the more of them change its output at once, and the less
+# each may: `deep_adam` divides its rate by the depth.
+_SHALLOW = 8
 # Below this part of a constant output's loss a network has learned something, and small steps may
 # be what it needs.
 _HAS_LEARNED = 0.9
@@ -35,12 +38,14 @@ def learning_rate(seen: Examination) -> Finding | None:
     if part is None or not (part > TOO_LARGE or part < TOO_SMALL):
         return None
     large = part > TOO_LARGE
-    if not large and part * seen.later_steps >= TOO_SMALL:
-        return None  # it warms up
     probe = seen.probe
+    depth = sum(leaf.is_matrix for leaf in probe.parameters.layers.homes)
+    moves = part * seen.later_steps * max(1.0, depth / _SHALLOW)
+    if not large and moves >= TOO_SMALL:
+        return None  # it warms up, or is as deep as that
     # Not where a schedule, or what a constant output reaches, isn't known.
     untrained = probe.loss >= _HAS_LEARNED * probe.constant_loss
-    still = part * seen.later_steps < TOO_SMALL and untrained
+    still = moves < TOO_SMALL and untrained
     if large:
         why = "too large."
     elif still:

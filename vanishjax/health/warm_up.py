@@ -14,9 +14,6 @@ from vanishjax.transforms.arguments import as_transform
 
 # Warm-ups are over after one of these numbers of steps, or have come far.
 _LATER = (10, 100, 1000, 10_000, 100_000, 1_000_000)
-# Adam's first moment, a tenth of a gradient, over the root of its second, a thousandth of its
-# square, is 3.2; over that of what is left after the second step 4.2, and Muon's 4.9.
-_UNCORRECTED = 5.0
 # A gradient's norm between an epsilon and a clip.
 _NORM = 2.0**-5
 
@@ -25,7 +22,7 @@ def later_steps(tx: optax.GradientTransformation, params: optax.Params) -> float
     """How many times as large as the second step a later one is, for the same gradient.
 
     The counts in a fresh state are moved on. Moments stay those of a first step, so that Adam's
-    correction makes its step up to 5 times as large without any schedule: that is taken off.
+    correction makes its step up to 5 times as large without any schedule.
 
     Args:
       tx: The transform.
@@ -38,7 +35,7 @@ def later_steps(tx: optax.GradientTransformation, params: optax.Params) -> float
     Example:
       >>> warm_up = optax.linear_schedule(0.0, 1e-3, 1000)
       >>> later_steps(optax.sgd(warm_up), jnp.ones(3)), later_steps(optax.sgd(1e-3), jnp.ones(3))
-      (200.0, 1.0)
+      (1000.0, 1.0)
     """
     extended = as_transform(tx, "tx")
     entries = sum(x.size for x in jax.tree.leaves(params))
@@ -69,4 +66,4 @@ def later_steps(tx: optax.GradientTransformation, params: optax.Params) -> float
     with np.errstate(divide="ignore", invalid="ignore"):
         times = sizes[1:] / sizes[0]
     known = times[np.isfinite(times)]
-    return max(1.0, round(float(np.max(known)) / _UNCORRECTED, 1)) if len(known) else math.nan
+    return max(1.0, round(float(np.max(known)), 1)) if len(known) else math.nan
