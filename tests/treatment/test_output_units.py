@@ -1,15 +1,19 @@
 """Targets of unit size, by the last layer's coordinates."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import vanishjax as vj
 from tests.treatment.test_remedies import assert_recipe_makes
 from vanishjax.treatment import standardize_outputs
+from vanishjax.treatment.loss import as_evaluated
 
 X = jax.random.normal(jax.random.key(0), (256, 8))
 SHAPES = jnp.stack([jnp.sin(X[:, 0]) + X[:, 1], X[:, 2] * X[:, 3]], axis=1)
@@ -139,3 +143,49 @@ def test_inputs_are_tried_again_once_targets_are_mended():
     assert "standardize_outputs" in names, str(treatment)
     assert names & {"standardize", "standardize_inside"}, str(treatment)
     assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
+
+
+class House(nnx.Module):
+    """Prices of houses, in dollars, of square feet, years and lots."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 32, rngs=rngs)
+        self.second = nnx.Linear(32, 32, rngs=rngs)
+        self.price = nnx.Linear(32, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.price(nnx.relu(self.second(nnx.relu(self.first(x)))))[:, 0]
+
+
+def test_a_model_that_gets_no_further_than_a_constant_is_not_taken_for_one_that_learns():
+    """Its loss falls for hundreds of steps, and lies six times above that of one price for all."""
+    shapes = jax.random.normal(jax.random.key(0), (24, 64, 3))
+    batches = [
+        (
+            jnp.array([2000.0, 1985.0, 9000.0]) + jnp.array([600.0, 20.0, 4000.0]) * z,
+            350_000 + 90_000 * (z[:, 0] + jnp.tanh(z[:, 1])),
+        )
+        for z in shapes
+    ]
+
+    def loss_fn(model, batch):
+        return jnp.mean((model(batch[0]) - batch[1]) ** 2)
+
+    problem = vj.Problem.from_nnx(House(nnx.Rngs(0)), loss_fn, optax.adam(1e-3))
+    treatment = vj.cure(problem, batches, steps=100)
+    prices = float(np.var([price for _, price in batches]))
+    assert treatment.trials[0].loss > 2 * prices
+    assert "standardize_outputs" in {one.name for one in treatment.accepted}, str(treatment)
+    best = min(one.loss for one in treatment.trials if one.outcome == "accepted")
+    assert best < 0.8 * prices
+
+
+def test_what_a_constant_reaches_is_asked_of_the_loss_in_evaluation():
+    problem = predictor()
+    batch = X, SHAPES
+    before = vj.diagnose(problem, batch)
+    assert as_evaluated(before, problem, batch) is before
+    other = dataclasses.replace(problem, evaluate_fn=lambda p, b: 100 * problem.loss_fn(p, b))
+    seen = as_evaluated(before, other, batch)
+    assert seen.probe.constant_loss == pytest.approx(100 * before.probe.constant_loss, rel=1e-3)
+    assert seen.findings == before.findings

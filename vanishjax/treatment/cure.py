@@ -20,7 +20,7 @@ from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.doubt import course, doubted, learns_nothing
 from vanishjax.treatment.judgement import SHORT, learns_by_itself
-from vanishjax.treatment.loss import loss_scale, trained_loss
+from vanishjax.treatment.loss import as_evaluated, loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import propose, waiting
 from vanishjax.treatment.remedies import fitting_remedies, larger_rates, standardizing_remedies
@@ -116,7 +116,8 @@ def cure(
         raise ValueError(f"steps must be at least 1, got {steps}")
     key = jax.random.key(0) if key is None else key
     trained_on, held_out, notes = divide(batches, steps)
-    before = _examine(problem, trained_on[0])
+    first = _examine(problem, trained_on[0])
+    before = as_evaluated(first, problem, trained_on[0])
     order_key, remedy_key = jax.random.split(key)
     setting = Setting(
         problem,
@@ -175,7 +176,7 @@ def cure(
         trained_on[0],
         in_order(progress.accepted),
         progress.trials,
-        before,
+        dataclasses.replace(before, probe=first.probe),
         progress.verdict,
         steps,
         progress.cost,

@@ -94,7 +94,7 @@ def keeps_up(slow: Run, fast: Run, length: float, before: Diagnosis) -> tuple[bo
       The answer, and the numbers behind it in words.
     """
     share = min(max(SHORT / length, _HALF), 1.0)
-    constant = _constant_loss(fast, before) if beats_constant(fast, before) else np.nan
+    constant = _constant_loss(before) if beats_constant(fast, before) else np.nan
     start, came, most = _below_start(slow, fast, constant)
     kept_up = came >= min(share * most, most)
     relation = "at least" if kept_up else "less than"
@@ -143,9 +143,9 @@ def beats_constant(run: Run, before: Diagnosis, errors: float = 0.0) -> bool:
         ten-thousandth of the constant's; 0 for any difference.
 
     Returns:
-      The answer; True where it isn't known, as where the loss in evaluation is another one.
+      The answer; True where it isn't known.
     """
-    constant = _constant_loss(run, before)
+    constant = _constant_loss(before)
     if not np.isfinite(constant):
         return True
     margin = 0.0
@@ -154,14 +154,14 @@ def beats_constant(run: Run, before: Diagnosis, errors: float = 0.0) -> bool:
     return float(np.mean(run.held_out)) < constant - margin
 
 
-def _constant_loss(run: Run, before: Diagnosis) -> float:
-    """What a constant output reaches; NaN where it isn't known for the loss in evaluation.
+def _constant_loss(before: Diagnosis) -> float:
+    """What a constant output reaches; NaN where it isn't known.
 
     Exactly 0 says as little: all targets are one, or what tells them apart is lost in rounding, as
     behind a critic that has collapsed. Nothing would ever be below.
     """
     constant = before.probe.constant_loss
-    return np.nan if constant == 0 or run.problem.evaluate_fn is not None else constant
+    return np.nan if constant == 0 else constant
 
 
 def _standard_error(values: np.ndarray[Any, Any]) -> float:
@@ -184,7 +184,7 @@ def learns(run: Run, untreated: Run | None, before: Diagnosis) -> bool:
       Whether the held-out loss is at most half; True where there is nothing to compare it with.
     """
     alone = np.nan if untreated is None else float(np.mean(untreated.held_out))
-    least = float(np.fmin(alone, _constant_loss(run, before)))
+    least = float(np.fmin(alone, _constant_loss(before)))
     return not np.isfinite(least) or bool(np.mean(run.held_out) < _LEARNED * least)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from vanishjax.health import Diagnosis
+from vanishjax.health.constant import constant_output
+from vanishjax.initializers.network import network
+from vanishjax.placement import gathered
 from vanishjax.problem import Problem, loss_alone
 from vanishjax.transforms.loss_scale import find_loss_scale
 
@@ -41,6 +46,30 @@ def loss_scale(problem: Problem) -> float | None:
         return None
     found = find_loss_scale(init(problem.params))
     return None if found is None else float(found.scale)
+
+
+def as_evaluated(before: Diagnosis, problem: Problem, batch: Any) -> Diagnosis:
+    """A diagnosis that knows what a constant output reaches in evaluation, by which trials go.
+
+    Args:
+      before: The diagnosis of the problem in training.
+      problem: It.
+      batch: What it was looked at by.
+
+    Returns:
+      The same, but for the loss of the best constant output: NaN where it can't be told.
+    """
+    if problem.evaluate_fn is None:
+        return before
+
+    def evaluated(params: Any, batch: Any) -> Any:
+        state = problem.model_state
+        return problem.evaluate(params, batch, model_state=state, training=False).loss
+
+    found = network(evaluated, problem.params, gathered(batch))
+    run = jax.jit(lambda *arguments: constant_output(found.traced, arguments).loss)
+    least = float(run(*found.leaves, *found.inputs))
+    return dataclasses.replace(before, probe=dataclasses.replace(before.probe, constant_loss=least))
 
 
 # One function object for one loss, so that what is compiled for it is found again.
