@@ -304,7 +304,12 @@ def test_state_and_updates_keep_their_form(dtype):
     network, params, shape = FORMS["dense"]
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     x = (50 * jax.random.normal(KEY, shape)).astype(dtype)
-    coordinates = standardize_inside(lambda w, b: jnp.mean(network(w, b) ** 2), params, x)
+    loss_fn = lambda w, b: jnp.mean(network(w, b) ** 2)  # noqa: E731
+    assert_keeps_the_form(standardize_inside(loss_fn, params, x), params)
+
+
+def assert_keeps_the_form(coordinates, params):
+    """State and updates are shaped and typed as they were, and what can't be is refused."""
     tx = coordinates.transform(optax.adam(0.01))
     state = tx.init(params)
     updates, after = jax.jit(tx.update)(params, state, params)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from flax import nnx
 
 import vanishjax as vj
+from tests.treatment.test_coordinates import assert_keeps_the_form
 from tests.treatment.test_remedies import assert_recipe_makes
 from vanishjax.treatment import standardize_outputs
 from vanishjax.treatment.loss import as_evaluated
@@ -74,16 +74,7 @@ def test_every_unit_has_its_own():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_state_and_updates_keep_their_form(dtype):
     problem = predictor(param_dtype=dtype, dtype=dtype)
-    found = standardize_outputs(problem, (X, 1e4 * SHAPES))
-    tx, params = found.transform(optax.adam(0.01)), problem.params
-    state = tx.init(params)
-    updates, after = jax.jit(tx.update)(params, state, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-    with pytest.raises(ValueError, match="coordinates need params"):
-        tx.update(params, state)
-    with pytest.raises(TypeError, match="inner must be a gradient transform"):
-        found.transform(0.1)
+    assert_keeps_the_form(standardize_outputs(problem, (X, 1e4 * SHAPES)), problem.params)
 
 
 def test_targets_near_unit_size_are_refused():

@@ -65,6 +65,12 @@ class Examination:
         return self.degree is not None and bool(np.median(self.degree) > 0.5)
 
     @functools.cached_property
+    def kernels(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which layers of parameters are kernels."""
+        homes = self.probe.parameters.layers.homes
+        return np.array([leaf.is_matrix for leaf in homes], bool)
+
+    @functools.cached_property
     def relative_step(self) -> float | None:
         """One step of the median kernel that moves, as a part of its usual size.
 
@@ -78,8 +84,7 @@ class Examination:
         homes = parameters.layers.homes
         inputs = [math.prod(leaf.shape[axis] for axis in leaf.inputs) for leaf in homes]
         usual = np.fmax(parameters.parameter_rms, np.fmax(inputs, 1) ** -0.5)
-        kernels = np.array([leaf.is_matrix for leaf in homes], bool)
-        parts = self.step_rms[kernels] / usual[kernels]
+        parts = self.step_rms[self.kernels] / usual[self.kernels]
         parts = parts[np.isfinite(parts) & (parts > 0)]
         # Branches that end at zero get no gradient yet, whatever the rate is.
         moved = parts[parts > _STILL * np.max(parts, initial=0.0)]
@@ -93,11 +98,9 @@ class Examination:
         """
         if self.still_rms is None:
             return None
-        parameters = self.probe.parameters
         with np.errstate(divide="ignore", invalid="ignore"):
-            parts = self.still_rms / parameters.parameter_rms
-        kernels = np.array([leaf.is_matrix for leaf in parameters.layers.homes], bool)
-        taken = parts[kernels & np.isfinite(parts) & (parts > 0)]
+            parts = self.still_rms / self.probe.parameters.parameter_rms
+        taken = parts[self.kernels & np.isfinite(parts) & (parts > 0)]
         if not len(taken) or taken.max() > _SAME * taken.min():
             return None
         return float(np.median(taken))

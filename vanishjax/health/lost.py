@@ -90,12 +90,16 @@ def lost_updates(seen: Examination) -> Finding | None:
     return Finding(
         "lost_updates",
         "critical" if moved < STILL_SHARE else "warning",
-        tuple(name for name, one in zip(parameters.layers.names, lost, strict=True) if one),
+        _named(parameters.layers, lost),
         {"moved_share": moved, "least_moved": float(np.min(seen.moved[lost])), "step_rms": step},
         f"Only {moved:.1%} of the 16-bit entries move: a step of {step:.1e} is less than half the "
         "distance to the next number, and is rounded away.",
         FITTING["lost_updates"].advised,
     )
+
+
+def _named(layers: Layers, lost: np.ndarray[Any, Any]) -> tuple[str, ...]:
+    return tuple(name for name, one in zip(layers.names, lost, strict=True) if one)
 
 
 def lost_squares(seen: Examination) -> Finding | None:
@@ -105,15 +109,13 @@ def lost_squares(seen: Examination) -> Finding | None:
     """
     if seen.still_rms is None:
         return None
-    layers = seen.probe.parameters.layers
-    kernels = np.array([leaf.is_matrix for leaf in layers.homes], bool)
-    lost = kernels & np.isnan(seen.still_rms) & (np.array(seen.stored) == "float16")
+    lost = seen.kernels & np.isnan(seen.still_rms) & (np.array(seen.stored) == "float16")
     if not lost.any():
         return None
     return Finding(
         "underflow",
         "critical",
-        tuple(name for name, one in zip(layers.names, lost, strict=True) if one),
+        _named(seen.probe.parameters.layers, lost),
         {"smallest_number": float(jnp.finfo(jnp.float16).smallest_subnormal)},
         "Where the gradient is 0 the optimizer's step is NaN, and where it is small infinite: kept "
         "in float16, its squares and the optimizer's eps are 0.",

@@ -39,8 +39,7 @@ def learning_rate(seen: Examination) -> Finding | None:
         return None
     large = part > TOO_LARGE
     probe = seen.probe
-    depth = sum(leaf.is_matrix for leaf in probe.parameters.layers.homes)
-    moves = part * seen.later_steps * max(1.0, depth / _SHALLOW)
+    moves = part * seen.later_steps * max(1.0, seen.kernels.sum() / _SHALLOW)
     if not large and moves >= TOO_SMALL:
         return None  # it warms up, or is as deep as that
     # Not where a schedule, or what a constant output reaches, isn't known.
@@ -71,8 +70,7 @@ def _decayed(seen: Examination) -> Finding | None:
     part = seen.decay
     if part is None or part < _FAST_DECAY or seen.still_rms is None or seen.step_rms is None:
         return None
-    kernels = np.array([leaf.is_matrix for leaf in seen.probe.parameters.layers.homes], bool)
-    shrunk = kernels & (seen.still_rms > 0)
+    shrunk = seen.kernels & (seen.still_rms > 0)
     held = seen.step_rms[shrunk] / seen.still_rms[shrunk]
     held = held[np.isfinite(held)]
     size = float(np.median(held)) if len(held) else np.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,8 +43,46 @@ class Standard:
     deviations: np.ndarray[Any, Any]
 
 
+class ChangeOfCoordinates(abc.ABC):
+    """Coordinates of parameters that an optimizer may see in place of their own."""
+
+    def transform(
+        self, inner: optax.GradientTransformation
+    ) -> optax.GradientTransformationExtraArgs:
+        """A transform that sees parameters and gradients in these coordinates.
+
+        Args:
+          inner: The transform; its state is the whole state.
+
+        Returns:
+          A transform of raw parameters and gradients, which needs the parameters.
+
+        Raises:
+          TypeError: It's no transform.
+          ValueError: `update` without parameters.
+        """
+        return in_coordinates(inner, self._inside, self._outside, self._gradient, self._unit)
+
+    @property
+    def _unit(self) -> float:
+        """What the loss is divided by inside."""
+        return 1.0
+
+    @abc.abstractmethod
+    def _inside(self, params: Any) -> Any:
+        """Parameters inside, of raw ones."""
+
+    @abc.abstractmethod
+    def _outside(self, params: Any) -> Any:
+        """Raw parameters, or their steps, of those inside."""
+
+    @abc.abstractmethod
+    def _gradient(self, gradients: Any) -> Any:
+        """The gradient inside, of that by raw parameters."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Coordinates:
+class Coordinates(ChangeOfCoordinates):
     r"""Coordinates of parameters in which first kernels take in standardized features.
 
     .. math:: x W + b = \frac{x - m}{s} W' + b', \qquad W' = s W, \quad b' = b + m W
@@ -72,26 +111,9 @@ class Coordinates:
         Returns:
           Others: kernels W / s, biases b - (m / s) W.
         """
-        return self._raw(params)
+        return self._outside(params)
 
-    def transform(
-        self, inner: optax.GradientTransformation
-    ) -> optax.GradientTransformationExtraArgs:
-        """A transform that sees parameters and gradients in these coordinates.
-
-        Args:
-          inner: The transform; its state is the whole state.
-
-        Returns:
-          A transform of raw parameters and gradients, which needs the parameters.
-
-        Raises:
-          TypeError: It's no transform.
-          ValueError: `update` without parameters.
-        """
-        return in_coordinates(inner, self._standard, self._raw, self._gradient)
-
-    def _standard(self, params: Any) -> Any:
+    def _inside(self, params: Any) -> Any:
         """W' = s W and b' = b + m W of W and b."""
 
         def change(one: Standard, kernel: jax.Array, bias: Any) -> tuple[jax.Array, Any]:
@@ -99,7 +121,7 @@ class Coordinates:
 
         return self._changed(params, change)
 
-    def _raw(self, params: Any) -> Any:
+    def _outside(self, params: Any) -> Any:
         """W = W' / s and b = b' - (m / s) W' of W' and b', or of their steps."""
 
         def change(one: Standard, kernel: jax.Array, bias: Any) -> tuple[jax.Array, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from vanishjax.compilation import jit_once
 from vanishjax.health import Diagnosis
 from vanishjax.health.constant import constant_output
 from vanishjax.initializers.network import network
@@ -67,8 +68,8 @@ def as_evaluated(before: Diagnosis, problem: Problem, batch: Any) -> Diagnosis:
         return problem.evaluate(params, batch, model_state=state, training=False).loss
 
     found = network(evaluated, problem.params, gathered(batch))
-    run = jax.jit(lambda *arguments: constant_output(found.traced, arguments).loss)
-    least = float(run(*found.leaves, *found.inputs))
+    measure = jit_once(lambda arguments: constant_output(found.traced, arguments).loss)
+    least = float(measure([*found.leaves, *found.inputs]))
     return dataclasses.replace(before, probe=dataclasses.replace(before.probe, constant_loss=least))
 
 

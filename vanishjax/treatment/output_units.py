@@ -9,18 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from vanishjax import numerics
 from vanishjax.initializers.network import Network, network
 from vanishjax.problem import MISSING, Problem
-from vanishjax.transforms.coordinates import in_coordinates
+from vanishjax.treatment.coordinates import ChangeOfCoordinates
 from vanishjax.treatment.inputs import far_from_standard
 from vanishjax.treatment.outputs import find_heads, measure_constant
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OutputUnits:
+class OutputUnits(ChangeOfCoordinates):
     r"""Coordinates in which the last layer puts out what targets of unit size ask for.
 
     .. math:: h W + b = s\, (h W' + b'), \qquad W' = W / s, \quad b' = b / s, \quad L' = L / u
@@ -34,34 +33,20 @@ class OutputUnits:
     units: Mapping[int, np.ndarray[Any, Any]]
     loss: float
 
-    def transform(
-        self, inner: optax.GradientTransformation
-    ) -> optax.GradientTransformationExtraArgs:
-        """A transform that sees parameters and gradients in these coordinates.
+    @property
+    def _unit(self) -> float:
+        return self.loss
 
-        Args:
-          inner: The transform; its state is the whole state.
+    def _inside(self, params: Any) -> Any:
+        return self._changed(params, lambda x, unit: x / unit)
 
-        Returns:
-          A transform of raw parameters and gradients, which needs the parameters.
+    def _outside(self, params: Any) -> Any:
+        return self._changed(params, lambda x, unit: x * unit)
 
-        Raises:
-          TypeError: It's no transform.
-          ValueError: `update` without parameters.
-        """
+    def _gradient(self, gradients: Any) -> Any:
+        return self._changed(gradients, lambda x, unit: x * unit, self.loss)
 
-        def inside(params: Any) -> Any:
-            return self._changed(params, lambda x, unit: x / unit, 1.0)
-
-        def outside(params: Any) -> Any:
-            return self._changed(params, lambda x, unit: x * unit, 1.0)
-
-        def gradient(gradients: Any) -> Any:
-            return self._changed(gradients, lambda x, unit: x * unit, self.loss)
-
-        return in_coordinates(inner, inside, outside, gradient, self.loss)
-
-    def _changed(self, tree: Any, change: Callable[[Any, Any], Any], parts: float) -> Any:
+    def _changed(self, tree: Any, change: Callable[[Any, Any], Any], parts: float = 1.0) -> Any:
         """A tree whose scaled arrays are changed, and all divided by a number."""
         leaves, structure = jax.tree.flatten(tree)
         for number, x in enumerate(leaves):

@@ -160,9 +160,9 @@ def measure_constant(
     Raises:
       ValueError: What a head puts out is no matter of its kernel and its bias alone.
     """
-    loss, zeros = _loss_of_heads(traced, heads, leaves, inputs)
-    least, best = best_constant(loss, zeros)
     put_out = _outputs(traced, heads, leaves, inputs)
+    loss, zeros = _loss_of_heads(traced, heads, put_out, [*leaves, *inputs])
+    least, best = best_constant(loss, zeros)
     axes = [kernel.site.output_samples for kernel, _ in heads]
     slopes = jax.grad(loss)(
         [jnp.broadcast_to(x, y.shape) for x, y in zip(best, put_out, strict=True)]
@@ -184,13 +184,12 @@ def _matched(
     inputs: list[jax.Array],
 ) -> list[jax.Array]:
     """The leaves, those of heads, kernels with the numbers of their biases, matched."""
-    loss, _ = _loss_of_heads(traced, heads, leaves, inputs)
+    put_out = _outputs(traced, heads, leaves, inputs)
+    loss, _ = _loss_of_heads(traced, heads, put_out, [*leaves, *inputs])
     least, best, slopes, _, widths = of_constant
     axes = [kernel.site.output_samples for kernel, _ in heads]
     apart, scales = [], []
-    for (kernel, _), own, y, slope, width in zip(
-        heads, axes, _outputs(traced, heads, leaves, inputs), slopes, widths, strict=True
-    ):
+    for (kernel, _), own, y, slope, width in zip(heads, axes, put_out, slopes, widths, strict=True):
         apart.append(y - jnp.mean(y, own, keepdims=True))
         size = numerics.rms(apart[-1], own, keepdims=True)
         wrong_way = jnp.sum(slope * (apart[-1] / size), own, keepdims=True) > 0
@@ -221,13 +220,13 @@ def _matched(
 
 
 def _loss_of_heads(
-    traced: TracedLoss, heads: Heads, leaves: list[jax.Array], inputs: list[jax.Array]
+    traced: TracedLoss, heads: Heads, put_out: list[jax.Array], arguments: list[jax.Array]
 ) -> tuple[Callable[[Sequence[jax.Array]], jax.Array], list[jax.Array]]:
     """The loss as a function of what heads put out, the same for all inputs, and zeros of it."""
-    found = loss_of_constant(traced, [*leaves, *inputs])
+    found = loss_of_constant(traced, arguments)
     of_one = [
         jnp.mean(y, kernel.site.output_samples, keepdims=True).shape
-        for (kernel, _), y in zip(heads, _outputs(traced, heads, leaves, inputs), strict=True)
+        for (kernel, _), y in zip(heads, put_out, strict=True)
     ]
     # A kernel that is also a factor of something else isn't replaced by what it puts out here.
     if found is None or [x.shape for x in found[1]] != of_one:

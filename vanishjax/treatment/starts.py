@@ -18,9 +18,8 @@ from vanishjax.health import REMEDIES, probe
 from vanishjax.problem import Problem
 from vanishjax.treatment import outputs
 from vanishjax.treatment.context import LAYERS, Context
-from vanishjax.treatment.coordinates import Coordinates, checked
+from vanishjax.treatment.coordinates import ChangeOfCoordinates, checked
 from vanishjax.treatment.inputs import Standardized, standardize_inputs
-from vanishjax.treatment.output_units import OutputUnits
 from vanishjax.treatment.remedy import AROUND, CELLS, KERNELS, Remedy
 from vanishjax.treatment.steps import muon_at
 
@@ -128,7 +127,7 @@ def standardize_inside(context: Context) -> Remedy:
     return Remedy("standardize_inside", made, recipe, wraps=-1, around=around)
 
 
-def _around(name: str, find: Callable[[Problem], Coordinates | OutputUnits]) -> Remedy:
+def _around(name: str, find: Callable[[Problem], ChangeOfCoordinates]) -> Remedy:
     """What puts coordinates around the optimizer."""
 
     def apply(problem: Problem) -> Problem:
@@ -140,7 +139,7 @@ def _around(name: str, find: Callable[[Problem], Coordinates | OutputUnits]) -> 
 # The same object for the same coordinates and transform, so that problems can run side by side.
 @functools.lru_cache(maxsize=8)
 def _inside(
-    coordinates: Coordinates | OutputUnits, tx: optax.GradientTransformation
+    coordinates: ChangeOfCoordinates, tx: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     return coordinates.transform(tx)
 
