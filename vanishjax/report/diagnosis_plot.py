@@ -25,7 +25,7 @@ _LINES = {
 # Where the middle of each scale lies: as the rules have it for an adaptive optimizer.
 _DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
 _DEAD_TOKENS = {"token_energy": 3e-4, "token_detail": 5e-5}
-_DEAD_START, _DEAD_STEP, _USUAL_STEP = 1.5, 1.0, 0.01
+_DEAD_START, _DEAD_STEP, _USUAL_STEP, _STILL_STEP = 1.5, 1.0, 0.01, 1e-4
 _DEAD_FLOOR, _DEAD_HELD = 0.4, 0.1
 _UNITS = {"dead_units": "dead_fraction", "saturated_units": "saturated_fraction"}
 # What inputs are far from standard by: which power of it is said, and how.
@@ -188,7 +188,8 @@ def _scales(
         scales.append(("decay", said, _logarithm(max(rate["held"], 1e-16), _DEAD_HELD)))
     if "relative_step" in rate:
         step = rate["relative_step"]
-        place = _logarithm(step / _USUAL_STEP, _DEAD_STEP / _USUAL_STEP)
+        dead = _DEAD_STEP if step > _USUAL_STEP else _STILL_STEP
+        place = _logarithm(step / _USUAL_STEP, dead / _USUAL_STEP)
         scales.append(("rate", f"a step of {_number(step)} kernels", place))
     floor = critical.get("does_not_learn", {})
     if "least_loss" in floor:

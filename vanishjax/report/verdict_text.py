@@ -69,7 +69,7 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
     if share and all(value is None for value in share):
         blocks.append(
             "Not measured: the optimizer's steps. It answers no gradient alone (a line search "
-            "needs the loss function)."
+            "needs the loss function), or none with a finite step."
         )
     return "\n\n".join(blocks)
 
