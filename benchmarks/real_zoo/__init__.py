@@ -18,6 +18,7 @@ from benchmarks.real_zoo.sixth_fresh import sixth_fresh_networks
 from benchmarks.real_zoo.tenth_fresh import tenth_fresh_networks
 from benchmarks.real_zoo.third_fresh import third_fresh_networks
 from benchmarks.real_zoo.tuning import tuning_networks
+from benchmarks.real_zoo.twelfth_fresh import twelfth_fresh_networks
 
 __all__ = [
     "Network",
@@ -35,4 +36,5 @@ __all__ = [
     "tenth_fresh_networks",
     "third_fresh_networks",
     "tuning_networks",
+    "twelfth_fresh_networks",
 ]
