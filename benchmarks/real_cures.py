@@ -7,10 +7,10 @@ between the best constant output and the healthy twin. Beside it the same traini
 A verdict that isn't "sick" gets no cure, and counts as not repaired. The networks are so small that
 trials are a large part of a training; the cost is in training steps.
 
-Beside each cure a control, as in `benchmarks.cure`: as many remedies as `cure` could try, drawn at
-random, for each network anew, from all that don't refuse it, with the same trials, of which the one
-with the least held-out loss is kept, and trained for as many steps as the cured network, its trial
-included.
+Beside each cure a control, as in `benchmarks.cure`: as many remedies as the steps of the cure's
+trials pay for, drawn at random, for each network anew, from all that don't refuse it, each with a
+trial of the usual length, of which the one with the least held-out loss is kept, and trained for as
+many steps as the cured network, its trial included.
 
 Every network is written as soon as its cure and its control are done, and what was broken off goes
 on where it was. "first_look" is the run before anything was learned from these networks; `--again`
@@ -67,14 +67,14 @@ def as_taken_in(loss: Any, data: Any) -> Any:
 
 
 def closed_after(
-    network: Network, problem: vj.Problem, opt_state: Any, seed: int, twin: np.ndarray, more: int
+    network: Network, problem: vj.Problem, seed: int, twin: np.ndarray, more: int
 ) -> float | None:
     """Part of the gap closed after the network's own number of steps and some; None: diverged."""
     task = network.task()
     data, test = (jax.tree.map(jnp.asarray, part) for part in (task.train, task.test))
     steps = network.steps + more
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), steps)
-    params = trained_on(problem, opt_state, data, keys, network.batch)
+    params = trained_on(problem, None, data, keys, network.batch)
     test = as_taken_in(problem.loss_fn, test)
     losses = np.asarray([float(x) for x in jax.jit(network.parts)(params, test)])
     closed = closed_gap(losses[None], np.array(task.chance), twin)
@@ -98,9 +98,9 @@ def treat(network: Network, rate: float, seed: int, twin: np.ndarray) -> dict[st
         key=jax.random.key(seed),
     )
     seconds = time.perf_counter() - started
-    untreated = cured = closed_after(network, problem, None, seed, twin, 0)
+    untreated = cured = closed_after(network, problem, seed, twin, 0)
     if treatment.accepted:
-        cured = closed_after(network, treatment.problem, treatment.opt_state, seed, twin, 0)
+        cured = closed_after(network, treatment.start, seed, twin, TRIAL_STEPS)
     return {
         "network": network.name,
         "kind": network.kind,
@@ -110,7 +110,12 @@ def treat(network: Network, rate: float, seed: int, twin: np.ndarray) -> dict[st
         "rules": [one.rule for one in treatment.before.findings if one.severity == "critical"],
         "accepted": [one.name for one in treatment.accepted],
         "trials": [
-            {"remedy": one.remedy, "outcome": one.outcome, "reason": one.reason}
+            {
+                "remedy": one.remedy,
+                "outcome": one.outcome,
+                "reason": one.reason,
+                "steps": one.steps,
+            }
             for one in treatment.trials
         ],
         "closed": {"untreated": untreated, "cured": cured},
@@ -140,13 +145,14 @@ def control(
     context = remedies.Context(problem, batches[0], total_steps=network.steps, key=key)
     # Another architecture takes a factory.
     known = [make(context) for name, make in remedies.KNOWN.items() if name != "rezero"]
-    count = sum(one["outcome"] not in ("untreated", "failed") for one in trials)
+    spent = sum(one["steps"] for one in trials if one["outcome"] not in ("untreated", "failed"))
+    count = spent // TRIAL_STEPS
     order = at_random(known, [seed, zlib.crc32(network.name.encode())])
     fitting = (one for one in order if applies(one, problem))
     drawn = list(itertools.islice(fitting, count))
     chosen = by_chance(problem, batches, drawn, key)
     treated = problem if chosen is None else chosen.treat(problem)
-    closed = closed_after(network, treated, None, seed, twin, TRIAL_STEPS)
+    closed = closed_after(network, treated, seed, twin, TRIAL_STEPS)
     return {
         "drawn": [one.name for one in drawn],
         "accepted": None if chosen is None else chosen.name,

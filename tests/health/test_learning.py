@@ -141,6 +141,9 @@ def test_what_counts_as_learning():
     assert course(2 - 0.5 * steps).is_falling
     assert not course(1 + np.exp(-50 * steps)).learns
     assert not course(1 + np.exp(-50 * steps)).is_falling
+    # What falls back from where it exploded to hasn't learned.
+    assert not course(np.append(1.0, 1e12 * np.exp(-25 * steps))).is_falling
+    assert course(np.append(1.0, 1e2 * np.exp(-5 * steps))).is_falling
     assert not course(2 + 0 * steps).learns
     assert not course(np.where(steps > 0.5, np.nan, 0.5)).learns
     noise = np.random.default_rng(0).normal(size=41)

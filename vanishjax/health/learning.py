@@ -31,6 +31,8 @@ _BELOW = 1e-3
 _FALL = 0.05
 # A loss that fell by this share of its whole fall in the last quarter is falling still.
 _FALLING = 0.02
+# A loss that was so many times its start on the way has exploded: to fall back is no learning.
+_EXPLODED = 1e3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +83,8 @@ class Learning:
         """Whether the loss still falls at the end."""
         quarter = len(self.judged) // 4
         if quarter < 2 or not np.isfinite(self.judged).all():
+            return False
+        if np.max(self.judged) > _EXPLODED * abs(self.start):
             return False
         last, before = self.judged[-quarter:], self.judged[-2 * quarter : -quarter]
         fall = float(np.mean(before) - np.mean(last))

@@ -154,6 +154,9 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "clip each layer's gradient",
             "tx = optax.chain(vj.clip_by_layer_norm(1.0, layers), tx)",
         ),
+        "rate_by_3": Advice(
+            "a third of the learning rate", "tx = optax.chain(tx, optax.scale(0.3))"
+        ),
         "rate_x3": Advice(
             "three times the learning rate", "tx = optax.chain(tx, optax.scale(3.0))"
         ),

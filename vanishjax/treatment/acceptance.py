@@ -155,6 +155,23 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
     )
 
 
+def note(progress: Progress, run: Run, reason: str) -> Progress:
+    """Records that what was accepted trained once more.
+
+    Args:
+      progress: How far a cure had come.
+      run: Of what was accepted.
+      reason: Why.
+
+    Returns:
+      The same, with the trial and its cost.
+    """
+    name = " + ".join(one.name for one in progress.accepted)
+    trial = _trial(name, "accepted", run, progress.verdict, reason)
+    cost = progress.cost + len(run.losses)
+    return dataclasses.replace(progress, trials=(*progress.trials, trial), cost=cost)
+
+
 def _examine_trained(problem: Problem, batch: Any) -> Diagnosis:
     """Of parameters that a transform has moved already, where it does that first."""
     return diagnosis.judge(Problem(trained_loss(problem), problem.params, problem.tx), batch)

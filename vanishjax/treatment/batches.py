@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # One batch in so many is held out to judge by, two at least where there are three.
-_HELD_OUT = 8
+_HELD_OUT = 4
 _LEAST_BATCHES = 3
 
 
@@ -28,7 +28,7 @@ def divide(batches: Iterable[Any], steps: int) -> tuple[list[Any], list[Any], tu
     Raises:
       ValueError: Too few batches of one shape, or one that holds infinity or NaN.
     """
-    most = steps + max(2, steps // (_HELD_OUT - 1))
+    most = steps + max(2, steps // (_HELD_OUT - 1) + 1)
     taken = list(itertools.islice(batches, most))
     shapes = [_shapes(batch) for batch in taken]
     usual = max(shapes, key=shapes.count, default=None)

@@ -23,9 +23,14 @@ from vanishjax.treatment.judgement import SHORT, learns_by_itself
 from vanishjax.treatment.loss import as_evaluated, loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import propose, waiting
-from vanishjax.treatment.remedies import fitting_remedies, larger_rates, standardizing_remedies
+from vanishjax.treatment.rates import at_other_rates
+from vanishjax.treatment.remedies import (
+    fitting_remedies,
+    larger_rates,
+    output_standardizing_remedies,
+    standardizing_remedies,
+)
 from vanishjax.treatment.remedy import Remedy, in_order
-from vanishjax.treatment.steps import rate_x3, rate_x10
 from vanishjax.treatment.together import pairs
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Trial, form, race
@@ -48,29 +53,33 @@ def cure(
 ) -> Treatment:
     """Finds out what makes a network train, by trying it on that network.
 
-    Diagnoses the network; a healthy one that is seen to learn in the steps of one trial is returned
-    as it is, unless its kernels take in inputs far from standard, and it learns twice as much when
-    they are standardized; or its rate is far below the usual, only a short training follows, and it
-    learns twice as much at that. So is one of which that can't be known, or that seems healthy and
-    learns too little, unless a remedy lets it learn twice as much. Else the remedies that fit the
-    cause are tried, in order: from the same parameters, on the same batches, for the same few
-    steps, beside the untreated network (those that change parameters alone run all at once). One
-    that improves the cause's statistic and the held-out loss, both by more than the noise, is
-    accepted, once the network learns more than one output for all inputs. If what was wrong is then
-    gone and the loss is half of the untreated one's and of a constant output's, that's the end, but
-    for a more careful form of what was accepted: a few steps may go well at a rate that many don't;
-    or, where only a short training follows, for three and ten times the rate. Else what is left is
-    tried on top of it. What took the cause away and didn't prove itself is tried together with what
-    mends another fault that is measured, inputs far from standard or a rate far off. Where nothing
-    is accepted, the three kinds that took the cause away and came furthest are tried once more, in
-    all their forms, for four times as many steps. Where nothing helped, the network comes back as
-    it was.
+    A healthy network that is seen to learn in the steps of one trial comes back as it is, unless
+    one of these lets it learn twice as much or leaves a tenth of its loss: standardized inputs and
+    targets, where these are in units of their own; or a larger rate, where that is far below the
+    usual and only a short training follows. So does one of which that can't be known, or that seems
+    healthy and learns too little, unless a remedy lets it learn twice as much.
+
+    Else the remedies that fit the cause are tried, in order: from the same parameters, on the same
+    batches, for the same few steps, beside the untreated network (those that change parameters
+    alone run all at once). Inputs and targets in units of their own are standardized together
+    first. What improves the cause's statistic and the held-out loss, both by more than the noise,
+    is accepted, once the network learns more than one output for all inputs. If what was wrong is
+    then gone and the loss is half of the untreated one's and of a constant output's, that's the
+    end, but for a more careful form of what was accepted: a few steps may go well at a rate that
+    many don't. Else what is left is tried on top of it.
+
+    What took the cause away and didn't prove itself is tried together with what mends another fault
+    that is measured, inputs far from standard or a rate far off. Where nothing is accepted, the
+    three kinds that took the cause away and came furthest are tried once more, in all their forms,
+    for four times as many steps. Where nothing helped, the network comes back as it was. Where only
+    a short training follows, what was accepted is tried at a third, three and ten times its rate,
+    for as long as four trials.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
         its loss in evaluation, on held-out batches, and trains with the model state that it has.
       batches: Batches that the loss takes, three at least of one shape. Those of another shape,
-        such as a shorter one at the end, are left out, and the treatment says so. Every eighth,
+        such as a shorter one at the end, are left out, and the treatment says so. Every fourth,
         two at least, is held out to judge by; the others are gone through again and again, in an
         order that the key draws.
       steps: Training steps of each trial: enough for a healthy network to learn something, a few
@@ -144,6 +153,10 @@ def cure(
         setting, progress, said = _seen_alone(setting, progress, on_trial)
         before, notes = setting.before, (*said, *notes)
     if before.verdict != "healthy" or progress.trials:
+        if remedies is None:
+            # Inputs and targets in units of their own hide each other, and either may be enough for
+            # a part of the loss: they are mended together first.
+            progress = _tried_in_pairs(setting, progress, on_trial)
         progress = _tried(setting, progress, on_trial)
         stuck = before.verdict == "sick" and progress.best is None
         if stuck and remedies is None and progress.untreated is not None and progress.tried:
@@ -162,7 +175,10 @@ def cure(
             again = Progress(problem, before, trials=progress.trials, cost=progress.cost)
             setting, progress = longer, _tried(longer, again, on_trial)
     if remedies is None:
-        progress = _tried_faster(setting, progress, on_trial)
+        several = min(_LONGER * steps, max(steps, setting.context.total_steps))
+        then = at_other_rates(setting, progress, sequence(trained_on, several, order_key))
+        _tell(then.trials[len(progress.trials) :], on_trial)
+        progress = then
     setting.context.made.clear()  # parameters that nothing else holds
     cured, opt_state = problem, None
     if progress.best is not None:
@@ -203,18 +219,17 @@ def _seen_alone(
             # In units of their own inputs may hold back a part of the network that no rule knows
             # of; and a short training may be too short for small steps.
             others = standardizing_remedies(setting.context)
+            others += output_standardizing_remedies(setting.context)
             if setting.length <= SHORT:
                 others += larger_rates(setting.context)
         if not others:
             return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
-        if on_trial is not None:
-            on_trial(trial)
+        _tell((trial,), on_trial)
         setting = dataclasses.replace(setting, before=verdict, remedies=others)
         return setting, dataclasses.replace(alone, verdict=verdict), ()
     examine = functools.partial(_examine, setting.problem)
-    verdict, notes = doubted(setting.before, untreated, setting.batches, examine)
-    if on_trial is not None:
-        on_trial(trial)
+    verdict, notes = doubted(setting.before, untreated, setting.batches, setting.held_out, examine)
+    _tell((trial,), on_trial)
     doubting = dataclasses.replace(setting, before=verdict)
     cost = alone.cost + PROBE_STEPS * len(notes)
     return doubting, dataclasses.replace(alone, verdict=verdict, cost=cost), notes
@@ -239,10 +254,14 @@ def _tried_at_once(
 ) -> Progress:
     """What comes of one wave."""
     then = judge(setting, progress, wave, _race(setting, wave.members))
-    if on_trial is not None:
-        for trial in then.trials[len(progress.trials) :]:
-            on_trial(trial)
+    _tell(then.trials[len(progress.trials) :], on_trial)
     return then
+
+
+def _tell(trials: Iterable[Trial], on_trial: Callable[[Trial], None] | None) -> None:
+    if on_trial is not None:
+        for trial in trials:
+            on_trial(trial)
 
 
 def _tried_in_pairs(
@@ -269,26 +288,6 @@ def _tried_in_pairs(
         progress = dataclasses.replace(
             progress, trials=pair.trials, cost=pair.cost, paired=progress.paired.union(names)
         )
-    return progress
-
-
-def _tried_faster(
-    setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
-) -> Progress:
-    """What comes of larger rates for what was accepted.
-
-    For a training so short that what is faster in a trial is faster in the whole. Where a slower
-    form was accepted, it was for its rate.
-    """
-    slowed = any(one.safer_than is not None for one in progress.accepted)
-    if progress.best is None or setting.length > SHORT or slowed:
-        return progress
-    for make in (rate_x3, rate_x10):
-        faster = dataclasses.replace(setting, remedies=(make(setting.context),))
-        then = _tried(faster, dataclasses.replace(progress, cured=False), on_trial)
-        if then.accepted == progress.accepted:
-            return then
-        progress = then
     return progress
 
 

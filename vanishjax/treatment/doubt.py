@@ -42,7 +42,11 @@ def learns_nothing(untreated: Run, before: Diagnosis) -> Finding:
 
 
 def doubted(
-    before: Diagnosis, untreated: Run, batches: Any, examine: Callable[[Any], Diagnosis]
+    before: Diagnosis,
+    untreated: Run,
+    batches: Any,
+    held_out: Any,
+    examine: Callable[[Any], Diagnosis],
 ) -> tuple[Diagnosis, tuple[str, ...]]:
     """A healthy network's diagnosis, now that it was seen to learn nothing by itself.
 
@@ -52,17 +56,24 @@ def doubted(
       before: The diagnosis by the first batch.
       untreated: What came of training it as it is.
       batches: `[steps, ...]`, what it was trained on.
+      held_out: `[n, ...]`, what it was judged by.
       examine: Diagnoses the network at its start on another batch.
 
     Returns:
       That of the first batch whose loss wasn't finite, if the network is sick there, and a note
       that says so; else the one before, with what the steps showed.
     """
-    wrong = np.flatnonzero(~np.isfinite(untreated.losses))
-    if len(wrong):
-        there = examine(jax.tree.map(lambda x: x[wrong[0]], batches))
+    places = (
+        (untreated.losses, batches, "that of step"),
+        (untreated.held_out, held_out, "held-out batch"),
+    )
+    for losses, among, which in places:
+        wrong = np.flatnonzero(~np.isfinite(losses))
+        if not len(wrong):
+            continue
+        there = examine(jax.tree.map(lambda x, i=wrong[0]: x[i], among))
         if there.verdict == "sick":
             said = "the network looks healthy on the first batch: what is wrong was found on"
-            return there, (f"{said} that of step {wrong[0] + 1}",)
+            return there, (f"{said} {which} {wrong[0] + 1}",)
     seen = learns_nothing(untreated, before)
     return dataclasses.replace(before, findings=(seen, *before.findings)), ()

@@ -25,6 +25,7 @@ SHORT = 10
 # not below the start of the new ones.
 _NEARLY = 0.8
 _FARTHER = 2.0  # times as much as a network of which nothing is known learns by itself
+_TENTH = 0.1  # or what it leaves of its loss, where it has learned most of what there is to learn
 _LEARNED = 0.5  # share of the untreated network's held-out loss
 _ERRORS = 2.0  # standard errors that chance doesn't bridge
 # Of a constant output's loss: who is below it by less, though by the same on every batch, has moved
@@ -214,7 +215,8 @@ def goes_farther(treated: Run, untreated: Run) -> tuple[bool, str]:
     """Whether a treatment lets a network of which nothing is known learn twice as much.
 
     Both are counted from the lower of their starts: what starts at 1e20 falls far and learns
-    nothing.
+    nothing. What learns more than half of what there is can't be doubled: a tenth of its loss, on
+    every batch, is as much.
 
     Args:
       treated: Its run.
@@ -226,6 +228,9 @@ def goes_farther(treated: Run, untreated: Run) -> tuple[bool, str]:
     lower, said = improvement(treated, untreated)
     if not (lower and untreated.finite):
         return lower, said
+    left = (treated.held_out >= 0) & (treated.held_out < _TENTH * untreated.held_out)
+    if left.all():
+        return True, f"{said}; less than a tenth on every batch"
     start, came, alone = _below_start(treated, untreated)
     farther = came > _FARTHER * max(alone, 0.0)
     relation = "more" if farther else "not more"

@@ -37,15 +37,15 @@ def propose(setting: Setting, progress: Progress) -> Wave | None:
         if progress.cured and not progress.is_safer(remedy):
             continue
         try:
-            treated = _treated(setting, progress, remedy)
+            made = treated(setting, progress, remedy)
             # What it refuses, it refuses now.
-            check_guards(jax.eval_shape(treated.transform.init, treated.params))
+            check_guards(jax.eval_shape(made.transform.init, made.params))
         except Exception as error:
             failures.append(Failure.of(remedy, error))
             continue
-        if members and not run_alike(members[0][1], treated):
+        if members and not run_alike(members[0][1], made):
             break
-        members.append((remedy, treated))
+        members.append((remedy, made))
     return Wave(tuple(members), tuple(failures)) if members or failures else None
 
 
@@ -57,12 +57,21 @@ def waiting(setting: Setting, progress: Progress) -> list[Remedy]:
             (*setting.before.findings, *progress.verdict.findings),
             dataclasses.replace(setting.context, problem=progress.start),
         )
-    done = progress.tried | progress.failed
+    done = progress.tried | progress.failed | {one.name for one in progress.accepted}
     return [remedy for remedy in candidates if remedy.name not in done]
 
 
-def _treated(setting: Setting, progress: Progress, remedy: Remedy) -> Problem:
-    """The network with a remedy and those accepted before that it leaves in force."""
+def treated(setting: Setting, progress: Progress, remedy: Remedy) -> Problem:
+    """The network with a remedy and those accepted before that it leaves in force.
+
+    Args:
+      setting: What the cure goes by.
+      progress: How far it has come.
+      remedy: The new one.
+
+    Returns:
+      The network, before training.
+    """
     kept = remedy.follows(progress.accepted)
     goes_last = in_order((*kept, remedy))[-1] is remedy and all(one.around is None for one in kept)
     if kept == progress.accepted and goes_last:

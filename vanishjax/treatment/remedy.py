@@ -16,7 +16,7 @@ RATE, DECAY = "rate", "decay"
 
 # What goes around the optimizer, from the inside out; see `Remedy.wraps`. Rounding sees the steps
 # that parameters take, whatever coordinates the optimizer sees.
-CLIPPED, AROUND, ROUNDED, SCALED = 1, 2, 3, 4
+CLIPPED, AROUND, RATED, ROUNDED, SCALED = 1, 2, 3, 4, 5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from vanishjax.treatment.remedy import (
     DECAY,
     OPTIMIZER,
     RATE,
+    RATED,
     ROUNDED,
     ROUNDING,
     SCALED,
@@ -187,14 +188,19 @@ def fit_rate(context: Context) -> Remedy:
     return Remedy("fit_rate", apply, part=OPTIMIZER, rate=factor)
 
 
+def rate_by_3(_: Context) -> Remedy:
+    """A third of the learning rate."""
+    return Remedy("rate_by_3", _same, part=RATE, rate=0.3, wraps=RATED)
+
+
 def rate_x3(_: Context) -> Remedy:
     """Three times the learning rate."""
-    return Remedy("rate_x3", _same, part=RATE, rate=3.0)
+    return Remedy("rate_x3", _same, part=RATE, rate=3.0, wraps=RATED)
 
 
 def rate_x10(_: Context) -> Remedy:
     """Ten times the learning rate."""
-    return Remedy("rate_x10", _same, part=RATE, rate=10.0)
+    return Remedy("rate_x10", _same, part=RATE, rate=10.0, wraps=RATED)
 
 
 def _same(problem: Problem) -> Problem:

@@ -29,7 +29,8 @@ class Treatment:
         needed.
       before: The diagnosis before.
       after: That of `problem`; of a healthy network with its training for the steps of one trial.
-      steps: Training steps of one trial, but for the longer ones where nothing else helped.
+      steps: Training steps of one trial, but for the longer ones where nothing else helped, or
+        where rates are compared before a short training.
       cost: Of everything, in training steps: trials and probes.
       notes: What was left out of the trials, if anything, in words.
 

@@ -94,15 +94,24 @@ class Run(NamedTuple):
 
 
 def race(
-    problems: Sequence[Problem], batches: Any, held_out: Any, key: jax.Array | None = None
+    problems: Sequence[Problem],
+    batches: Any,
+    held_out: Any,
+    key: jax.Array | None = None,
+    *,
+    rates: Sequence[float] | None = None,
 ) -> list[Run]:
     """Trains problems that differ in nothing but their parameters and model state, all at once.
 
+    Or in their rates: each but the first's multiplies the steps of the first's transform.
+
     Args:
-      problems: That run alike (`run_alike`).
+      problems: That run alike (`run_alike`), but for the rates.
       batches: `[steps, ...]`: a batch for each step.
       held_out: `[n, ...]`: what the end is judged on.
       key: What losses draw from; the same for all.
+      rates: What each multiplies the steps of the first's transform by, that one by 1; None if all
+        have the same transform.
 
     Returns:
       A run for each.
@@ -110,7 +119,8 @@ def race(
     key = jax.random.key(0) if key is None else key
     params, model_state = _stacked([(one.params, one.model_state) for one in problems])
     task = _task(problems[0], held_out)
-    found = jax.device_get(_run_all(task, params, model_state, batches, held_out, key))
+    parts = None if rates is None else jnp.asarray(rates, jnp.float32)
+    found = jax.device_get(_run_all(task, params, model_state, parts, batches, held_out, key))
     runs = []
     for number, problem in enumerate(problems):
         params, opt_state, model_state, first, losses, held, accuracy = jax.tree.map(
@@ -118,6 +128,8 @@ def race(
         )
         params = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), params, problem.params)
         scored = None if accuracy is None else float(accuracy)
+        if rates is not None and rates[number] == 1:
+            opt_state = opt_state[0]  # without that of the scale beside it
         opt_state, model_state = jax.tree.map(jnp.asarray, (opt_state, model_state))
         # In doubles: the square of an exploding network's loss may be beyond a float32.
         held = held.astype(np.float64)
@@ -203,27 +215,33 @@ _CONVOLUTION = 4
 # Compiled once for a loss and a transform: pass the same objects again to save that.
 @functools.partial(jit_recent, static_argnums=0)
 def _run_all(
-    task: _Task, params: Any, model_state: Any, batches: Any, held_out: Any, key: jax.Array
+    task: _Task,
+    params: Any,
+    model_state: Any,
+    rates: jax.Array | None,
+    batches: Any,
+    held_out: Any,
+    key: jax.Array,
 ) -> tuple[Any, ...]:
-    """A run for each of the parameters and model states `[problems, ...]`."""
+    """A run for each of the parameters, model states and rates, if any, `[problems, ...]`."""
     problem = task.problem()
-    step = local_step(problem)
 
     def right(params: Any, batch: Any) -> jax.Array:
         outputs = task.predict_fn(params, batch[0])  # type: ignore[misc]  # called if there is one
         return jnp.mean(jnp.argmax(outputs, axis=-1) == batch[1])
 
-    def run(start: tuple[Any, Any]) -> tuple[Any, ...]:
-        params, model_state = start
-        state = TrainState.create(params, task.tx, key, model_state=model_state)
-        state, metrics = scan_steps(step, state, batches)
+    def run(start: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        params, model_state, rate = start
+        tx = task.tx if rate is None else optax.chain(task.tx, _scale(rate))
+        state = TrainState.create(params, tx, key, model_state=model_state)
+        state, metrics = scan_steps(local_step(dataclasses.replace(problem, tx=tx)), state, batches)
 
         def evaluated(params: Any, model_state: Any, batch: Any) -> jax.Array:
             return problem.evaluate(params, batch, model_state=model_state, training=False).loss
 
         first = metrics["loss"][0]
         if task.evaluate_fn is not None or problem.with_key:
-            first = evaluated(*start, jax.tree.map(lambda x: x[0], batches))
+            first = evaluated(params, model_state, jax.tree.map(lambda x: x[0], batches))
         held = _each(evaluated, held_out, state.params, state.model_state)
         scored = None
         if task.predict_fn is not None:
@@ -233,8 +251,17 @@ def _run_all(
 
     # Side by side, unless there are convolutions: with kernels of their own these are slow.
     if any(leaf.ndim > _CONVOLUTION for leaf in jax.tree.leaves(params)):
-        return jax.lax.map(run, (params, model_state))
-    return jax.vmap(run)((params, model_state))
+        return jax.lax.map(run, (params, model_state, rates))
+    return jax.vmap(run)((params, model_state, rates))
+
+
+def _scale(rate: jax.Array) -> optax.GradientTransformation:
+    """`optax.scale` of a traced number, with the types of the steps."""
+
+    def scale(steps: Any, _: Any) -> Any:
+        return jax.tree.map(lambda x: rate.astype(x.dtype) * x, steps)
+
+    return optax.stateless(scale)
 
 
 def _each(measure: Callable[..., jax.Array], batches: Any, *of: Any) -> jax.Array:

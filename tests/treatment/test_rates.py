@@ -1,0 +1,103 @@
+"""What was accepted, at other rates: before a short training, for as long as several trials."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vanishjax as vj
+from tests.treatment.test_remedies import assert_recipe_makes
+from tests.treatment.test_treatment import KEY, STEPS, data, network
+from vanishjax.treatment import rates
+from vanishjax.treatment.batches import stack
+from vanishjax.treatment.trial import race
+
+RATES = ("rate_by_3", "rate_x3", "rate_x10")
+
+
+def small(rate=0.01, **options):
+    """A tanh network whose kernels and rate are both too small to learn anything soon."""
+    problem = network("tanh", 4, **options)
+    params = jax.tree.map(lambda x: 0.1 * x, problem.params)
+    return dataclasses.replace(problem, params=params, tx=optax.sgd(rate))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_side_by_side_is_one_by_one(dtype):
+    problem = network("tanh", 2, param_dtype=dtype, tx=optax.adam(1e-3))
+    parts = (1.0, 0.3, 10.0)
+    problems = [problem] + [
+        dataclasses.replace(problem, tx=optax.chain(problem.tx, optax.scale(part)))
+        for part in parts[1:]
+    ]
+    batches = stack(data()[:12])
+    together = race(problems, batches, stack(data()[12:]), KEY, rates=parts)
+    for one, run in zip(problems, together, strict=True):
+        (alone,) = race([one], batches, stack(data()[12:]), KEY)
+        assert run.problem is one
+        chex.assert_trees_all_equal_shapes_and_dtypes(run.opt_state, one.tx.init(one.params))
+        assert jax.tree.structure(run.opt_state) == jax.tree.structure(alone.opt_state)
+        np.testing.assert_allclose(run.losses, alone.losses, rtol=2e-2)
+    ends = [run.losses[-1] for run in together]
+    assert ends[2] < ends[0] < ends[1]
+
+
+def test_a_rate_is_compared_for_as_long_as_four_trials():
+    treatment = vj.cure(small(), data(), steps=STEPS, total_steps=8 * STEPS)
+    told = {trial.remedy: trial for trial in treatment.trials}
+    *accepted, last = (one.name for one in treatment.accepted)
+    assert last in RATES, str(treatment)
+    before = " + ".join(accepted)
+    assert {f"{before} + {rate}" for rate in RATES} <= told.keys()
+    # The last entry of that name: the same network as long at its own rate.
+    for name in (before, *(f"{before} + {rate}" for rate in RATES)):
+        assert told[name].steps == 4 * STEPS
+    best = min((told[f"{before} + {rate}"].loss for rate in RATES), default=np.inf)
+    assert told[f"{before} + {last}"].loss == best < told[before].loss
+    assert_recipe_makes(small(), treatment.recipe, treatment.start, treatment.batch)
+
+
+@pytest.mark.parametrize(("total", "most"), [(50 * STEPS, 0), (2 * STEPS, 2 * STEPS)])
+def test_it_is_no_longer_than_the_training(total, most):
+    treatment = vj.cure(small(), data(), steps=STEPS, total_steps=total)
+    compared = [one.steps for one in treatment.trials if one.remedy.endswith(RATES)]
+    assert set(compared) <= {most}
+    assert bool(compared) == bool(most)
+
+
+def test_the_rate_it_had_is_kept_where_no_other_is_better():
+    """With the state of the usual trial: the longer one was to compare."""
+    short = vj.cure(network(tx=vj.adam(3e-3)), data(), steps=STEPS, total_steps=8 * STEPS, key=KEY)
+    assert [one.name for one in short.accepted] == ["lsuv"], str(short)
+    (count,) = {int(x) for x in jax.tree.leaves(short.opt_state) if jnp.ndim(x) == 0}
+    assert count == STEPS
+    compared = [one for one in short.trials if one.steps == 4 * STEPS]
+    assert [one.outcome for one in compared] == ["accepted"] + 3 * ["no better"]
+    assert short.cost > sum(one.steps for one in short.trials)
+
+
+def test_what_rounds_the_steps_comes_after_the_rate():
+    """There each rate has a run of its own: no scale may stand behind the rounding."""
+    problem = network("tanh", 2, param_dtype=jnp.bfloat16, tx=optax.sgd(1e-4))
+    treatment = vj.cure(problem, data(), steps=STEPS, total_steps=8 * STEPS)
+    assert any(one.remedy.endswith(RATES) for one in treatment.trials), str(treatment)
+    assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
+
+
+def test_rates_that_are_too_many_at_once_run_one_by_one(monkeypatch):
+    seen = []
+
+    def raced(problems, *args, rates=None):
+        seen.append(len(problems))
+        if len(problems) > 1:
+            raise MemoryError
+        return race(problems, *args)
+
+    monkeypatch.setattr(rates, "race", raced)
+    treatment = vj.cure(small(), data(), steps=STEPS, total_steps=8 * STEPS)
+    assert seen == [4, 1, 1, 1, 1]
+    assert any(one.name in RATES for one in treatment.accepted), str(treatment)

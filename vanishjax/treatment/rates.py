@@ -1,0 +1,68 @@
+"""What was accepted at other rates, before a training that is no longer than a few trials.
+
+A rate that leads after a trial may trail at the end, and the other way round: all of them train for
+as long as several trials, side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vanishjax.treatment.acceptance import judge, note
+from vanishjax.treatment.judgement import SHORT
+from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
+from vanishjax.treatment.proposal import treated
+from vanishjax.treatment.remedy import RATED, Remedy
+from vanishjax.treatment.steps import rate_by_3, rate_x3, rate_x10
+from vanishjax.treatment.trial import Run, race
+
+
+def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progress:
+    """What comes of other rates for what was accepted.
+
+    Args:
+      setting: What the cure goes by.
+      progress: How far it had come.
+      batches: `[steps, ...]`, several trials long.
+
+    Returns:
+      How far it has come now; as far as before where nothing was accepted, or a long training
+      follows.
+    """
+    if progress.best is None or setting.length > SHORT:
+        return progress
+    remedies = tuple(make(setting.context) for make in (rate_by_3, rate_x3, rate_x10))
+    try:
+        as_it_is, *runs = _race(setting, progress, remedies, batches)
+    except Exception as error:
+        failures = tuple(Failure.of(remedy, error) for remedy in remedies)
+        return judge(setting, progress, Wave((), failures), Raced(()))
+    members: tuple[Member, ...] = tuple(
+        (remedy, run.problem) for remedy, run in zip(remedies, runs, strict=True)
+    )
+    raced = Raced(tuple(zip(remedies, runs, strict=True)))
+    beside = dataclasses.replace(
+        note(progress, as_it_is, f"{len(as_it_is.losses)} steps, beside other rates"),
+        best=as_it_is,
+        cured=False,
+    )
+    then = judge(setting, beside, Wave(members, ()), raced)
+    if then.accepted != progress.accepted:
+        return then
+    return dataclasses.replace(then, best=progress.best, cured=progress.cured)
+
+
+def _race(
+    setting: Setting, progress: Progress, remedies: tuple[Remedy, ...], batches: Any
+) -> list[Run]:
+    """The network as it is, then at each rate: side by side, where the rate is what comes last."""
+    problems = [progress.start, *(treated(setting, progress, one) for one in remedies)]
+    told = batches, setting.held_out, setting.key
+    if all(part.wraps <= RATED for part in progress.parts):
+        rates = [1.0, *(one.rate for one in remedies)]
+        try:
+            return race(problems, *told, rates=rates)
+        except Exception:  # all at once may be too many for the memory
+            return [race([one], *told)[0] for one in problems]
+    return [race([one], *told)[0] for one in problems]
