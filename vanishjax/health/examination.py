@@ -71,6 +71,25 @@ class Examination:
         return np.array([leaf.is_matrix for leaf in homes], bool)
 
     @functools.cached_property
+    def sizes(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """For each layer of parameters the number of its entries."""
+        homes = self.probe.parameters.layers.homes
+        return np.array([math.prod(one.shape[i] for i in one.inner_axes) for one in homes], float)
+
+    @functools.cached_property
+    def descent(self) -> float | None:
+        """The most that one step can lower the loss, as if the gradient stayed as it is.
+
+        No product of a gradient and a step is larger than that of their norms. None without an
+        optimizer, NaN where nothing is known to move.
+        """
+        if self.step_rms is None:
+            return None
+        lowered = self.sizes * self.probe.parameters.rms * self.step_rms
+        known = np.isfinite(lowered)
+        return float(np.sum(lowered[known])) if known.any() else math.nan
+
+    @functools.cached_property
     def relative_step(self) -> float | None:
         """One step of the median kernel that moves, as a part of its usual size.
 
@@ -80,15 +99,26 @@ class Examination:
         """
         if self.step_rms is None:
             return None
-        parameters = self.probe.parameters
-        homes = parameters.layers.homes
-        inputs = [math.prod(leaf.shape[axis] for axis in leaf.inputs) for leaf in homes]
-        usual = np.fmax(parameters.parameter_rms, np.fmax(inputs, 1) ** -0.5)
+        usual = np.fmax(self.probe.parameters.parameter_rms, self._lecun)
         parts = self.step_rms[self.kernels] / usual[self.kernels]
         parts = parts[np.isfinite(parts) & (parts > 0)]
         # Branches that end at zero get no gradient yet, whatever the rate is.
         moved = parts[parts > _STILL * np.max(parts, initial=0.0)]
         return float(np.median(moved)) if len(moved) else math.nan
+
+    @functools.cached_property
+    def kernel_size(self) -> float:
+        """The median kernel's entries over LeCun's; NaN without kernels."""
+        sizes = self.probe.parameters.parameter_rms / self._lecun
+        known = sizes[self.kernels & np.isfinite(sizes)]
+        return float(np.median(known)) if len(known) else math.nan
+
+    @property
+    def _lecun(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """For each layer of parameters the size of LeCun's entries, 1 / sqrt(fan-in)."""
+        homes = self.probe.parameters.layers.homes
+        inputs = [math.prod(leaf.shape[axis] for axis in leaf.inputs) for leaf in homes]
+        return np.asarray(np.fmax(inputs, 1.0) ** -0.5)
 
     @functools.cached_property
     def decay(self) -> float | None:

@@ -15,6 +15,7 @@ import numpy as np
 from vanishjax._jaxpr import Span
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.attention import saturated_attention, token_collapse
+from vanishjax.health.descent import step_length
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
 from vanishjax.health.learning import does_not_learn
@@ -398,6 +399,8 @@ def apply_rules(seen: Examination) -> tuple[Finding, ...]:
     """
     findings = [found for rule in RULES.values() if (found := rule(seen)) is not None]
     critical = {found.rule for found in findings if found.severity == "critical"}
+    if not critical and (found := step_length(seen)) is not None:
+        findings.append(found)  # what no other rule explains
     explained = frozenset[Rule]().union(*(_EXPLAINS.get(rule, frozenset()) for rule in critical))
     # A gradient that is far too large or too small makes such steps.
     if critical - {"learning_rate"}:

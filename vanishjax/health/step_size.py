@@ -22,7 +22,7 @@ TOO_SMALL = 1e-4
 _SHALLOW = 8
 # Below this part of a constant output's loss a network has learned something, and small steps may
 # be what it needs.
-_HAS_LEARNED = 0.9
+HAS_LEARNED = 0.9
 # A decay that takes more than this of all kernels in a step is over within a training.
 _FAST_DECAY = 1e-3
 # The largest size, as a part of their own, at which steps hold kernels against it. At a twentieth
@@ -43,7 +43,7 @@ def learning_rate(seen: Examination) -> Finding | None:
     if not large and moves >= TOO_SMALL:
         return None  # it warms up, or is as deep as that
     # Not where a schedule, or what a constant output reaches, isn't known.
-    untrained = probe.loss >= _HAS_LEARNED * probe.constant_loss
+    untrained = probe.loss >= HAS_LEARNED * probe.constant_loss
     still = moves < TOO_SMALL and untrained
     if large:
         why = "too large."
