@@ -12,6 +12,7 @@ import pytest
 import vanishjax as vj
 from tests.treatment.test_remedies import assert_recipe_makes
 from tests.treatment.test_treatment import KEY, STEPS, data, network
+from vanishjax.transforms.coordinates import InCoordinates
 from vanishjax.treatment import rates
 from vanishjax.treatment.batches import stack
 from vanishjax.treatment.trial import race
@@ -78,6 +79,23 @@ def test_the_rate_it_had_is_kept_where_no_other_is_better():
     compared = [one for one in short.trials if one.steps == 4 * STEPS]
     assert [one.outcome for one in compared] == ["accepted"] + 3 * ["no better"]
     assert short.cost > sum(one.steps for one in short.trials)
+
+
+def test_a_rate_stands_inside_the_coordinates():
+    """So that a network in units of its own is still looked at in those that its steps are in."""
+    problem = vj.mlp_problem(8, (32,), 1, loss="squared_error", tx=vj.adam(1e-3))
+    x = jax.random.normal(jax.random.key(2), (24, 64, 8))
+    batches = [(own, 2e5 + 8e4 * (jnp.sin(own[:, :1]) + own[:, 1:2])) for own in x]
+    treatment = vj.cure(problem, batches, steps=STEPS, total_steps=8 * STEPS)
+    names = [one.name for one in treatment.accepted]
+    assert "standardize_outputs" in names, str(treatment)
+    assert names[-1] in RATES, str(treatment)
+    assert not any(one.rules for one in treatment.trials if one.remedy.endswith(RATES))
+    assert isinstance(treatment.start.tx, InCoordinates)
+    start = treatment.start.tx.init(treatment.start.params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(treatment.opt_state, start)
+    assert treatment.after.healthy
+    assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
 
 
 def test_what_rounds_the_steps_comes_after_the_rate():

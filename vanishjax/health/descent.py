@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from vanishjax.health.advice import advised
-from vanishjax.health.examination import Examination
+from vanishjax.health.examination import LINEAR_REACH, Examination
 from vanishjax.health.finding import Finding, Rule
 from vanishjax.health.step_size import HAS_LEARNED, USUAL_STEP
 
@@ -25,7 +25,7 @@ TOO_MANY = 150.0
 # divided by their size, which doesn't train, .0005.
 TOO_FEW = 0.005
 # Kernels smaller than this part of LeCun's grow with each step of Adam's, and the gradient with
-# them: as it is it tells nothing of later steps.
+# them.
 _SMALL = 1 / 3
 _HALF = 0.5
 
@@ -56,7 +56,7 @@ def step_length(seen: Examination) -> Finding | None:
     steps = (probe.loss - _HALF * min(probe.loss, constant)) / descent
     usual = steps * min(1.0, part / USUAL_STEP)
     untrained = probe.loss >= HAS_LEARNED * constant
-    if usual > TOO_MANY and untrained and (seen.is_linear or not seen.kernel_size < _SMALL):
+    if usual > TOO_MANY and untrained and not _grows(seen):
         return _finding(
             seen,
             "vanishing_gradient",
@@ -74,6 +74,15 @@ def step_length(seen: Examination) -> Finding | None:
             "is far too large.",
         )
     return None
+
+
+def _grows(seen: Examination) -> bool:
+    """Whether the gradient is to grow with the kernels, so that it tells nothing of later steps.
+
+    What it loses from layer to layer comes back as kernels grow, and has a rule of its own.
+    """
+    lost = float(np.min(seen.reached, initial=0.0))
+    return lost < -LINEAR_REACH or (not seen.is_linear and seen.kernel_size < _SMALL)
 
 
 def _finding(seen: Examination, rule: Rule, evidence: dict[str, float], cause: str) -> Finding:

@@ -135,6 +135,12 @@ class Examination:
             return None
         return float(np.median(taken))
 
+    @functools.cached_property
+    def reached(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """For each layer the nats between the output's cotangent and its own; 0 where unknown."""
+        log_chi = self.probe.log_chi
+        return np.asarray(np.cumsum(np.where(np.isfinite(log_chi), log_chi, 0.0)[::-1])[::-1])
+
     @property
     def reach(self) -> float:
         """How many nats may be lost or won on the way back."""

@@ -7,7 +7,7 @@ those of number types and of an optimizer's eps, which do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -217,7 +217,7 @@ def mean_collapse(seen: Examination) -> Finding | None:
 def exploding_gradient(seen: Examination) -> Finding | None:
     """The cotangent grows from layer to layer on its way back."""
     probe = seen.probe
-    reached = _reached(probe)
+    reached = seen.reached
     flooded = reached > seen.reach
     if not flooded.any():
         return None
@@ -296,7 +296,7 @@ def underflow(seen: Examination) -> Finding | None:
     wide = tiny < _log_tiny("float16")
     # In types of float32's range part of a network is lost only where the cotangent itself vanishes
     # on the way, whatever the loss's scale; all of it is where the loss is too small.
-    vanished = _reached(probe) / 2 < tiny
+    vanished = seen.reached / 2 < tiny
     lost &= ~wide | vanished | bool(lost[told].all())
     if not lost.any():
         return None
@@ -407,12 +407,6 @@ def apply_rules(seen: Examination) -> tuple[Finding, ...]:
         explained |= {"learning_rate"}
     left = [found for found in findings if found.rule not in explained]
     return tuple(sorted(left, key=lambda found: _SEVERITIES.index(found.severity)))
-
-
-def _reached(probe: Probe) -> np.ndarray[Any, Any]:
-    """For each layer the nats between the output's cotangent and its own; 0 where unknown."""
-    known = np.where(np.isfinite(probe.log_chi), probe.log_chi, 0.0)
-    return np.asarray(np.cumsum(known[::-1])[::-1])
 
 
 def _log_tiny(dtype: str) -> float:

@@ -13,7 +13,7 @@ from vanishjax.treatment.acceptance import judge, note
 from vanishjax.treatment.judgement import SHORT
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import treated
-from vanishjax.treatment.remedy import RATED, Remedy
+from vanishjax.treatment.remedy import AROUND, Remedy
 from vanishjax.treatment.steps import rate_by_3, rate_x3, rate_x10
 from vanishjax.treatment.trial import Run, race
 
@@ -59,7 +59,8 @@ def _race(
     """The network as it is, then at each rate: side by side, where the rate is what comes last."""
     problems = [progress.start, *(treated(setting, progress, one) for one in remedies)]
     told = batches, setting.held_out, setting.key
-    if all(part.wraps <= RATED for part in progress.parts):
+    # Coordinates are linear: a part of the step within is the same part of it outside.
+    if all(part.wraps <= AROUND for part in progress.parts):
         rates = [1.0, *(one.rate for one in remedies)]
         try:
             return race(problems, *told, rates=rates)

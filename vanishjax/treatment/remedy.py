@@ -15,8 +15,8 @@ KERNELS, CELLS, OPTIMIZER, ROUNDING = "kernels", "cells", "optimizer", "rounding
 RATE, DECAY = "rate", "decay"
 
 # What goes around the optimizer, from the inside out; see `Remedy.wraps`. Rounding sees the steps
-# that parameters take, whatever coordinates the optimizer sees.
-CLIPPED, AROUND, RATED, ROUNDED, SCALED = 1, 2, 3, 4, 5
+# that parameters take, whatever coordinates the optimizer sees; in these a diagnosis looks at it.
+CLIPPED, RATED, AROUND, ROUNDED, SCALED = 1, 2, 3, 4, 5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,17 +25,18 @@ def pairs(
 ) -> tuple[tuple[Remedy, tuple[Remedy, ...]], ...]:
     """What to take as given, and what to try on top of it.
 
-    Where kernels take in features far from standard, those are standardized, and each remedy that
-    took the cause away is tried on top, all at once. Else, where it left a loss far above that of a
-    constant output, the last layer is matched to the targets; or where it left a rate that is far
-    off, that is fit.
+    Where kernels take in features far from standard, those are standardized, and what standardizes
+    the targets and each remedy that took the cause away are tried on top, all at once. Else, where
+    it left a loss far above that of a constant output, the last layer is matched to the targets; or
+    where it left a rate that is far off, that is fit.
 
     Args:
       reliefs: What took the cause away, the best first.
       context: The sick network.
 
     Returns:
-      Pairs of a remedy and those to try on top of it; none where nothing else is measured.
+      Pairs of a remedy and those to try on top of it; none where nothing else is measured, and
+      both ends of the data at the most where nothing took the cause away yet.
 
     Example:
       >>> import dataclasses, jax, jax.numpy as jnp, vanishjax as vj
@@ -47,12 +48,12 @@ def pairs(
       >>> given.name, rate.name, rate.rate
       ('lsuv', 'fit_rate', 6000.0)
     """
-    # Its form that standardizes what the model itself makes as well; it is what comes first.
-    standard = standardizing_remedies(context)[-1:]
-    inside: tuple[Remedy, ...] = ()
-    if standard:
-        relieving = (one.remedy for one in reliefs if one.remedy.wraps >= 0)
-        inside = (*output_standardizing_remedies(context), *relieving)
+    relieving = (one.remedy for one in reliefs if one.remedy.wraps >= 0)
+    inside = (*output_standardizing_remedies(context), *relieving)
+    # Its form that standardizes what the model itself makes as well; it is what comes first, and
+    # whether there is a need takes a measurement.
+    standard = standardizing_remedies(context)[-1:] if inside else ()
+    inside = inside if standard else ()
     others = ((one.remedy, _other(one, context)) for one in reliefs if one.remedy not in inside)
     left = [(remedy, (other,)) for remedy, other in others if other is not None]
     return (*((given, inside) for given in standard if inside), *left[:_FURTHEST])
