@@ -247,6 +247,21 @@ def test_momentum_is_held_to_a_stricter_limit():
     assert rule_of(problem, vj.sgd(0.1, 0.9)) == ["vanishing_gradient"]
 
 
+@pytest.mark.parametrize("features", [8, 1])
+def test_units_that_start_equal_are_copies(features):
+    """Not where there is but one feature, on which all units lie on a line."""
+    problem = vj.mlp_problem(features, (32,) * 3, 4, activation="tanh", tx=ADAM)
+    x = jax.random.normal(jax.random.key(0), (64, features))
+    equal = jax.tree.map(lambda x: jnp.full_like(x, 0.1), problem.params)
+    told = vj.diagnose(problem.loss_fn, equal, (x, jnp.arange(64) % 4), ADAM)
+    rules = {one.rule: one for one in told.findings if one.severity == "critical"}
+    assert ("rank_collapse" in rules) == (features > 1), str(told)
+    if features > 1:
+        assert "copies of one another" in rules["rank_collapse"].cause
+    drawn = vj.diagnose(problem.loss_fn, problem.params, (x, jnp.arange(64) % 4), ADAM)
+    assert drawn.healthy, str(drawn)
+
+
 def test_only_an_optimizer_with_eps_is_blind():
     problem = tiny_loss()
     found = verdict(problem, OPTAX_ADAM)

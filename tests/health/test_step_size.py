@@ -41,6 +41,8 @@ def test_adams_step_is_its_rate_over_the_kernels_entries(rate):
         (optax.adamw(1e-3, weight_decay=3.0), False),
         (optax.adamw(1e-3, weight_decay=300.0), True),
         (vj.adamw(1e-3, weight_decay=300.0), True),
+        # Steps hold kernels at a quarter of their size, and are forgotten within eight.
+        (optax.adamw(4e-3, weight_decay=30.0), True),
         (optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9)), False),
         (optax.chain(optax.add_decayed_weights(3.0), optax.sgd(0.1)), True),
         # Adam's own step, in a direction of the decay's.
@@ -80,6 +82,10 @@ def test_a_decay_that_no_step_holds_against_is_told(tx, told):
         (optax.sgd(0.1), None),
         (optax.sgd(1e3), "critical"),
         (optax.sgd(1e-6), "critical"),
+        # A hundred steps and more to half of the loss.
+        (optax.adam(1e-3, eps=0.5), "critical"),
+        (optax.rmsprop(1e-3, eps=1.0), "critical"),
+        (optax.adam(3e-5), None),
         (optax.adam(optax.linear_schedule(0.0, 1e-3, 100)), None),
         (vj.muon(0.02), None),
         (optax.lion(1e-4), None),

@@ -6,8 +6,6 @@ what is nearly nothing.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from vanishjax.health.advice import advised
@@ -17,8 +15,8 @@ from vanishjax.health.step_size import HAS_LEARNED, USUAL_STEP
 
 # Steps of usual size to half of the loss. Of the networks of `benchmarks.real_networks` that train,
 # and of which no rule finds anything, most take 1 to 10, and none more than 85, those with gains of
-# 0 or 1e-6 in all branches; of those that don't, and of which nothing else is found, a dozen take
-# 150 to 90,000.
+# 0 or 1e-6 in all branches; of those that don't, and of which nothing else is found, half a dozen
+# take 180 to 90,000.
 TOO_MANY = 150.0
 # The same, of the steps as they are: those that train take .12 or more, but for one at .03 that
 # BatchNorm holds, and .016 at a width of 512 and Adam's .03; an encoder whose faint outputs are
@@ -27,15 +25,13 @@ TOO_FEW = 0.005
 # Kernels smaller than this part of LeCun's grow with each step of Adam's, and the gradient with
 # them.
 _SMALL = 1 / 3
-_HALF = 0.5
 
 
 def step_length(seen: Examination) -> Finding | None:
     """A loss that is far more steps away from its half than networks that train are, or far fewer.
 
-    Their number is the distance over the most that one step can lower the loss, as if its gradient
-    stayed: Polyak's step for that distance over the one taken. At a rate below the usual it counts
-    in usual steps: the network isn't to blame for a small rate.
+    At a rate below the usual it counts in steps of the usual size: the network isn't to blame for a
+    small rate.
 
     Args:
       seen: What was measured.
@@ -46,16 +42,12 @@ def step_length(seen: Examination) -> Finding | None:
     References:
       Polyak, Minimization of unsmooth functionals, 1969, equation 3.
     """
-    probe, part = seen.probe, seen.relative_step
-    constant, descent = probe.constant_loss, seen.descent
-    if part is None or descent is None or not (constant > 0 and descent > 0 and part > 0):
-        return None
+    probe, part, steps = seen.probe, seen.relative_step, seen.steps_to_half
     # Near the end of training steps are large beside what is left, and nothing is to be halved.
-    if not math.isfinite(probe.loss) or probe.loss < _HALF * constant:
+    if part is None or not (part > 0 and probe.loss >= probe.constant_loss / 2):
         return None
-    steps = (probe.loss - _HALF * min(probe.loss, constant)) / descent
     usual = steps * min(1.0, part / USUAL_STEP)
-    untrained = probe.loss >= HAS_LEARNED * constant
+    untrained = probe.loss >= HAS_LEARNED * probe.constant_loss
     if usual > TOO_MANY and untrained and not _grows(seen):
         return _finding(
             seen,

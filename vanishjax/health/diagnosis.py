@@ -32,7 +32,7 @@ from vanishjax.health.response import (
     trace_steps,
 )
 from vanishjax.health.rules import apply_rules
-from vanishjax.health.step_size import TOO_SMALL
+from vanishjax.health.step_size import FAINT
 from vanishjax.health.warm_up import later_steps
 from vanishjax.layers import Layers
 from vanishjax.placement import gathered
@@ -254,7 +254,7 @@ def judge(
         still_rms=np.asarray(still, np.float64),
         stored=_types(parameters.layers, leaves),
     )
-    if seen.relative_step is not None and seen.relative_step < TOO_SMALL:
+    if seen.relative_step is not None and seen.relative_step < FAINT:
         seen = dataclasses.replace(seen, later_steps=later_steps(tx, params))
     return Diagnosis(
         apply_rules(seen),

@@ -90,6 +90,19 @@ class Examination:
         return float(np.sum(lowered[known])) if known.any() else math.nan
 
     @functools.cached_property
+    def steps_to_half(self) -> float:
+        """How many steps it takes at least to halve the loss, or to half of a constant output's.
+
+        As if the gradient stayed as it is: Polyak's step for that distance over the one taken. NaN
+        where the loss, what a constant output reaches, or the steps aren't known, or where that is
+        no positive number.
+        """
+        loss, constant = self.probe.loss, self.probe.constant_loss
+        if self.descent is None or not (self.descent > 0 and constant > 0):
+            return math.nan
+        return (loss - min(loss, constant) / 2) / self.descent
+
+    @functools.cached_property
     def relative_step(self) -> float | None:
         """One step of the median kernel that moves, as a part of its usual size.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -64,12 +63,6 @@ def _share(layers: Layers, params: Any, steps: jax.Array) -> jax.Array:
     return layers.reduce(lambda x, axes: jnp.mean(x, axes), moves)
 
 
-def _entries(layers: Layers) -> np.ndarray[Any, Any]:
-    """For each layer how many entries it has."""
-    inner = ([leaf.shape[axis] for axis in leaf.inner_axes] for leaf in layers.homes)
-    return np.array([math.prod(lengths) for lengths in inner])
-
-
 _moved_share = jit_once(_share, static_argnums=0)
 
 
@@ -84,7 +77,7 @@ def lost_updates(seen: Examination) -> Finding | None:
         return None
     # Biases that start at 0 move by any step, and train nothing alone.
     counted = known & (parameters.parameter_rms > 0)
-    sizes = _entries(parameters.layers)[counted]
+    sizes = seen.sizes[counted]
     moved = float(np.sum(seen.moved[counted] * sizes) / np.sum(sizes))
     step = float(np.max(seen.step_rms[lost]))
     return Finding(

@@ -6,6 +6,7 @@ those of number types and of an optimizer's eps, which do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -52,6 +53,9 @@ COLLAPSED_ENERGY = 1e-8
 # of depth 16, at 1.9, they do. Inputs that lie on a line to begin with don't count.
 COLLAPSED_RANK = 1.05
 LEAST_INPUT_RANK = 1.5
+# Units whose kernels are equal differ from one another by rounding; inputs of features that vary
+# alike, the fifth (or the middle one) by so much of the largest, don't lie on a line.
+_COPIES, _EVEN = 1e-4, 0.05
 
 # Share of a bounded activation's slopes in a layer.
 SATURATED_UNITS = 0.8
@@ -268,8 +272,10 @@ def rank_collapse(seen: Examination) -> Finding | None:
     probe = seen.probe
     rank = probe.effective_rank[seen.features]
     collapsed = (rank < COLLAPSED_RANK) & (probe.widths[seen.features] > 2)
-    if not len(rank) or not collapsed[-1] or not rank[0] > LEAST_INPUT_RANK:
+    if not len(rank) or not collapsed[-1]:
         return None
+    if not rank[0] > LEAST_INPUT_RANK:
+        return _copies(seen)
     if probe.activation_rms[seen.features][-1] == 0:  # as of a kernel that starts at 0
         return None
     if not in_the_way(seen, collapsed):
@@ -281,6 +287,30 @@ def rank_collapse(seen: Examination) -> Finding | None:
         {"effective_rank": float(rank[-1]), "first_layer": float(rank[0])},
         f"The last features differ in {rank[-1]:.2f} dimensions, the first in {rank[0]:.1f}: "
         "products of random matrices keep one direction and lose the others.",
+        advised("rank_collapse", probe),
+    )
+
+
+def _copies(seen: Examination) -> Finding | None:
+    """Units of one layer that are the same function, as constant kernels make them."""
+    probe = seen.probe
+    rank, wide = probe.effective_rank[seen.features], probe.widths[seen.features] > 2
+    homes = probe.parameters.layers.homes
+    several = [
+        any(math.prod(homes[i].shape[axis] for axis in homes[i].inputs) > 2 for i in own)
+        for own in probe.places
+    ]
+    if not (wide & (np.abs(rank - 1) < _COPIES)).all():
+        return None
+    if not (np.nan_to_num(probe.feature_evenness) > _EVEN)[np.array(several, bool)].any():
+        return None
+    return Finding(
+        "rank_collapse",
+        "critical",
+        pick(probe.names[seen.features], wide),
+        {"effective_rank": float(rank[-1]), "first_layer": float(rank[0])},
+        "The units of a layer are copies of one another: their kernels start equal, so do their "
+        "gradients, and no step tells them apart.",
         advised("rank_collapse", probe),
     )
 

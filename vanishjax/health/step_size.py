@@ -17,6 +17,10 @@ TOO_LARGE = 1.0
 # `benchmarks.real_networks` that aren't Adam's at 1e-4 or more, all 28 that take less than 4e-4
 # learn nothing in some hundred steps; of those that learn none takes less than 5e-3.
 TOO_SMALL = 1e-4
+# Or below this, where it takes so many steps to halve the loss, as the gradient tells. An eps of .1
+# in Adam and one of 1 in RMSProp leave steps of .00015 to .0003, and 43 to 280 of them; Adagrad at
+# 1e-3 .0003 and 75.
+FAINT, _FAR = 4e-4, 40.0
 # Of so many kernels. The deeper a network, the more of them change its output at once, and the less
 # each may: `deep_adam` divides its rate by the depth.
 _SHALLOW = 8
@@ -28,6 +32,9 @@ _FAST_DECAY = 1e-3
 # The largest size, as a part of their own, at which steps hold kernels against it. At a twentieth
 # a temporal convolutional network learns nothing.
 _HELD = 0.1
+# Or a decay that leaves of every step less than half twenty steps later: with .05 (SGD, L2 of .5)
+# and .08 (AdamW, a decay of 20) MLPs learn nothing, though steps hold their kernels at a half.
+_FORGETS = 0.035
 
 
 def learning_rate(seen: Examination) -> Finding | None:
@@ -35,20 +42,24 @@ def learning_rate(seen: Examination) -> Finding | None:
     if (decayed := _decayed(seen)) is not None:
         return decayed
     part = seen.relative_step
-    if part is None or not (part > TOO_LARGE or part < TOO_SMALL):
+    if part is None or not (part > TOO_LARGE or part < FAINT):
         return None
     large = part > TOO_LARGE
     probe = seen.probe
     moves = part * seen.later_steps * max(1.0, seen.kernels.sum() / _SHALLOW)
-    if not large and moves >= TOO_SMALL:
-        return None  # it warms up, or is as deep as that
+    # It may warm up, or be as deep as that.
+    far = moves < FAINT and seen.steps_to_half > _FAR * seen.later_steps
+    if not large and not far and (part >= TOO_SMALL or moves >= TOO_SMALL):
+        return None
     # Not where a schedule, or what a constant output reaches, isn't known.
     untrained = probe.loss >= HAS_LEARNED * probe.constant_loss
-    still = moves < TOO_SMALL and untrained
+    still = (far or moves < TOO_SMALL) and untrained
     if large:
         why = "too large."
     elif still:
         why = f"too small: a thousand steps move them by {1000 * part:.1g} at most."
+    elif part >= TOO_SMALL:
+        return None
     else:
         why = "too small, unless it still warms up or the network has learned already."
     return Finding(
@@ -74,7 +85,7 @@ def _decayed(seen: Examination) -> Finding | None:
     held = seen.step_rms[shrunk] / seen.still_rms[shrunk]
     held = held[np.isfinite(held)]
     size = float(np.median(held)) if len(held) else np.inf
-    if size > _HELD:
+    if size > _HELD and part < _FORGETS:
         return None
     return Finding(
         "learning_rate",
