@@ -17,7 +17,7 @@ from vanishjax.treatment import rates
 from vanishjax.treatment.batches import stack
 from vanishjax.treatment.trial import race
 
-RATES = ("rate_by_3", "rate_x3", "rate_x10")
+RATES = ("rate_by_30", "rate_by_3", "rate_x3", "rate_x10")
 
 
 def small(rate=0.01, **options):
@@ -77,8 +77,27 @@ def test_the_rate_it_had_is_kept_where_no_other_is_better():
     (count,) = {int(x) for x in jax.tree.leaves(short.opt_state) if jnp.ndim(x) == 0}
     assert count == STEPS
     compared = [one for one in short.trials if one.steps == 4 * STEPS]
-    assert [one.outcome for one in compared] == ["accepted"] + 3 * ["no better"]
+    assert [one.outcome for one in compared] == ["accepted"] + 4 * ["no better"]
     assert short.cost > sum(one.steps for one in short.trials)
+
+
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [
+        (optax.lion(0.03), {"rate_by_30"}),
+        (optax.sgd(0.03), {"rate_x10"}),
+        (optax.adam(3e-3), set()),
+    ],
+)
+def test_a_network_that_learns_gets_a_rate_that_it_learns_more_by(tx, expected):
+    """Where only a short training follows: none that makes up for a rate that isn't quite right."""
+    problem = network("tanh", 3, tx=tx)
+    treatment = vj.cure(problem, data(), steps=STEPS, total_steps=8 * STEPS)
+    assert treatment.before.healthy
+    assert {one.name for one in treatment.accepted} == expected, str(treatment)
+    assert [one.steps for one in treatment.trials[-1 - len(RATES) :]] == 5 * [4 * STEPS]
+    assert (treatment.problem is problem) == (not expected)
+    assert vj.cure(problem, data(), steps=STEPS).problem is problem
 
 
 def test_a_rate_stands_inside_the_coordinates():
@@ -90,7 +109,8 @@ def test_a_rate_stands_inside_the_coordinates():
     names = [one.name for one in treatment.accepted]
     assert "standardize_outputs" in names, str(treatment)
     assert names[-1] in RATES, str(treatment)
-    assert not any(one.rules for one in treatment.trials if one.remedy.endswith(RATES))
+    rules = {rule for one in treatment.trials if one.remedy.endswith(RATES) for rule in one.rules}
+    assert rules <= {"learning_rate"}, str(treatment)
     assert isinstance(treatment.start.tx, InCoordinates)
     start = treatment.start.tx.init(treatment.start.params)
     chex.assert_trees_all_equal_shapes_and_dtypes(treatment.opt_state, start)
@@ -117,5 +137,5 @@ def test_rates_that_are_too_many_at_once_run_one_by_one(monkeypatch):
 
     monkeypatch.setattr(rates, "race", raced)
     treatment = vj.cure(small(), data(), steps=STEPS, total_steps=8 * STEPS)
-    assert seen == [4, 1, 1, 1, 1]
+    assert seen == [5, 1, 1, 1, 1, 1]
     assert any(one.name in RATES for one in treatment.accepted), str(treatment)

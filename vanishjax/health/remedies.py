@@ -154,6 +154,9 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "clip each layer's gradient",
             "tx = optax.chain(vj.clip_by_layer_norm(1.0, layers), tx)",
         ),
+        "rate_by_30": Advice(
+            "a thirtieth of the learning rate", "tx = optax.chain(tx, optax.scale(0.03))"
+        ),
         "rate_by_3": Advice(
             "a third of the learning rate", "tx = optax.chain(tx, optax.scale(0.3))"
         ),

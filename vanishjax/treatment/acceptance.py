@@ -12,7 +12,9 @@ from vanishjax.health.advice import traits
 from vanishjax.health.remedies import STANDARD
 from vanishjax.problem import Problem
 from vanishjax.treatment.judgement import (
+    HALF,
     SHORT,
+    TENTH,
     beats_constant,
     cause_improved,
     gets_as_far,
@@ -24,7 +26,7 @@ from vanishjax.treatment.judgement import (
 )
 from vanishjax.treatment.loss import trained_loss
 from vanishjax.treatment.progress import Failure, Progress, Raced, Relief, Setting, Wave
-from vanishjax.treatment.remedy import OPTIMIZER, ROUNDING, Remedy
+from vanishjax.treatment.remedy import OPTIMIZER, RATE, ROUNDING, Remedy
 from vanishjax.treatment.trial import Outcome, Run, Trial
 
 PROBE_STEPS = 3.0  # what a probe costs, in training steps
@@ -74,7 +76,7 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
         if progress.is_safer(remedy):
             lower, by = keeps_up(run, rival, setting.length, setting.before)
         elif progress.best is None and setting.before.verdict != "sick":
-            lower, by = goes_farther(run, rival)
+            lower, by = goes_farther(run, rival, HALF if remedy.part == RATE else TENTH)
         else:
             lower, by = improvement(run, rival, setting.before)
         if progress.best is not None:
@@ -156,18 +158,19 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
 
 
 def note(progress: Progress, run: Run, reason: str) -> Progress:
-    """Records that what was accepted trained once more.
+    """Records that what was accepted, or the network as it is, trained once more.
 
     Args:
       progress: How far a cure had come.
-      run: Of what was accepted.
+      run: Of it.
       reason: Why.
 
     Returns:
       The same, with the trial and its cost.
     """
-    name = " + ".join(one.name for one in progress.accepted)
-    trial = _trial(name, "accepted", run, progress.verdict, reason)
+    name = " + ".join(one.name for one in progress.accepted) or "untreated"
+    outcome: Outcome = "accepted" if progress.accepted else "untreated"
+    trial = _trial(name, outcome, run, progress.verdict, reason)
     cost = progress.cost + len(run.losses)
     return dataclasses.replace(progress, trials=(*progress.trials, trial), cost=cost)
 

@@ -54,9 +54,9 @@ def cure(
     """Finds out what makes a network train, by trying it on that network.
 
     A healthy network that is seen to learn in the steps of one trial comes back as it is, unless
-    one of these lets it learn twice as much or leaves a tenth of its loss: standardized inputs and
-    targets, where these are in units of their own; or a larger rate, where that is far below the
-    usual and only a short training follows. So does one of which that can't be known, or that seems
+    one of these lets it learn twice as much or leaves little of its loss: standardized inputs and
+    targets, where these are in units of their own; or another rate, where only a short training
+    follows. So does one of which that can't be known, or that seems
     healthy and learns too little, unless a remedy lets it learn twice as much.
 
     Else the remedies that fit the cause are tried, in order: from the same parameters, on the same
@@ -72,8 +72,8 @@ def cure(
     that is measured, inputs far from standard or a rate far off. Where nothing is accepted, the
     three kinds that took the cause away and came furthest are tried once more, in all their forms,
     for four times as many steps. Where nothing helped, the network comes back as it was. Where only
-    a short training follows, what was accepted is tried at a third, three and ten times its rate,
-    for as long as four trials.
+    a short training follows, what was accepted, or the network as it is, is tried at a thirtieth, a
+    third, three and ten times its rate, for as long as four trials.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
@@ -206,8 +206,8 @@ def _seen_alone(
     """Trains a network that looks healthy as it is, and doubts the verdict if it learns nothing.
 
     If it learns, that isn't one of the trials, which are of remedies: its diagnosis tells it. But
-    where inputs are far from standard, standardizing them is; and a larger rate, where that is far
-    below the usual and only a short training follows.
+    where inputs or targets are far from standard, standardizing them is; and other rates, where
+    only a short training follows.
     """
     alone = _tried(dataclasses.replace(setting, remedies=()), progress, None)
     (trial,), untreated = alone.trials, alone.untreated
@@ -222,7 +222,7 @@ def _seen_alone(
             others += output_standardizing_remedies(setting.context)
             if setting.length <= SHORT:
                 others += larger_rates(setting.context)
-        if not others:
+        if not others and (setting.remedies is not None or setting.length > SHORT):
             return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
         _tell((trial,), on_trial)
         setting = dataclasses.replace(setting, before=verdict, remedies=others)

@@ -25,7 +25,7 @@ SHORT = 10
 # not below the start of the new ones.
 _NEARLY = 0.8
 _FARTHER = 2.0  # times as much as a network of which nothing is known learns by itself
-_TENTH = 0.1  # or what it leaves of its loss, where it has learned most of what there is to learn
+TENTH, HALF = 0.1, 0.5  # or what it leaves of the other's loss: of a trial, of a longer race
 _LEARNED = 0.5  # share of the untreated network's held-out loss
 _ERRORS = 2.0  # standard errors that chance doesn't bridge
 # Of a constant output's loss: who is below it by less, though by the same on every batch, has moved
@@ -211,16 +211,17 @@ def learns_by_itself(untreated: Run, before: Diagnosis) -> bool:
     return falls or (before.verdict == "healthy" and has_learned)
 
 
-def goes_farther(treated: Run, untreated: Run) -> tuple[bool, str]:
+def goes_farther(treated: Run, untreated: Run, share: float = TENTH) -> tuple[bool, str]:
     """Whether a treatment lets a network of which nothing is known learn twice as much.
 
     Both are counted from the lower of their starts: what starts at 1e20 falls far and learns
-    nothing. What learns more than half of what there is can't be doubled: a tenth of its loss, on
-    every batch, is as much.
+    nothing. What learns more than half of what there is can't be doubled: to leave a part of its
+    loss is as much.
 
     Args:
       treated: Its run.
       untreated: That of the other.
+      share: That part.
 
     Returns:
       The answer, and the numbers behind it in words.
@@ -228,9 +229,9 @@ def goes_farther(treated: Run, untreated: Run) -> tuple[bool, str]:
     lower, said = improvement(treated, untreated)
     if not (lower and untreated.finite):
         return lower, said
-    left = (treated.held_out >= 0) & (treated.held_out < _TENTH * untreated.held_out)
-    if left.all():
-        return True, f"{said}; less than a tenth on every batch"
+    left, most = float(np.mean(treated.held_out)), share * float(np.mean(untreated.held_out))
+    if 0 <= left < most:
+        return True, f"{said}; less than {share:g} of it is left"
     start, came, alone = _below_start(treated, untreated)
     farther = came > _FARTHER * max(alone, 0.0)
     relation = "more" if farther else "not more"

@@ -1,7 +1,7 @@
-"""What was accepted at other rates, before a training that is no longer than a few trials.
+"""What was accepted, or a network as it is, at other rates.
 
-A rate that leads after a trial may trail at the end, and the other way round: all of them train for
-as long as several trials, side by side.
+A rate that leads after a trial may trail at the end, and the other way round: before a training of
+no more than a few trials all of them train for as long as several, side by side.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from vanishjax.treatment.judgement import SHORT
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import treated
 from vanishjax.treatment.remedy import AROUND, Remedy
-from vanishjax.treatment.steps import rate_by_3, rate_x3, rate_x10
+from vanishjax.treatment.steps import rate_by_3, rate_by_30, rate_x3, rate_x10
 from vanishjax.treatment.trial import Run, race
+
+OTHER_RATES = rate_by_30, rate_by_3, rate_x3, rate_x10
 
 
 def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progress:
-    """What comes of other rates for what was accepted.
+    """What comes of other rates for what was accepted, or for the network as it is.
 
     Args:
       setting: What the cure goes by.
@@ -27,27 +29,27 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
       batches: `[steps, ...]`, several trials long.
 
     Returns:
-      How far it has come now; as far as before where nothing was accepted, or a long training
-      follows.
+      How far it has come now; as far as before where a long training follows.
     """
-    if progress.best is None or setting.length > SHORT:
+    known = progress.best or progress.untreated
+    if known is None or setting.length > SHORT:
         return progress
-    remedies = tuple(make(setting.context) for make in (rate_by_3, rate_x3, rate_x10))
+    remedies = tuple(make(setting.context) for make in OTHER_RATES)
     try:
         as_it_is, *runs = _race(setting, progress, remedies, batches)
     except Exception as error:
         failures = tuple(Failure.of(remedy, error) for remedy in remedies)
         return judge(setting, progress, Wave((), failures), Raced(()))
-    members: tuple[Member, ...] = tuple(
-        (remedy, run.problem) for remedy, run in zip(remedies, runs, strict=True)
-    )
-    raced = Raced(tuple(zip(remedies, runs, strict=True)))
+    raced = tuple(zip(remedies, runs, strict=True))
+    members: tuple[Member, ...] = tuple((remedy, run.problem) for remedy, run in raced)
     beside = dataclasses.replace(
         note(progress, as_it_is, f"{len(as_it_is.losses)} steps, beside other rates"),
-        best=as_it_is,
+        best=None if progress.best is None else as_it_is,
+        untreated=as_it_is if progress.best is None else progress.untreated,
         cured=False,
     )
-    then = judge(setting, beside, Wave(members, ()), raced)
+    then = judge(setting, beside, Wave(members, ()), Raced(raced))
+    then = dataclasses.replace(then, untreated=progress.untreated)
     if then.accepted != progress.accepted:
         return then
     return dataclasses.replace(then, best=progress.best, cured=progress.cured)

@@ -44,6 +44,7 @@ _STEPS = (
     steps.rate_by_10,
     steps.fit_rate,
     steps.less_decay,
+    steps.rate_by_30,
     steps.rate_by_3,
     steps.rate_x3,
     steps.rate_x10,

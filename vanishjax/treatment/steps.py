@@ -188,6 +188,11 @@ def fit_rate(context: Context) -> Remedy:
     return Remedy("fit_rate", apply, part=OPTIMIZER, rate=factor)
 
 
+def rate_by_30(_: Context) -> Remedy:
+    """A thirtieth of the learning rate."""
+    return Remedy("rate_by_30", _same, part=RATE, rate=0.03, wraps=RATED)
+
+
 def rate_by_3(_: Context) -> Remedy:
     """A third of the learning rate."""
     return Remedy("rate_by_3", _same, part=RATE, rate=0.3, wraps=RATED)
