@@ -127,6 +127,29 @@ def test_inputs_far_from_standard_are_cured(spoiled, problem):
         )
 
 
+@pytest.mark.parametrize("unit", [1.0, 3e4])
+def test_an_operation_that_large_inputs_break_is_no_fault_of_the_code_alone(unit):
+    """The logarithm of a probability that is 0 in float32, as people write it by hand."""
+    problem = vj.mlp_problem(8, (32,), 1, activation="relu", loss="squared_error", tx=vj.adam(1e-2))
+
+    def loss_fn(params, batch):
+        chance = jax.nn.sigmoid(problem.predict_fn(params, batch[0]))
+        return -jnp.mean(jnp.where(batch[1] > 0, jnp.log(chance), jnp.log(1 - chance)))
+
+    x = jax.random.normal(jax.random.key(0), (16, 64, 8))
+    batches = [(unit * own, jnp.sign(own[:, :1])) for own in x]
+    treatment = vj.cure(vj.Problem(loss_fn, problem.params, problem.tx), batches, steps=60)
+    if unit == 1:
+        assert treatment.before.healthy
+    else:
+        (found,) = (one for one in treatment.before.findings if one.severity == "critical")
+        assert found.rule == "nonfinite"
+        assert found.where is not None
+        names = {one.name for one in treatment.accepted}
+        assert names & {"standardize", "standardize_inside"}, str(treatment)
+        assert treatment.after.healthy
+
+
 def test_a_model_with_an_evaluation_of_its_own_is_evaluated_on_standardized_inputs():
     class Net(nnx.Module):
         def __init__(self, rngs):

@@ -99,13 +99,19 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
       >>> print([remedy.name for remedy in fitting])
       ['lsuv', 'small_lsuv', 'rezero', 'slow_lsuv', 'slow_small_lsuv', 'adam_atan2', 'deep_muon']
     """
-    rules = {
-        one.rule
+    grave = [
+        one
         for one in findings
         if one.severity == "critical" or one.leaves_unknown or one.rule == "does_not_learn"
-        if not _is_mended_in_code(one)
-    }
-    return _fit(fitting(rules), context)
+    ]
+    wanted = fitting({one.rule for one in grave if not _is_mended_in_code(one)})
+    if any(one.rule == "nonfinite" and _is_mended_in_code(one) for one in grave):
+        # The operation may be right for inputs of usual size.
+        wanted = (*(name for name in INPUTS if name not in wanted), *wanted)
+    return _fit(wanted, context)
+
+
+INPUTS = ("standardize", "standardize_inside")
 
 
 def standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
@@ -117,7 +123,7 @@ def standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
     Returns:
       The remedies; none where there is no need.
     """
-    found = _fit(("standardize", "standardize_inside"), context)
+    found = _fit(INPUTS, context)
     return found if any(one.name == "standardize_inside" for one in found) else ()
 
 
