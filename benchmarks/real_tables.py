@@ -21,6 +21,7 @@ _NAMES = {
     "ninth_fresh": "fresh, ninth set",
     "tenth_fresh": "fresh, tenth set",
     "eleventh_fresh": "fresh, eleventh set",
+    "twelfth_fresh": "fresh, twelfth set",
     "tuning": "tuning",
 }
 
