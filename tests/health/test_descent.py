@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import vanishjax as vj
+from tests.health.test_step_size import marked
 from vanishjax.health import diagnosis
 from vanishjax.health.descent import TOO_FEW, TOO_MANY
 
@@ -68,6 +69,7 @@ def test_a_temperature_that_hides_the_parameters_is_found(rate, unit):
 
     assert verdict(1.0).healthy, str(verdict(1.0))
     assert found(verdict(1e-3))["vanishing_gradient"] > TOO_MANY
+    assert marked(verdict(1e-3)) == {"way"}
 
 
 def test_a_step_far_beyond_the_loss_is_found():
@@ -80,6 +82,7 @@ def test_a_step_far_beyond_the_loss_is_found():
 
     assert verdict(2**0.5).healthy, str(verdict(2**0.5))
     assert found(verdict(0.6))["exploding_gradient"] < TOO_FEW
+    assert marked(verdict(0.6)) == {"way"}
 
 
 @pytest.mark.parametrize(("depth", "scale"), [(3, 0.05), (24, 1.0)])

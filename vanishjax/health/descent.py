@@ -55,6 +55,8 @@ def step_length(seen: Examination) -> Finding | None:
             {"steps_to_half": usual},
             f"As far as the gradient tells it takes {_rounded(usual)} steps of the usual size to "
             "halve the loss: it hardly depends on the parameters.",
+            "a look at what lies between kernels and loss: a temperature, gates that are closed, "
+            "features that see nothing",
         )
     if steps < TOO_FEW:
         return _finding(
@@ -64,6 +66,7 @@ def step_length(seen: Examination) -> Finding | None:
             f"As far as the gradient tells one step goes {_rounded(1 / steps)} times as far as it "
             "takes to halve the loss: something is divided by what is nearly nothing, or the rate "
             "is far too large.",
+            "larger values in what is divided by its own size",
         )
     return None
 
@@ -77,9 +80,11 @@ def _grows(seen: Examination) -> bool:
     return lost < -LINEAR_REACH or (not seen.is_linear and seen.kernel_size < _SMALL)
 
 
-def _finding(seen: Examination, rule: Rule, evidence: dict[str, float], cause: str) -> Finding:
+def _finding(
+    seen: Examination, rule: Rule, evidence: dict[str, float], cause: str, mend: str
+) -> Finding:
     evidence |= {"loss": seen.probe.loss, "constant_loss": seen.probe.constant_loss}
-    return Finding(rule, "critical", (), evidence, cause, advised(rule, seen.probe))
+    return Finding(rule, "critical", (), evidence, cause, (mend, *advised(rule, seen.probe)))
 
 
 def _rounded(count: float) -> str:

@@ -44,7 +44,7 @@ def learning_rate(seen: Examination) -> Finding | None:
     part = seen.relative_step
     if part is None or not (part > TOO_LARGE or part < FAINT):
         return None
-    large = part > TOO_LARGE
+    large, evidence = part > TOO_LARGE, {"relative_step": part}
     probe = seen.probe
     moves = part * seen.later_steps * max(1.0, seen.kernels.sum() / _SHALLOW)
     # It may warm up, or be as deep as that.
@@ -58,6 +58,8 @@ def learning_rate(seen: Examination) -> Finding | None:
         why = "too large."
     elif still:
         why = f"too small: a thousand steps move them by {1000 * part:.1g} at most."
+        if part >= TOO_SMALL:
+            evidence["steps_to_half"] = seen.steps_to_half
     elif part >= TOO_SMALL:
         return None
     else:
@@ -66,7 +68,7 @@ def learning_rate(seen: Examination) -> Finding | None:
         "learning_rate",
         "critical" if large or still else "warning",
         (),
-        {"relative_step": part},
+        evidence,
         f"One step changes kernels by {part:.3g} times their usual size: the learning rate is far "
         + why,
         FITTING["learning_rate"].advised,

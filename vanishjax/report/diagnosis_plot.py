@@ -27,6 +27,11 @@ _DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
 _DEAD_TOKENS = {"token_energy": 3e-4, "token_detail": 5e-5}
 _DEAD_START, _DEAD_STEP, _USUAL_STEP, _STILL_STEP = 1.5, 1.0, 0.01, 1e-4
 _DEAD_FLOOR, _DEAD_HELD = 0.4, 0.1
+# A decay, beside one that does no harm; steps to half of the loss, beside the usual: by what is too
+# many of them for a rule, and too few.
+_DEAD_DECAY, _USUAL_DECAY = 0.035, 1e-3
+_USUAL_COUNT, _DEAD_COUNT = 5.0, 0.005
+_DEAD_COUNTS = {"vanishing_gradient": 150.0, "learning_rate": 40.0}
 _UNITS = {"dead_units": "dead_fraction", "saturated_units": "saturated_fraction"}
 # What inputs are far from standard by: which power of it is said, and how.
 _INPUTS = {
@@ -183,10 +188,20 @@ def _scales(
             place = math.log(far[field]) / (2 * math.log(far["limit"]))
             scales.append(("inputs", said.format(_number(far[field] ** power)), min(place, 1.0)))
     rate = critical.get("learning_rate", {})
-    if "held" in rate:
+    if rate.get("held", 0.0) > _DEAD_HELD:
+        said = f"{_number(rate['decay'])} of all kernels a step"
+        place = _logarithm(rate["decay"] / _USUAL_DECAY, _DEAD_DECAY / _USUAL_DECAY)
+        scales.append(("decay", said, place))
+    elif "held" in rate:
         said = f"held at {_number(rate['held'])} by steps"
         scales.append(("decay", said, _logarithm(max(rate["held"], 1e-16), _DEAD_HELD)))
-    if "relative_step" in rate:
+    for rule, evidence in critical.items():
+        if "steps_to_half" in evidence:
+            count = evidence["steps_to_half"]
+            dead = _DEAD_COUNT if count < _USUAL_COUNT else _DEAD_COUNTS[rule]
+            place = _logarithm(count / _USUAL_COUNT, dead / _USUAL_COUNT)
+            scales.append(("way", f"{_number(count)} steps to half of the loss", place))
+    if "relative_step" in rate and "steps_to_half" not in rate:
         step = rate["relative_step"]
         dead = _DEAD_STEP if step > _USUAL_STEP else _STILL_STEP
         place = _logarithm(step / _USUAL_STEP, dead / _USUAL_STEP)
