@@ -12,16 +12,17 @@ one output for all inputs, or says that nothing helped.
 >>> batches = [(inputs, jnp.argmax(inputs[:, :4], axis=1)) for inputs in x]
 >>> treatment = vj.cure(sick, batches, steps=60)
 >>> [(trial.remedy, trial.outcome) for trial in treatment.trials[:3]]
-[('untreated', 'untreated'), ('lsuv', 'accepted'), ('small_lsuv', 'better')]
+[('untreated', 'untreated'), ('small_lsuv', 'accepted'), ('lsuv', 'better')]
 
 `treatment.problem` and `treatment.opt_state` go on from there; what you passed in is as it was, and
-a healthy network comes back untouched at the cost of one trial, unless it takes in inputs far from
-standard, or steps far too little for the training to come, and learns twice as much when that is
-mended. `treatment.recipe` is Python that gives the cured network as the trial started it, to the
-last bit, from your `loss_fn`, `params` and `tx` and from `batch`, which is `treatment.batch`. A
-remedy that can't be applied is recorded, with its reason, and stops nothing. A remedy is a function
-from a `Problem` to a `Problem`: pass your own as `remedies=[vj.Remedy(name, apply)]`. Which
-remedies fit which cause stands in `vanishjax.health.REMEDIES` and `FITTING`.
+a healthy network comes back untouched at the cost of one trial, unless its inputs or targets are
+far from standard, or another rate is better for a short training to come, and it learns twice as
+much when that is mended. `treatment.recipe` is Python that gives the cured network as the trial
+started it, to the last bit, from your `loss_fn`, `params` and `tx` and from `batch`, which is
+`treatment.batch`. A remedy that can't be applied is recorded, with its reason, and stops nothing. A
+remedy is a function from a `Problem` to a `Problem`: pass your own as
+`remedies=[vj.Remedy(name, apply)]`. Which remedies fit which cause stands in
+`vanishjax.health.REMEDIES` and `FITTING`.
 
 Where model, initialization and loss must stay as they are, transforms alone go far. `deep_muon`
 takes the mean activation out of every kernel's gradient (`deflate`), orthogonalizes what is left,
