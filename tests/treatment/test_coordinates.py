@@ -421,7 +421,7 @@ def test_uneven_inputs_of_a_network_that_learns_a_part_are_standardized():
     assert accepted.loss < 0.5 < untreated.loss < 1.3
     text = str(treatment)
     assert text.startswith("Improved by standardize_inside")
-    assert "inputs that are far from zero mean" in text
+    assert "inputs or targets are far from zero mean" in text
     assert treatment.recipe in text.replace("\n  ", "\n")
 
 

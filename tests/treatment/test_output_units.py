@@ -178,6 +178,10 @@ def test_inputs_and_targets_in_units_of_their_own_are_mended_together(seed, rate
     assert "standardize_outputs" in names, str(treatment)
     assert names & {"standardize", "standardize_inside"}, str(treatment)
     assert min(one.loss for one in treatment.trials if one.outcome == "accepted") < lost * prices
+    # Of dollars squared three digits are told.
+    assert max(map(len, str(treatment).splitlines())) <= 80
+    assert "untreated" in str(treatment)
+    assert "e+" in str(treatment)
     assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
 
 

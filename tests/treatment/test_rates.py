@@ -95,6 +95,8 @@ def test_a_network_that_learns_gets_a_rate_that_it_learns_more_by(tx, expected):
     treatment = vj.cure(problem, data(), steps=STEPS, total_steps=8 * STEPS)
     assert treatment.before.healthy
     assert {one.name for one in treatment.accepted} == expected, str(treatment)
+    assert "only a short training follows" in str(treatment)
+    assert "far from zero mean" not in str(treatment)
     assert [one.steps for one in treatment.trials[-1 - len(RATES) :]] == 5 * [4 * STEPS]
     assert (treatment.problem is problem) == (not expected)
     assert vj.cure(problem, data(), steps=STEPS).problem is problem

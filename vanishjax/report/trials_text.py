@@ -13,7 +13,8 @@ __all__ = ["treatment_text"]
 
 _WIDTH = 79
 _HEALTHY = "Healthy: nothing to cure."
-_FAR = "It learns, but its kernels take in inputs that are far from zero mean and unit size."
+_FAR = "It learns, but its inputs or targets are far from zero mean and unit size."
+_SHORT = "It learns, and only a short training follows: other rates were tried for that."
 _MARKS = {"accepted": "✓", "better": "+", "no better": "·", "diverged": "✗", "failed": "✗"}
 
 
@@ -62,7 +63,7 @@ def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> s
         return "\n\n".join([_HEALTHY + _learned(treatment), *notes])
     nothing_fits = len(treatment["trials"]) == 1 and not treatment["accepted"]
     words = [_cause(cause) + (_mends(cause) if nothing_fits else "") for cause in causes]
-    words = words or [textwrap.fill(_FAR, _WIDTH)]
+    words = words or [textwrap.fill(_why_tried(treatment), _WIDTH)]
     head = "\n".join([_headline(treatment), *_meaning(treatment)])
     blocks = [head, *words, _table(treatment), *notes]
     if recipe:
@@ -91,7 +92,13 @@ def _headline(treatment: Mapping[str, Any]) -> str:
     left = "" if treatment["after"]["healthy"] else "; it isn't healthy yet"
     if treatment["after"].get("verdict") == "unknown":
         left = "; whether it is healthy now can't be known"
-    return f"{verb(treatment)} by {names}, {cost}{left}."
+    return textwrap.fill(f"{verb(treatment)} by {names}, {cost}{left}.", _WIDTH)
+
+
+def _why_tried(treatment: Mapping[str, Any]) -> str:
+    """Why remedies were tried on a network of which nothing is known to be wrong."""
+    far = any("standardize" in trial["remedy"] for trial in treatment["trials"])
+    return _FAR if far else _SHORT
 
 
 def verb(treatment: Mapping[str, Any]) -> str:
@@ -168,7 +175,7 @@ def _table(treatment: Mapping[str, Any]) -> str:
     lines = [head]
     for trial, name in zip(trials, names, strict=True):
         mark = _MARKS.get(trial["outcome"], " ")
-        loss = "" if trial["loss"] is None else f"{trial['loss']:.3f}"
+        loss = "" if trial["loss"] is None else _loss(trial["loss"])
         line = f"{mark} {name:<{width}}  {loss or '-':>13}"
         if scored:
             share = trial["accuracy"]
@@ -192,3 +199,9 @@ def trial_name(trial: Mapping[str, Any], steps: int) -> str:
     """
     own = trial.get("steps") or steps
     return trial["remedy"] + (f", {own} steps" if own != steps else "")
+
+
+def _loss(value: float) -> str:
+    """A loss in few characters, in dollars squared or in volts squared too."""
+    usual = value == 0 or 1e-2 <= abs(value) < 1e5
+    return f"{value:.3f}" if usual else f"{value:.3g}"
