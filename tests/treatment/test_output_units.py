@@ -191,7 +191,9 @@ def test_a_model_that_gets_no_further_than_a_constant_is_not_taken_for_one_that_
     treatment = vj.cure(problem, batches, steps=100)
     prices = float(np.var([price for _, price in batches]))
     assert treatment.trials[0].loss > 2 * prices
-    assert treatment.accepted, str(treatment)
+    assert "standardize_outputs" in {one.name for one in treatment.accepted}, str(treatment)
+    best = min(one.loss for one in treatment.trials if one.outcome == "accepted")
+    assert best < 0.8 * prices
 
 
 def test_what_a_constant_reaches_is_asked_of_the_loss_in_evaluation():

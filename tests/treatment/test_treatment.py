@@ -272,8 +272,9 @@ def test_labels_that_mean_nothing_make_no_network_sick():
     assert [one.rule for one in treatment.before.findings] == ["does_not_learn"]
 
 
+@pytest.mark.parametrize("total_steps", [None, 100])
 @pytest.mark.parametrize(("place", "where"), [(4, "that of step "), (3, "held-out batch 1")])
-def test_what_is_wrong_on_another_batch_is_named_and_not_treated(place, where):
+def test_what_is_wrong_on_another_batch_is_named_and_not_treated(place, where, total_steps):
     """A division by 0 in the loss: no parameters make up for that."""
 
     problem = looks_healthy()
@@ -285,7 +286,7 @@ def test_what_is_wrong_on_another_batch_is_named_and_not_treated(place, where):
     batches = [*data()]
     batches[place] = (-jnp.abs(batches[place][0]), batches[place][1])
     divided = dataclasses.replace(problem, loss_fn=loss_fn)
-    treatment = vj.cure(divided, batches, steps=20)
+    treatment = vj.cure(divided, batches, steps=20, total_steps=total_steps)
     (found,) = treatment.before.findings
     assert found.rule == "nonfinite"
     assert "0 / 0 is NaN" in found.cause

@@ -126,12 +126,17 @@ class Examination:
         known = sizes[self.kernels & np.isfinite(sizes)]
         return float(np.median(known)) if len(known) else math.nan
 
-    @property
-    def _lecun(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """For each layer of parameters the size of LeCun's entries, 1 / sqrt(fan-in)."""
+    @functools.cached_property
+    def fan_in(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """For each layer of parameters the number of inputs that a unit sums over, 1 at least."""
         homes = self.probe.parameters.layers.homes
         inputs = [math.prod(leaf.shape[axis] for axis in leaf.inputs) for leaf in homes]
-        return np.asarray(np.fmax(inputs, 1.0) ** -0.5)
+        return np.fmax(inputs, 1.0)
+
+    @property
+    def _lecun(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """For each layer of parameters the size of LeCun's entries."""
+        return np.asarray(self.fan_in**-0.5)
 
     @functools.cached_property
     def decay(self) -> float | None:

@@ -6,7 +6,6 @@ those of number types and of an optimizer's eps, which do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -295,14 +294,10 @@ def _copies(seen: Examination) -> Finding | None:
     """Units of one layer that are the same function, as constant kernels make them."""
     probe = seen.probe
     rank, wide = probe.effective_rank[seen.features], probe.widths[seen.features] > 2
-    homes = probe.parameters.layers.homes
-    several = [
-        any(math.prod(homes[i].shape[axis] for axis in homes[i].inputs) > 2 for i in own)
-        for own in probe.places
-    ]
+    several = np.array([(seen.fan_in[list(own)] > 2).any() for own in probe.places], bool)
     if not (wide & (np.abs(rank - 1) < _COPIES)).all():
         return None
-    if not (np.nan_to_num(probe.feature_evenness) > _EVEN)[np.array(several, bool)].any():
+    if not (np.nan_to_num(probe.feature_evenness) > _EVEN)[several].any():
         return None
     return Finding(
         "rank_collapse",

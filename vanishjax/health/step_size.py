@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vanishjax.health.examination import Examination
-from vanishjax.health.finding import Finding
+from vanishjax.health.finding import Finding, Severity
 from vanishjax.health.remedies import FITTING
 
 # One step of the median kernel, over its usual size. At the best of the rates tried the networks
@@ -42,33 +42,37 @@ def learning_rate(seen: Examination) -> Finding | None:
     if (decayed := _decayed(seen)) is not None:
         return decayed
     part = seen.relative_step
-    if part is None or not (part > TOO_LARGE or part < FAINT):
-        return None
-    large, evidence = part > TOO_LARGE, {"relative_step": part}
-    probe = seen.probe
-    moves = part * seen.later_steps * max(1.0, seen.kernels.sum() / _SHALLOW)
+    if part is not None and part > TOO_LARGE:
+        return _off(part, "critical", "too large.")
+    return _too_small(seen, part) if part is not None and part < FAINT else None
+
+
+def _too_small(seen: Examination, part: float) -> Finding | None:
+    """A rate at which nothing moves, or nothing gets far."""
+    probe, faint = seen.probe, part >= TOO_SMALL
     # It may warm up, or be as deep as that.
+    moves = part * seen.later_steps * max(1.0, seen.kernels.sum() / _SHALLOW)
     far = moves < FAINT and seen.steps_to_half > _FAR * seen.later_steps
-    if not large and not far and (part >= TOO_SMALL or moves >= TOO_SMALL):
+    if not far and (faint or moves >= TOO_SMALL):
         return None
     # Not where a schedule, or what a constant output reaches, isn't known.
-    untrained = probe.loss >= HAS_LEARNED * probe.constant_loss
-    still = (far or moves < TOO_SMALL) and untrained
-    if large:
-        why = "too large."
-    elif still:
+    if (far or moves < TOO_SMALL) and probe.loss >= HAS_LEARNED * probe.constant_loss:
+        more = {"steps_to_half": seen.steps_to_half} if faint else {}
         why = f"too small: a thousand steps move them by {1000 * part:.1g} at most."
-        if part >= TOO_SMALL:
-            evidence["steps_to_half"] = seen.steps_to_half
-    elif part >= TOO_SMALL:
+        return _off(part, "critical", why, **more)
+    if faint:
         return None
-    else:
-        why = "too small, unless it still warms up or the network has learned already."
+    return _off(
+        part, "warning", "too small, unless it still warms up or the network has learned already."
+    )
+
+
+def _off(part: float, severity: Severity, why: str, **more: float) -> Finding:
     return Finding(
         "learning_rate",
-        "critical" if large or still else "warning",
+        severity,
         (),
-        evidence,
+        {"relative_step": part, **more},
         f"One step changes kernels by {part:.3g} times their usual size: the learning rate is far "
         + why,
         FITTING["learning_rate"].advised,

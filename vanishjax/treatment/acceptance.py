@@ -12,9 +12,9 @@ from vanishjax.health.advice import traits
 from vanishjax.health.remedies import STANDARD
 from vanishjax.problem import Problem
 from vanishjax.treatment.judgement import (
-    HALF,
+    LEFT_OF_RACE,
+    LEFT_OF_TRIAL,
     SHORT,
-    TENTH,
     beats_constant,
     cause_improved,
     gets_as_far,
@@ -76,7 +76,8 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
         if progress.is_safer(remedy):
             lower, by = keeps_up(run, rival, setting.length, setting.before)
         elif progress.best is None and setting.before.verdict != "sick":
-            lower, by = goes_farther(run, rival, HALF if remedy.part == RATE else TENTH)
+            share = LEFT_OF_RACE if remedy.part == RATE else LEFT_OF_TRIAL
+            lower, by = goes_farther(run, rival, share)
         else:
             lower, by = improvement(run, rival, setting.before)
         if progress.best is not None:

@@ -174,7 +174,9 @@ def cure(
             )
             again = Progress(problem, before, trials=progress.trials, cost=progress.cost)
             setting, progress = longer, _tried(longer, again, on_trial)
-    if remedies is None:
+    # Not where nothing fits, as where the user's own code is to be mended.
+    nothing_fits = before.verdict == "sick" and not (progress.tried or progress.failed)
+    if remedies is None and setting.length <= SHORT and not nothing_fits:
         several = min(_LONGER * steps, max(steps, setting.context.total_steps))
         then = at_other_rates(setting, progress, sequence(trained_on, several, order_key))
         _tell(then.trials[len(progress.trials) :], on_trial)

@@ -25,7 +25,7 @@ SHORT = 10
 # not below the start of the new ones.
 _NEARLY = 0.8
 _FARTHER = 2.0  # times as much as a network of which nothing is known learns by itself
-TENTH, HALF = 0.1, 0.5  # or what it leaves of the other's loss: of a trial, of a longer race
+LEFT_OF_TRIAL, LEFT_OF_RACE = 0.1, 0.5  # or the share of the loss that it leaves at the end
 _LEARNED = 0.5  # share of the untreated network's held-out loss
 _ERRORS = 2.0  # standard errors that chance doesn't bridge
 # Of a constant output's loss: who is below it by less, though by the same on every batch, has moved
@@ -211,7 +211,7 @@ def learns_by_itself(untreated: Run, before: Diagnosis) -> bool:
     return falls or (before.verdict == "healthy" and has_learned)
 
 
-def goes_farther(treated: Run, untreated: Run, share: float = TENTH) -> tuple[bool, str]:
+def goes_farther(treated: Run, untreated: Run, share: float = LEFT_OF_TRIAL) -> tuple[bool, str]:
     """Whether a treatment lets a network of which nothing is known learn twice as much.
 
     Both are counted from the lower of their starts: what starts at 1e20 falls far and learns

@@ -11,7 +11,7 @@ import jax
 from vanishjax.health import Diagnosis
 from vanishjax.problem import Problem
 from vanishjax.treatment.context import Context
-from vanishjax.treatment.remedy import Remedy, in_parts
+from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.trial import Run, Trial
 
 
@@ -90,11 +90,6 @@ class Progress:
     cured: bool = False
     trials: tuple[Trial, ...] = ()
     cost: float = 0.0
-
-    @property
-    def parts(self) -> tuple[Remedy, ...]:
-        """What was accepted, those of two parts in two, in the order in which it is applied."""
-        return in_parts(self.accepted)
 
     def is_safer(self, remedy: Remedy) -> bool:
         """Whether a remedy is a more careful form of one that leads, and sets what was accepted."""

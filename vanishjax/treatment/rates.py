@@ -6,14 +6,14 @@ no more than a few trials all of them train for as long as several, side by side
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
 from vanishjax.treatment.acceptance import judge, note
-from vanishjax.treatment.judgement import SHORT
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import treated
-from vanishjax.treatment.remedy import AROUND, Remedy
+from vanishjax.treatment.remedy import AROUND, Remedy, in_parts
 from vanishjax.treatment.steps import rate_by_3, rate_by_30, rate_x3, rate_x10
 from vanishjax.treatment.trial import Run, race
 
@@ -29,11 +29,8 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
       batches: `[steps, ...]`, several trials long.
 
     Returns:
-      How far it has come now; as far as before where a long training follows.
+      How far it has come now.
     """
-    known = progress.best or progress.untreated
-    if known is None or setting.length > SHORT:
-        return progress
     remedies = tuple(make(setting.context) for make in OTHER_RATES)
     try:
         as_it_is, *runs = _race(setting, progress, remedies, batches)
@@ -62,10 +59,8 @@ def _race(
     problems = [progress.start, *(treated(setting, progress, one) for one in remedies)]
     told = batches, setting.held_out, setting.key
     # Coordinates are linear: a part of the step within is the same part of it outside.
-    if all(part.wraps <= AROUND for part in progress.parts):
-        rates = [1.0, *(one.rate for one in remedies)]
-        try:
-            return race(problems, *told, rates=rates)
-        except Exception:  # all at once may be too many for the memory
-            return [race([one], *told)[0] for one in problems]
+    if all(part.wraps <= AROUND for part in in_parts(progress.accepted)):
+        # All at once may be too many for the memory.
+        with contextlib.suppress(Exception):
+            return race(problems, *told, rates=[1.0, *(one.rate for one in remedies)])
     return [race([one], *told)[0] for one in problems]

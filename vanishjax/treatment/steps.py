@@ -190,22 +190,26 @@ def fit_rate(context: Context) -> Remedy:
 
 def rate_by_30(_: Context) -> Remedy:
     """A thirtieth of the learning rate."""
-    return Remedy("rate_by_30", _same, part=RATE, rate=0.03, wraps=RATED)
+    return _at("rate_by_30", 0.03)
 
 
 def rate_by_3(_: Context) -> Remedy:
     """A third of the learning rate."""
-    return Remedy("rate_by_3", _same, part=RATE, rate=0.3, wraps=RATED)
+    return _at("rate_by_3", 0.3)
 
 
 def rate_x3(_: Context) -> Remedy:
     """Three times the learning rate."""
-    return Remedy("rate_x3", _same, part=RATE, rate=3.0, wraps=RATED)
+    return _at("rate_x3", 3.0)
 
 
 def rate_x10(_: Context) -> Remedy:
     """Ten times the learning rate."""
-    return Remedy("rate_x10", _same, part=RATE, rate=10.0, wraps=RATED)
+    return _at("rate_x10", 10.0)
+
+
+def _at(name: str, rate: float) -> Remedy:
+    return Remedy(name, _same, part=RATE, rate=rate, wraps=RATED)
 
 
 def _same(problem: Problem) -> Problem:
