@@ -17,6 +17,7 @@ from benchmarks.real_zoo.seventh_fresh import seventh_fresh_networks
 from benchmarks.real_zoo.sixth_fresh import sixth_fresh_networks
 from benchmarks.real_zoo.tenth_fresh import tenth_fresh_networks
 from benchmarks.real_zoo.third_fresh import third_fresh_networks
+from benchmarks.real_zoo.thirteenth_fresh import thirteenth_fresh_networks
 from benchmarks.real_zoo.tuning import tuning_networks
 from benchmarks.real_zoo.twelfth_fresh import twelfth_fresh_networks
 
@@ -35,6 +36,7 @@ __all__ = [
     "sixth_fresh_networks",
     "tenth_fresh_networks",
     "third_fresh_networks",
+    "thirteenth_fresh_networks",
     "tuning_networks",
     "twelfth_fresh_networks",
 ]
