@@ -77,8 +77,58 @@ def test_the_rate_it_had_is_kept_where_no_other_is_better():
     (count,) = {int(x) for x in jax.tree.leaves(short.opt_state) if jnp.ndim(x) == 0}
     assert count == STEPS
     compared = [one for one in short.trials if one.steps == 4 * STEPS]
-    assert [one.outcome for one in compared] == ["accepted"] + 4 * ["no better"]
+    # Four rates, and other kernels that came nearly as far.
+    assert [one.outcome for one in compared] == ["accepted"] + 5 * ["no better"]
     assert short.cost > sum(one.steps for one in short.trials)
+
+
+def blocks(count, tx):
+    """A residual network with He's kernels in every branch, whose output is too large."""
+    keys, he = jax.random.split(jax.random.key(0), 4), jax.nn.initializers.he_normal()
+    shapes = {"in": (8, 32), "one": (32, 32), "two": (32, 32), "out": (32, 4)}
+    params = {
+        name: {"w": he(key, shape), "b": jnp.zeros(shape[1])}
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+    def loss(params, batch):
+        def dense(name, x):
+            return x @ params[name]["w"] + params[name]["b"]
+
+        x = dense("in", batch[0])
+        for _ in range(count):
+            x = x + dense("two", jax.nn.relu(dense("one", x)))
+        logits = dense("out", x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    return vj.Problem(loss, params, tx)
+
+
+def test_a_network_that_learns_gets_other_steps_that_it_learns_more_by():
+    """What leads after one trial, though not by enough, trains on beside other rates."""
+    problem = blocks(1, optax.sgd(0.01))
+    treatment = vj.cure(problem, data(), steps=STEPS, total_steps=8 * STEPS)
+    assert treatment.before.healthy
+    assert [one.name for one in treatment.accepted] == ["muon"], str(treatment)
+    raced = [(one.steps, one.outcome) for one in treatment.trials if one.remedy == "muon"]
+    assert raced == [(STEPS, "no better"), (4 * STEPS, "accepted")]
+    told = {one.remedy: one for one in treatment.trials}
+    assert {"small_output", "redraw", "adam_atan2"} <= told.keys()
+    assert told["muon"].loss < min(told[rate].loss for rate in RATES)
+    assert_recipe_makes(problem, treatment.recipe, treatment.start, treatment.batch)
+
+
+def test_what_came_next_trains_on_beside_what_was_accepted():
+    treatment = vj.cure(blocks(2, optax.sgd(1e-3)), data(), steps=STEPS, total_steps=8 * STEPS)
+    accepted, *others = [one for one in treatment.trials if one.steps == 4 * STEPS]
+    assert accepted.outcome == "accepted"
+    assert [one.remedy.endswith(RATES) for one in others] == 4 * [True] + [False]
+    assert others[-1].remedy == "match_targets + fit_rate", str(treatment)
+
+
+def test_no_other_steps_where_a_long_training_follows():
+    problem = blocks(1, optax.sgd(0.01))
+    assert vj.cure(problem, data(), steps=STEPS, total_steps=50 * STEPS).problem is problem
 
 
 @pytest.mark.parametrize(

@@ -372,7 +372,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
             # networks train at 1e-3 or so.
             ("fit_rate",),
         ),
-        "learning_rate": Fitting(("fit_rate",), ("less_decay", "adam_atan2")),
+        "learning_rate": Fitting(("fit_rate",), ("less_decay", "adam_atan2", "muon")),
         # No rule has seen why.
         "does_not_learn": Fitting(
             ("another_rate", "labels", "cure"),
@@ -387,6 +387,7 @@ FITTING: Mapping[str, Fitting] = MappingProxyType(
                 "slow_lsuv",
                 *_REDRAWN,
                 "adam_atan2",
+                "muon",
             ),
         ),
     }

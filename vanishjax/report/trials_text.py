@@ -14,7 +14,7 @@ __all__ = ["treatment_text"]
 _WIDTH = 79
 _HEALTHY = "Healthy: nothing to cure."
 _FAR = "It learns, but its inputs or targets are far from zero mean and unit size."
-_SHORT = "It learns, and only a short training follows: other rates were tried for that."
+_SHORT = "It learns, and only a short training follows: what may lead it farther was tried."
 _MARKS = {"accepted": "✓", "better": "+", "no better": "·", "diverged": "✗", "failed": "✗"}
 
 

@@ -16,12 +16,12 @@ one output for all inputs, or says that nothing helped.
 
 `treatment.problem` and `treatment.opt_state` go on from there; what you passed in is as it was, and
 a healthy network comes back untouched at the cost of one trial, unless its inputs or targets are
-far from standard, or another rate is better for a short training to come, and it learns twice as
-much when that is mended. `treatment.recipe` is Python that gives the cured network as the trial
-started it, to the last bit, from your `loss_fn`, `params` and `tx` and from `batch`, which is
-`treatment.batch`. A remedy that can't be applied is recorded, with its reason, and stops nothing. A
-remedy is a function from a `Problem` to a `Problem`: pass your own as
-`remedies=[vj.Remedy(name, apply)]`. Which remedies fit which cause stands in
+far from standard, or another rate, other kernels or another optimizer are better for a short
+training to come, and it learns twice as much when that is mended. `treatment.recipe` is Python that
+gives the cured network as the trial started it, to the last bit, from your `loss_fn`, `params` and
+`tx` and from `batch`, which is `treatment.batch`. A remedy that can't be applied is recorded, with
+its reason, and stops nothing. A remedy is a function from a `Problem` to a `Problem`: pass your own
+as `remedies=[vj.Remedy(name, apply)]`. Which remedies fit which cause stands in
 `vanishjax.health.REMEDIES` and `FITTING`.
 
 Where model, initialization and loss must stay as they are, transforms alone go far. `deep_muon`

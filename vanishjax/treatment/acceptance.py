@@ -12,8 +12,6 @@ from vanishjax.health.advice import traits
 from vanishjax.health.remedies import STANDARD
 from vanishjax.problem import Problem
 from vanishjax.treatment.judgement import (
-    LEFT_OF_RACE,
-    LEFT_OF_TRIAL,
     SHORT,
     beats_constant,
     cause_improved,
@@ -26,7 +24,7 @@ from vanishjax.treatment.judgement import (
 )
 from vanishjax.treatment.loss import trained_loss
 from vanishjax.treatment.progress import Failure, Progress, Raced, Relief, Setting, Wave
-from vanishjax.treatment.remedy import OPTIMIZER, RATE, ROUNDING, Remedy
+from vanishjax.treatment.remedy import OPTIMIZER, ROUNDING, Remedy
 from vanishjax.treatment.trial import Outcome, Run, Trial
 
 PROBE_STEPS = 3.0  # what a probe costs, in training steps
@@ -76,8 +74,7 @@ def judge(setting: Setting, progress: Progress, wave: Wave, raced: Raced) -> Pro
         if progress.is_safer(remedy):
             lower, by = keeps_up(run, rival, setting.length, setting.before)
         elif progress.best is None and setting.before.verdict != "sick":
-            share = LEFT_OF_RACE if remedy.part == RATE else LEFT_OF_TRIAL
-            lower, by = goes_farther(run, rival, share)
+            lower, by = goes_farther(run, rival, setting.left)
         else:
             lower, by = improvement(run, rival, setting.before)
         if progress.best is not None:

@@ -28,6 +28,7 @@ from vanishjax.treatment.remedies import (
     fitting_remedies,
     larger_rates,
     output_standardizing_remedies,
+    rivals,
     standardizing_remedies,
 )
 from vanishjax.treatment.remedy import Remedy, in_order
@@ -55,9 +56,9 @@ def cure(
 
     A healthy network that is seen to learn in the steps of one trial comes back as it is, unless
     one of these lets it learn twice as much or leaves little of its loss: standardized inputs and
-    targets, where these are in units of their own; or another rate, where only a short training
-    follows. So does one of which that can't be known, or that seems
-    healthy and learns too little, unless a remedy lets it learn twice as much.
+    targets, where these are in units of their own; where only a short training follows, other
+    rates, other kernels and other steps. So does one of which that can't be known, or
+    that seems healthy and learns too little, unless a remedy lets it learn twice as much.
 
     Else the remedies that fit the cause are tried, in order: from the same parameters, on the same
     batches, for the same few steps, beside the untreated network (those that change parameters
@@ -73,7 +74,7 @@ def cure(
     three kinds that took the cause away and came furthest are tried once more, in all their forms,
     for four times as many steps. Where nothing helped, the network comes back as it was. Where only
     a short training follows, what was accepted, or the network as it is, is tried at a thirtieth, a
-    third, three and ten times its rate, for as long as four trials.
+    third, three and ten times its rate, for as long as four trials, and with what came next.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
@@ -208,8 +209,8 @@ def _seen_alone(
     """Trains a network that looks healthy as it is, and doubts the verdict if it learns nothing.
 
     If it learns, that isn't one of the trials, which are of remedies: its diagnosis tells it. But
-    where inputs or targets are far from standard, standardizing them is; and other rates, where
-    only a short training follows.
+    where inputs or targets are far from standard, standardizing them is; and other rates, kernels
+    and steps, where only a short training follows.
     """
     alone = _tried(dataclasses.replace(setting, remedies=()), progress, None)
     (trial,), untreated = alone.trials, alone.untreated
@@ -223,7 +224,7 @@ def _seen_alone(
             others = standardizing_remedies(setting.context)
             others += output_standardizing_remedies(setting.context)
             if setting.length <= SHORT:
-                others += larger_rates(setting.context)
+                others += larger_rates(setting.context) + rivals(setting.context)
         if not others and (setting.remedies is not None or setting.length > SHORT):
             return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
         _tell((trial,), on_trial)

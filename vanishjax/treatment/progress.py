@@ -11,6 +11,7 @@ import jax
 from vanishjax.health import Diagnosis
 from vanishjax.problem import Problem
 from vanishjax.treatment.context import Context
+from vanishjax.treatment.judgement import LEFT_OF_TRIAL
 from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.trial import Run, Trial
 
@@ -28,6 +29,7 @@ class Setting:
       held_out: `[n, ...]`, what it is judged by.
       key: What losses draw from.
       length: Trials that the training to follow is as long as; infinity if that isn't known.
+      left: Of the loss of a network of which nothing is known, what a treated one may leave.
     """
 
     problem: Problem
@@ -38,6 +40,7 @@ class Setting:
     held_out: Any
     key: jax.Array
     length: float
+    left: float = LEFT_OF_TRIAL
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""What was accepted, or a network as it is, at other rates.
+"""What was accepted, or a network as it is, at other rates, and beside what came next.
 
-A rate that leads after a trial may trail at the end, and the other way round: before a training of
-no more than a few trials all of them train for as long as several, side by side.
+What leads after a trial may trail at the end, and the other way round: before a training of no more
+than a few trials all of them train for as long as several, the rates side by side.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ import contextlib
 import dataclasses
 from typing import Any
 
+import jax
+import numpy as np
+
 from vanishjax.treatment.acceptance import judge, note
+from vanishjax.treatment.judgement import LEFT_OF_RACE
 from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import treated
 from vanishjax.treatment.remedy import AROUND, Remedy, in_parts
@@ -23,6 +27,8 @@ OTHER_RATES = rate_by_30, rate_by_3, rate_x3, rate_x10
 def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progress:
     """What comes of other rates for what was accepted, or for the network as it is.
 
+    And of what else came far in a trial, which is too short to tell what leads at the end.
+
     Args:
       setting: What the cure goes by.
       progress: How far it had come.
@@ -31,13 +37,23 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
     Returns:
       How far it has come now.
     """
-    remedies = tuple(make(setting.context) for make in OTHER_RATES)
+    rates = tuple(make(setting.context) for make in OTHER_RATES)
+    setting = dataclasses.replace(setting, batches=batches, left=LEFT_OF_RACE)
     try:
-        as_it_is, *runs = _race(setting, progress, remedies, batches)
+        as_it_is, *runs = _race(setting, progress, rates)
     except Exception as error:
-        failures = tuple(Failure.of(remedy, error) for remedy in remedies)
-        return judge(setting, progress, Wave((), failures), Raced(()))
-    raced = tuple(zip(remedies, runs, strict=True))
+        failed = tuple(Failure.of(remedy, error) for remedy in rates)
+        return judge(setting, progress, Wave((), failed), Raced(()))
+    raced = list(zip(rates, runs, strict=True))
+    failures: list[Failure] = []
+    for remedy in _leading(setting, progress):
+        try:
+            (run,) = race([treated(setting, progress, remedy)], *_told(setting))
+        except Exception as error:
+            failures.append(Failure.of(remedy, error))
+        else:
+            raced.append((remedy, run))
+            break
     members: tuple[Member, ...] = tuple((remedy, run.problem) for remedy, run in raced)
     beside = dataclasses.replace(
         note(progress, as_it_is, f"{len(as_it_is.losses)} steps, beside other rates"),
@@ -45,22 +61,38 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
         untreated=as_it_is if progress.best is None else progress.untreated,
         cured=False,
     )
-    then = judge(setting, beside, Wave(members, ()), Raced(raced))
+    then = judge(setting, beside, Wave(members, tuple(failures)), Raced(tuple(raced)))
     then = dataclasses.replace(then, untreated=progress.untreated)
     if then.accepted != progress.accepted:
         return then
     return dataclasses.replace(then, best=progress.best, cured=progress.cured)
 
 
-def _race(
-    setting: Setting, progress: Progress, remedies: tuple[Remedy, ...], batches: Any
-) -> list[Run]:
+def _leading(setting: Setting, progress: Progress) -> list[Remedy]:
+    """What else came far in a trial, where that is worth a longer one, the farthest first.
+
+    Beside a network that learns by itself it lost less; beside what was accepted, it came half as
+    far below that network and a constant output.
+    """
+    bound = np.nan if progress.untreated is None else float(np.mean(progress.untreated.held_out))
+    if progress.best is not None:
+        least = float(np.fmin(bound, setting.before.probe.constant_loss))
+        bound = (least + float(np.mean(progress.best.held_out))) / 2
+    accepted = {one.name for one in progress.accepted}
+    others = [one for one in progress.reliefs if one.loss < bound]
+    return [one.remedy for one in others if one.remedy.name not in accepted]
+
+
+def _told(setting: Setting) -> tuple[Any, Any, jax.Array]:
+    return setting.batches, setting.held_out, setting.key
+
+
+def _race(setting: Setting, progress: Progress, rates: tuple[Remedy, ...]) -> list[Run]:
     """The network as it is, then at each rate: side by side, where the rate is what comes last."""
-    problems = [progress.start, *(treated(setting, progress, one) for one in remedies)]
-    told = batches, setting.held_out, setting.key
+    problems = [progress.start, *(treated(setting, progress, one) for one in rates)]
     # Coordinates are linear: a part of the step within is the same part of it outside.
     if all(part.wraps <= AROUND for part in in_parts(progress.accepted)):
         # All at once may be too many for the memory.
         with contextlib.suppress(Exception):
-            return race(problems, *told, rates=[1.0, *(one.rate for one in remedies)])
-    return [race([one], *told)[0] for one in problems]
+            return race(problems, *_told(setting), rates=[1.0, *(one.rate for one in rates)])
+    return [race([one], *_told(setting))[0] for one in problems]

@@ -112,6 +112,8 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
 
 
 INPUTS = ("standardize", "standardize_inside")
+# Each mends something that no rule of a verdict sees; what is alike is tried by one of its forms.
+RIVALS = ("small_output", "redraw", "adam_atan2", "muon")
 
 
 def standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
@@ -138,6 +140,18 @@ def larger_rates(context: Context) -> tuple[Remedy, ...]:
     """
     fit = steps.fit_rate(context)
     return (fit,) if fit.rate > 1 and steps.is_far_off(fit.rate) else ()
+
+
+def rivals(context: Context) -> tuple[Remedy, ...]:
+    """What may let a network learn more of which nothing is known: other kernels, other steps.
+
+    Args:
+      context: The network.
+
+    Returns:
+      The remedies.
+    """
+    return _fit(RIVALS, context)
 
 
 def output_standardizing_remedies(context: Context) -> tuple[Remedy, ...]:
