@@ -22,6 +22,7 @@ _NAMES = {
     "tenth_fresh": "fresh, tenth set",
     "eleventh_fresh": "fresh, eleventh set",
     "twelfth_fresh": "fresh, twelfth set",
+    "thirteenth_fresh": "fresh, thirteenth set",
     "tuning": "tuning",
 }
 
