@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import vanishjax as vj
 from tests import zoo
-from vanishjax import _jaxpr, theory
+from vanishjax import _jaxpr, numerics, theory
 from vanishjax._jaxpr.activation import _known_slopes
 from vanishjax.activations import ACTIVATIONS
 from vanishjax.compilation import jit_once
@@ -349,6 +350,37 @@ def test_both_looks_see_the_same(name, monkeypatch):
     for field in ("log_chi", "log_backward_rms", "log_gradient_rms", "reach"):
         one, other = (np.asarray(getattr(x, field)) for x in (first, second))
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("extreme", [jnp.max, jnp.min])
+@pytest.mark.parametrize("rows", [16, 32])
+def test_what_is_computed_twice_may_be_the_largest(extreme, rows):
+    """JAX's own gradient compares for equality, and unoptimized programs round in two ways."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"first": (4, 16), "second": (16, 16), "last": (16, 3)}
+    params = {
+        name: jax.random.normal(key, shape) / shape[0] ** 0.5
+        for key, (name, shape) in zip(keys, shapes.items(), strict=False)
+    }
+
+    def loss(params, batch):
+        x = batch[0] @ params["first"] @ params["second"]
+        groups = x.reshape(*x.shape[:-1], 2, 8)
+        away = groups - groups.mean((1, 3), keepdims=True)
+        normal = away * jax.lax.rsqrt(away.var((1, 3), keepdims=True) + 1e-5)
+        # Ties share it, and what is masked gets nothing.
+        never = -jnp.inf if extreme is jnp.max else jnp.inf
+        kept = jnp.where(batch[2], jax.nn.relu(normal).reshape(x.shape), never)
+        logits = extreme(kept, 1) @ params["last"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    mask = jnp.arange(24)[:, None] < 20
+    batch = jax.random.normal(keys[3], (rows, 24, 4)), jnp.arange(rows) % 3, mask
+    found = probe(loss, params, batch).parameters
+    gradient = jax.grad(loss)(params, batch)
+    expected = [numerics.rms(gradient[name]) for name in ("first", "last", "second")]
+    by_name = dict(zip(found.layers.names, found.rms, strict=True))
+    np.testing.assert_allclose([by_name[name] for name in sorted(by_name)], expected, rtol=1e-3)
 
 
 def test_compiled_once_for_a_loss():

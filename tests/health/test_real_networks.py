@@ -218,8 +218,10 @@ class ViT(nn.Module):
 class ConvNet(nn.Module):
     bias: float = 0.0
     dropout: float = 0.0
+    first_gain: float = 1.0
     last_gain: float = 1.0
     residual: bool = False
+    blocks: int = 1
 
     @nn.compact
     def __call__(self, x):
@@ -229,10 +231,10 @@ class ConvNet(nn.Module):
         x = nn.relu(norm(bias_init=nn.initializers.constant(self.bias))(nn.Conv(8, (3, 3))(x)))
         x = nn.Dropout(self.dropout, deterministic=False)(nn.Conv(8, (3, 3))(x))
         x = nn.relu(x + self.bias)
-        if self.residual:
-            y = nn.relu(norm()(nn.Conv(8, (3, 3))(x)))
-            gain = nn.initializers.constant(self.last_gain)
-            x = nn.relu(x + norm(scale_init=gain)(nn.Conv(8, (3, 3))(y)))
+        first, last = map(nn.initializers.constant, (self.first_gain, self.last_gain))
+        for _ in range(self.blocks if self.residual else 0):
+            y = nn.relu(norm(scale_init=first)(nn.Conv(8, (3, 3))(x)))
+            x = nn.relu(x + norm(scale_init=last)(nn.Conv(8, (3, 3))(y)))
         return nn.Dense(4)(x.mean((1, 2)))
 
 
@@ -610,6 +612,10 @@ NETWORKS = {
     "BERT": (bert, None),
     "ViT without skips": (lambda: images(ViT(12, skip=False)), None),
     "ResNet of zero gains": (lambda: images(ConvNet(residual=True, last_gain=0.0)), None),
+    "ResNet of gains that stay 0": (
+        lambda: images(ConvNet(residual=True, first_gain=0.0, last_gain=0.0, blocks=2)),
+        "zero_gradient",
+    ),
     "BatchNorm and dropout": (lambda: images(ConvNet(bias=-50.0, dropout=0.1)), "dead_units"),
     "gates of one kernel": (gated, None),
     "gates of one kernel, flat": (lambda: gated(300.0), "saturated_units"),
@@ -684,6 +690,9 @@ def test_what_a_path_leads_past_is_a_note_that_says_so():
         cause = finding(name, "zero_gradient").cause
         assert "will let go" in cause
         assert "never" not in cause
+    stays = finding("ResNet of gains that stay 0", "zero_gradient").cause
+    assert stays.startswith("BatchNorm_1/scale is 0")
+    assert "neither ever moves" in stays
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def test_adams_step_is_its_rate_over_the_kernels_entries(rate):
         (optax.adamw(4e-3, weight_decay=30.0), True),
         (optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9)), False),
         (optax.chain(optax.add_decayed_weights(3.0), optax.sgd(0.1)), True),
+        # At an eighth, and at three fifths.
+        (optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.01)), True),
+        (optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), False),
         # Adam's own step, in a direction of the decay's.
         (optax.chain(optax.add_decayed_weights(1.0), optax.adam(1e-3)), False),
         # Over in a million steps.
@@ -57,11 +60,17 @@ def test_a_decay_that_no_step_holds_against_is_told(tx, told):
     decayed = [one for one in verdict.findings if "decay" in one.evidence]
     assert [one.severity for one in decayed] == ["critical"] * told, str(verdict)
     if told:
-        params, state = PLAIN.params, tx.init(PLAIN.params)
-        for _ in range(60):
+
+        def step(_, carried):
+            params, state = carried
             gradient = jax.grad(PLAIN.loss_fn)(params, BATCH)
             updates, state = tx.update(gradient, state, params)
-            params = optax.apply_updates(params, updates)
+            return optax.apply_updates(params, updates), state
+
+        # Three times as long as the decay takes.
+        steps = int(3 / decayed[0].evidence["decay"])
+        start = PLAIN.params, tx.init(PLAIN.params)
+        params, _ = jax.lax.fori_loop(0, steps, step, start)
         assert PLAIN.loss_fn(params, BATCH) > 0.95 * np.log(4)
 
 

@@ -17,6 +17,7 @@ from jax.extend.core import JaxprEqn, Var
 
 from vanishjax import numerics
 from vanishjax._jaxpr.anatomy import Anatomy, Site
+from vanishjax._jaxpr.extremum import extremum, is_extremum
 from vanishjax._jaxpr.program import Evaluator, Program
 from vanishjax._jaxpr.versions import bind, dtype_of, shape_of
 from vanishjax.placement import unsharded
@@ -94,7 +95,8 @@ class _Tapped(Evaluator):
         self._dummies, self._normalize = dummies, normalize
 
     def apply(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-        results = super().apply(eqn, operands)
+        taken = extremum if is_extremum(eqn) else super().apply
+        results = taken(eqn, operands)
         watched = self._anatomy.watched.get(eqn.outvars[0], ()) if eqn.outvars else ()
         if self._watch is not None:
             for one in watched:

@@ -80,6 +80,9 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         "kahan_sum": Advice(
             "keep what rounding takes off each step", "tx = optax.chain(tx, vj.kahan_sum())"
         ),
+        "less_decay": Advice(
+            "no weight decay, or a smaller one", "tx = vj.treatment.without_decay(tx)"
+        ),
         "rate_by_10": Advice(
             "a tenth of the learning rate", "tx = optax.chain(tx, optax.scale(0.1))"
         ),
@@ -87,9 +90,6 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
             "a learning rate at which a step changes kernels by a hundredth of their size",
             "step = vj.diagnose(loss_fn, params, batch, tx).relative_step; "
             "tx = optax.chain(tx, optax.scale(0.01 / step))",
-        ),
-        "less_decay": Advice(
-            "no weight decay, or a smaller one", "tx = vj.treatment.without_decay(tx)"
         ),
         # A differential equation's inputs are what it differentiates by.
         "standardize": Advice(

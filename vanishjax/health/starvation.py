@@ -17,6 +17,12 @@ from vanishjax.layers.matrices import kernel_places
 # them, as behind a softmax over many places: momentum trained one from .0014 to .4.
 _MOVING = 0.1 * USUAL_STEP
 
+# Of the kernels, behind gains of 0 that never move: a residual network with all of them at 0 trains
+# its first and last layers alone.
+_MOST = 0.5
+
+_NEITHER = "where both sides of a product start at 0, neither ever moves"
+
 # Share of a layer's units. A residual rectifier network of depth 24 has a layer with half of its
 # units dead on a batch, and trains; with all dead nothing gets through.
 DEAD_UNITS = 0.9
@@ -84,15 +90,18 @@ def zero_gradient(seen: Examination) -> Finding | None:
     # A bias alone trains nothing.
     everything = bool(zero[kernels].all() if kernels.any() else zero.all())
     blocks = _blocked_by_zeros(seen)
-    severity: Severity = "critical" if everything or blocks else "warning"
     where: Where | None = None
     # A gain or a kernel that is 0 but moves sets the rest free after the first step; so does a
     # matrix that is no kernel by itself, as a factor of one.
     matrices = np.zeros(len(names), bool)
     matrices[kernel_places(parameters.layers)] = True
     factors = np.array([name.rpartition("[")[0] or name for name in names])
-    gates = (parameters.parameter_rms == 0) & (parameters.rms > 0)
-    gates &= kernels | np.isin(factors, probe.factors) | np.isin(names, probe.factors) | matrices
+    multiplied = kernels | np.isin(factors, probe.factors) | np.isin(names, probe.factors)
+    gates = (parameters.parameter_rms == 0) & (parameters.rms > 0) & (multiplied | matrices)
+    # Not so if it's 0 behind one that is 0 as well: then both stay, and what they multiply.
+    stuck = _stays_at_zero(seen) & (multiplied | matrices)
+    lost = stuck.any() and kernels.any() and bool(np.mean(zero[kernels]) >= _MOST)
+    severity: Severity = "critical" if everything or blocks or lost else "warning"
     if len(unused) == len(layers):
         cause = "The loss never uses these parameters."
         remedies: tuple[str, ...] = ("unused",)
@@ -105,6 +114,9 @@ def zero_gradient(seen: Examination) -> Finding | None:
         cause = f"{gate} is 0 and blocks them for now; it has a gradient itself and will let go."
         remedies = ("starts_at_zero",)
         severity = "note"
+    elif lost and not everything:
+        cause = f"{pick(names, stuck)[0]} is 0, and what it would learn by is 0 too: {_NEITHER}."
+        remedies = (*advised("zero_gradient", probe), "random_kernels")
     elif not everything and kernels[zero].all() and not blocks:
         cause = (
             "No gradient comes back to them, but the network trains past them, along a path that "
@@ -140,12 +152,15 @@ def zero_gradient(seen: Examination) -> Finding | None:
         )
         remedies = ("sigmoid_output", "slope") if one else ("slope",)
     else:
-        cause = (
-            "What multiplies them is exactly 0: where both sides of a product start at 0, neither "
-            "ever moves."
-        )
+        cause = f"What multiplies them is exactly 0: {_NEITHER}."
         remedies = (*advised("zero_gradient", probe), "random_kernels")
     return Finding("zero_gradient", severity, layers, evidence, cause, remedies, where)
+
+
+def _stays_at_zero(seen: Examination) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """For each layer of parameters whether it is 0, and gets no gradient."""
+    of = seen.probe.parameters
+    return (of.parameter_rms == 0) & (of.rms == 0) & np.isneginf(of.log_rms)
 
 
 def _frozen_loss(seen: Examination) -> tuple[Where | None, str] | None:
