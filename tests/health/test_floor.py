@@ -1,5 +1,6 @@
 """What squashes the output before the loss, so that the loss can't come down."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,8 @@ import optax
 import pytest
 
 import vanishjax as vj
+from vanishjax.health.examination import Examination
+from vanishjax.health.start import high_floor
 
 N = 64
 X = jax.random.normal(jax.random.key(0), (N, 8))
@@ -168,3 +171,15 @@ def test_outputs_that_meet_all_targets_are_told_with_their_line():
 @pytest.mark.parametrize("loss_fn", [ranked, regression(lambda x: x)[0]])
 def test_pairs_of_outputs_are_no_alarm(loss_fn):
     assert vj.probe(loss_fn, ONE, X).floor is None
+
+
+@pytest.mark.parametrize("beyond", [0.0, 1.0])
+def test_nothing_is_squashed_where_nothing_else_is_to_be_won(beyond):
+    """Beside losses of 1e10 the best output without it may be no better, or worse, in float32."""
+    loss_fn, params = SQUASHED["softmax"]
+    verdict = vj.diagnose(loss_fn, params, X, optax.adam(1e-3))
+    assert [one.rule for one in verdict.findings] == ["does_not_learn"]
+    probe = verdict.probe
+    floor = probe.floor._replace(loss=probe.constant_loss, without=probe.constant_loss + beyond)
+    assert high_floor(Examination(dataclasses.replace(probe, floor=floor))) is None
+    assert high_floor(Examination(probe)) is not None

@@ -234,7 +234,8 @@ def high_floor(seen: Examination) -> Finding | None:
             ("same_shapes",),
             floor.where,
         )
-    if not 0 <= (constant - floor.loss) / (constant - floor.without) < SQUASHED:
+    # Where nothing is to be won without it either, as beside losses of 1e10, it squashes nothing.
+    if not 0 <= constant - floor.loss < SQUASHED * (constant - floor.without):
         return None
     said = "Something" if floor.where is None else f"The {floor.where.operation}"
     return Finding(
