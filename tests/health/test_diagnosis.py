@@ -274,6 +274,18 @@ def test_only_an_optimizer_with_eps_is_blind():
     assert rule_of(problem, vj.sgd(0.1)) == ["learning_rate"]
 
 
+@pytest.mark.parametrize(
+    ("depth", "severities"),
+    [(2, []), (3, []), (5, ["warning"]), (6, ["warning"]), (9, ["critical"])],
+)
+def test_sigmoids_that_learn_late_are_warned_of(depth, severities):
+    """Of three Adam makes up for what is lost; five lose as much as it takes hundreds of steps."""
+    found = verdict(mlp("sigmoid", depth))
+    assert [one.severity for one in found.findings if one.rule == "mean_collapse"] == severities
+    assert found.healthy == ("critical" not in severities)
+    assert ("starts late" in str(found)) == (severities == ["warning"])
+
+
 def test_zero_gradients_say_why():
     zeros = verdict(all_zero())
     assert "single" not in str(zeros)

@@ -16,7 +16,7 @@ from vanishjax._jaxpr import Span
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.descent import step_length
-from vanishjax.health.examination import Examination
+from vanishjax.health.examination import LINEAR_REACH, Examination
 from vanishjax.health.finding import Finding, Rule, Severity
 from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_squares, lost_updates
@@ -47,6 +47,7 @@ _Rule: TypeAlias = Callable[[Examination], Finding | None]
 # Share of the last features' energy that tells inputs apart. Adam trains sigmoid networks of depth
 # 16 with critical kernels, 1e-7, and none of depth 8 with LeCun's, 3e-11 (`benchmarks.networks`).
 COLLAPSED_ENERGY = 1e-8
+_FAINT_ENERGY = 4e-6
 
 # Dimensions that the last features differ in. Rectifiers of depth 128 end at 1.0 and hardly train;
 # of depth 16, at 1.9, they do. Inputs that lie on a line to begin with don't count.
@@ -204,15 +205,22 @@ def mean_collapse(seen: Examination) -> Finding | None:
     kernels = {kernel for kernel, one in zip(probe.kernels, told_apart, strict=True) if one}
     differentiated = np.array([kernel in kernels for kernel in probe.kernels])
     collapsed = (energy < least) & ~differentiated[seen.features]
+    severity: Severity = "critical"
+    if not collapsed[-1] and float(np.min(seen.reached, initial=0.0)) < -LINEAR_REACH:
+        # The gradient is lost on its way back as well. At 4e-7 to 7e-8, five or six sigmoids, Adam
+        # learns little in the first hundreds of steps; at 5e-5, three, it does.
+        collapsed = (energy < np.maximum(_FAINT_ENERGY, floor)) & ~differentiated[seen.features]
+        severity = "warning"
     if not collapsed[-1] or not in_the_way(seen, collapsed):
         return None
+    late = " Learning starts late, if at all." if severity == "warning" else ""
     return Finding(
         "mean_collapse",
-        "critical",
+        severity,
         pick(probe.names[seen.features], collapsed),
         {"centered_energy": float(energy[-1]), "first_layer": float(energy[0])},
         f"Only {energy[-1]:.1e} of the last features' energy tells inputs apart: the activation's "
-        "mean, added up layer by layer, has drowned the rest.",
+        f"mean, added up layer by layer, has drowned the rest.{late}",
         advised("mean_collapse", probe),
     )
 
