@@ -88,8 +88,8 @@ def cure(
       remedies: What to try, in order; what fits the cause if None.
       key: Of the order, of what remedies draw and of what the loss draws; ``jax.random.key(0)`` if
         None.
-      total_steps: Length of the training to follow. A short one, of up to fifteen trials, is no
-        place for a slower rate that learns less in a trial. If None, optimizers whose rate falls
+      total_steps: Length of the training to follow. A short one, of up to ten trials, is no place
+        for a slower rate that learns less in a trial. If None, optimizers whose rate falls
         with time are given ten trials.
       learning_rate: Of the Adam-like optimizers among the remedies; Muon-like take ten times that.
       on_trial: Called with every trial when it is done.

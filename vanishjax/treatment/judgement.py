@@ -18,7 +18,7 @@ _HALF = 0.5
 # Trials up to which a training is short, and a slower run must come all the way. Of 13 tuning
 # networks whose slower run came .5 to .98 as far in 40 steps, 11 went farther by the faster one in
 # the 200 to 300 steps after that, by up to .3 of the gap to a healthy network, the others .03 less.
-SHORT = 15
+SHORT = 10
 # How far what changes less must come to be about as far as the best run. On tuning networks whose
 # start or attention was at fault, what changed that alone came .84 to .91 as far in 40 steps as
 # kernels made anew, or farther than these, and as far by the end; where all kernels were at fault,
