@@ -1059,6 +1059,25 @@ def test_the_figure(tmp_path, cured, figures):
     assert max(len(line) for name in names for line in name.splitlines()) <= 36
 
 
+def test_a_figure_of_many_trials_names_a_few(tmp_path, cured, figures):
+    """Untreated, what was accepted, and what came next; the legend had left the curves no room."""
+    _, treatment = cured
+    untreated, *others = treatment.trials
+    accepted = next(one for one in others if one.outcome == "accepted")
+    worse = [
+        dataclasses.replace(untreated, remedy=f"other_{i}", outcome="no better", loss=9.0 - 0.1 * i)
+        for i in range(20)
+    ]
+    trials = (untreated, *worse, accepted)
+    dataclasses.replace(treatment, trials=trials).plot(tmp_path / "race.png")
+    (figure,) = figures
+    axes = figure.axes[0]
+    names = [text.get_text().split(" ")[0] for text in axes.get_legend().get_texts()]
+    least = [f"other_{i}" for i in range(14, 20)]
+    assert names == ["untreated", *least, accepted.remedy, "14"]
+    assert len(axes.lines) == len(trials)
+
+
 def solved(p, batch):
     """A differential equation whose every kernel is inside an adaptive solver of few steps."""
 

@@ -18,6 +18,8 @@ __all__ = ["plot_treatment"]
 _COLORS = ("blue", "vermilion", "green", "purple", "orange", "sky_blue")
 _STYLES = ("-", "--", "-.", ":")
 _LETTERS = 36  # in a line of the legend
+# Trials that are named; the legend of more would leave the curves no room.
+_NAMED = 8
 _WIDE = 1000.0  # the largest loss over the least, from which on a linear axis shows but the largest
 
 
@@ -57,10 +59,10 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
         axes.set_ylabel("training loss")
         palette = [OKABE_ITO[name] for name in _COLORS]
         treated = 0
-        for trial in trials:
-            smooth = _smooth(trial["losses"])
-            if not smooth:
-                continue
+        drawn = [(trial, smooth) for trial in trials if (smooth := _smooth(trial["losses"]))]
+        named = _named([trial for trial, _ in drawn])
+        others = [smooth for number, (_, smooth) in enumerate(drawn) if number not in named]
+        for trial, smooth in (drawn[number] for number in named):
             look: dict[str, Any] = {"color": "0.5", "linewidth": 1.5}
             if trial["outcome"] != "untreated":
                 look["color"] = palette[treated % len(palette)]
@@ -72,6 +74,10 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
             # Names of several remedies would leave the curves no room.
             label = textwrap.fill(label, _LETTERS, break_long_words=False)
             axes.plot(range(1, len(smooth) + 1), smooth, label=label, **look)
+        for number, smooth in enumerate(others):
+            name = None if number else f"{len(others)} more"
+            faint = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
+            axes.plot(range(1, len(smooth) + 1), smooth, label=name, **faint)
         if axes.lines:
             axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
             axes.xaxis.get_major_locator().set_params(integer=True)
@@ -81,6 +87,21 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
             elif min(losses) >= 0:
                 axes.set_ylim(bottom=0)
     return Path(path)
+
+
+def _named(trials: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Which trials to name: untreated, the last that were accepted, and what came next."""
+
+    def order(number: int) -> tuple[bool, float]:
+        trial = trials[number]
+        loss = trial["loss"]
+        if trial["outcome"] in ("untreated", "accepted"):
+            return False, -number
+        return True, math.inf if loss is None or not math.isfinite(loss) else loss
+
+    first = [number for number, trial in enumerate(trials) if trial["outcome"] == "untreated"][:1]
+    rest = sorted(set(range(len(trials))) - set(first), key=order)
+    return sorted((first + rest)[:_NAMED])
 
 
 def _alone(treatment: Mapping[str, Any]) -> list[dict[str, Any]]:
