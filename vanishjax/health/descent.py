@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from vanishjax.health.advice import advised
-from vanishjax.health.examination import LINEAR_REACH, Examination
+from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule
 from vanishjax.health.step_size import HAS_LEARNED, USUAL_STEP
 
@@ -76,8 +76,7 @@ def _grows(seen: Examination) -> bool:
 
     What it loses from layer to layer comes back as kernels grow, and has a rule of its own.
     """
-    lost = float(np.min(seen.reached, initial=0.0))
-    return lost < -LINEAR_REACH or (not seen.is_linear and seen.kernel_size < _SMALL)
+    return seen.loses_much or (not seen.is_linear and seen.kernel_size < _SMALL)
 
 
 def _finding(

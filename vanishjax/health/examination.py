@@ -160,6 +160,11 @@ class Examination:
         return np.asarray(np.cumsum(np.where(np.isfinite(log_chi), log_chi, 0.0)[::-1])[::-1])
 
     @property
+    def loses_much(self) -> bool:
+        """Whether some layer's cotangent lost more than steps proportional to it make up for."""
+        return bool(np.min(self.reached, initial=0.0) < -LINEAR_REACH)
+
+    @property
     def reach(self) -> float:
         """How many nats may be lost or won on the way back."""
         return LINEAR_REACH if self.is_linear else ADAPTIVE_REACH

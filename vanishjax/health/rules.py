@@ -16,7 +16,7 @@ from vanishjax._jaxpr import Span
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.descent import step_length
-from vanishjax.health.examination import LINEAR_REACH, Examination
+from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Rule, Severity
 from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_squares, lost_updates
@@ -199,17 +199,17 @@ def mean_collapse(seen: Examination) -> Finding | None:
     types = probe.dtypes[seen.features]
     # What rounding alone makes of identical features.
     floor = np.array([float(jnp.finfo(dtype).eps) ** 2 for dtype in types])
-    least = np.maximum(COLLAPSED_ENERGY, floor)
     # A derivative doesn't see what all inputs have in common.
     told_apart = probe.in_derivatives & (probe.centered_energy >= COLLAPSED_ENERGY)
     kernels = {kernel for kernel, one in zip(probe.kernels, told_apart, strict=True) if one}
     differentiated = np.array([kernel in kernels for kernel in probe.kernels])
-    collapsed = (energy < least) & ~differentiated[seen.features]
+    undifferentiated = ~differentiated[seen.features]
+    collapsed = (energy < np.maximum(COLLAPSED_ENERGY, floor)) & undifferentiated
     severity: Severity = "critical"
-    if not collapsed[-1] and float(np.min(seen.reached, initial=0.0)) < -LINEAR_REACH:
+    if not collapsed[-1] and seen.loses_much:
         # The gradient is lost on its way back as well. At 4e-7 to 7e-8, five or six sigmoids, Adam
         # learns little in the first hundreds of steps; at 5e-5, three, it does.
-        collapsed = (energy < np.maximum(_FAINT_ENERGY, floor)) & ~differentiated[seen.features]
+        collapsed = (energy < np.maximum(_FAINT_ENERGY, floor)) & undifferentiated
         severity = "warning"
     if not collapsed[-1] or not in_the_way(seen, collapsed):
         return None

@@ -74,8 +74,8 @@ def zero_gradient(seen: Examination) -> Finding | None:
     unused = _of_paths(parameters.layers.unused, names)
     stopped = _of_paths(parameters.layers.stopped, names)
     # A bias alone may be zero by accident: at the start of training its examples' gradients cancel.
-    zero = (parameters.rms == 0) & np.isneginf(parameters.log_rms)
-    zero &= kernels | np.isin(names, unused + stopped) | (len(probe) == 0)
+    still = (parameters.rms == 0) & np.isneginf(parameters.log_rms)
+    zero = still & (kernels | np.isin(names, unused + stopped) | (len(probe) == 0))
     vanished = np.flatnonzero(vanished_on_the_way(seen))
     zero[[place for i in vanished for place in probe.places[i]]] = False
     if not zero.any():
@@ -96,10 +96,11 @@ def zero_gradient(seen: Examination) -> Finding | None:
     matrices = np.zeros(len(names), bool)
     matrices[kernel_places(parameters.layers)] = True
     factors = np.array([name.rpartition("[")[0] or name for name in names])
-    multiplied = kernels | np.isin(factors, probe.factors) | np.isin(names, probe.factors)
-    gates = (parameters.parameter_rms == 0) & (parameters.rms > 0) & (multiplied | matrices)
+    at_zero = kernels | np.isin(factors, probe.factors) | np.isin(names, probe.factors) | matrices
+    at_zero &= parameters.parameter_rms == 0
+    gates = at_zero & (parameters.rms > 0)
     # Not so if it's 0 behind one that is 0 as well: then both stay, and what they multiply.
-    stuck = _stays_at_zero(seen) & (multiplied | matrices)
+    stuck = at_zero & still
     lost = stuck.any() and kernels.any() and bool(np.mean(zero[kernels]) >= _MOST)
     severity: Severity = "critical" if everything or blocks or lost else "warning"
     if len(unused) == len(layers):
@@ -155,12 +156,6 @@ def zero_gradient(seen: Examination) -> Finding | None:
         cause = f"What multiplies them is exactly 0: {_NEITHER}."
         remedies = (*advised("zero_gradient", probe), "random_kernels")
     return Finding("zero_gradient", severity, layers, evidence, cause, remedies, where)
-
-
-def _stays_at_zero(seen: Examination) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """For each layer of parameters whether it is 0, and gets no gradient."""
-    of = seen.probe.parameters
-    return (of.parameter_rms == 0) & (of.rms == 0) & np.isneginf(of.log_rms)
 
 
 def _frozen_loss(seen: Examination) -> tuple[Where | None, str] | None:

@@ -97,7 +97,7 @@ def _named(trials: Sequence[Mapping[str, Any]]) -> list[int]:
         loss = trial["loss"]
         if trial["outcome"] in ("untreated", "accepted"):
             return False, -number
-        return True, math.inf if loss is None or not math.isfinite(loss) else loss
+        return True, math.inf if loss is None else loss
 
     first = [number for number, trial in enumerate(trials) if trial["outcome"] == "untreated"][:1]
     rest = sorted(set(range(len(trials))) - set(first), key=order)

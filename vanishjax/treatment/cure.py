@@ -21,7 +21,7 @@ from vanishjax.treatment.context import Context
 from vanishjax.treatment.doubt import course, doubted, learns_nothing
 from vanishjax.treatment.judgement import SHORT, learns_by_itself
 from vanishjax.treatment.loss import as_evaluated, loss_scale, trained_loss
-from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
+from vanishjax.treatment.progress import Failure, Progress, Setting, Wave
 from vanishjax.treatment.proposal import propose, waiting
 from vanishjax.treatment.rates import at_other_rates
 from vanishjax.treatment.remedies import (
@@ -34,7 +34,8 @@ from vanishjax.treatment.remedies import (
 from vanishjax.treatment.remedy import Remedy, in_order
 from vanishjax.treatment.together import pairs
 from vanishjax.treatment.treatment import Treatment
-from vanishjax.treatment.trial import Trial, form, race
+from vanishjax.treatment.trial import Trial
+from vanishjax.treatment.waves import trained
 
 # Where nothing proved itself, so many kinds that took the cause away get so many times the steps:
 # new kernels start with outputs that guess, and what lasts may first cost some loss.
@@ -256,7 +257,7 @@ def _tried_at_once(
     setting: Setting, progress: Progress, wave: Wave, on_trial: Callable[[Trial], None] | None
 ) -> Progress:
     """What comes of one wave."""
-    then = judge(setting, progress, wave, _race(setting, wave.members))
+    then = judge(setting, progress, wave, trained(setting, wave.members))
     _tell(then.trials[len(progress.trials) :], on_trial)
     return then
 
@@ -292,30 +293,6 @@ def _tried_in_pairs(
             progress, trials=pair.trials, cost=pair.cost, paired=progress.paired.union(names)
         )
     return progress
-
-
-def _race(setting: Setting, members: tuple[Member, ...]) -> Raced:
-    """Trains a wave."""
-    if not members:
-        return Raced(())
-    try:
-        problems = [treated for _, treated in members]
-        runs = race(problems, setting.batches, setting.held_out, setting.key)
-        return Raced(tuple(zip([remedy for remedy, _ in members], runs, strict=True)))
-    except Exception as error:
-        if len(members) > 1:
-            # One of them can't be run, or all at once are too many for the memory.
-            parts = [_race(setting, (member,)) for member in members]
-            return Raced(
-                tuple(run for part in parts for run in part.runs),
-                tuple(failure for part in parts for failure in part.failures),
-            )
-        ((remedy, treated),) = members
-        if remedy is None:
-            raise
-        changed = form(treated.params) != form(setting.problem.params)
-        where = "with the parameters it makes, " if changed else ""
-        return Raced((), (Failure.of(remedy, error, where),))
 
 
 def _examine(problem: Problem, batch: Any) -> Diagnosis:

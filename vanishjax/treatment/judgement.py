@@ -170,6 +170,20 @@ def _standard_error(values: np.ndarray[Any, Any]) -> float:
     return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
+def least_without(untreated: Run | None, before: Diagnosis) -> float:
+    """What is to be beaten: the held-out loss of a network as it is, or of a constant output.
+
+    Args:
+      untreated: The network's run.
+      before: Its diagnosis, which knows what a constant output reaches.
+
+    Returns:
+      The lesser; NaN where neither is known.
+    """
+    alone = np.nan if untreated is None else float(np.mean(untreated.held_out))
+    return float(np.fmin(alone, _constant_loss(before)))
+
+
 def learns(run: Run, untreated: Run | None, before: Diagnosis) -> bool:
     """Whether a cured network's loss is well below the untreated one's, or more is to be tried.
 
@@ -184,8 +198,7 @@ def learns(run: Run, untreated: Run | None, before: Diagnosis) -> bool:
     Returns:
       Whether the held-out loss is at most half; True where there is nothing to compare it with.
     """
-    alone = np.nan if untreated is None else float(np.mean(untreated.held_out))
-    least = float(np.fmin(alone, _constant_loss(before)))
+    least = least_without(untreated, before)
     return not np.isfinite(least) or bool(np.mean(run.held_out) < _LEARNED * least)
 
 
@@ -211,7 +224,7 @@ def learns_by_itself(untreated: Run, before: Diagnosis) -> bool:
     return falls or (before.verdict == "healthy" and has_learned)
 
 
-def goes_farther(treated: Run, untreated: Run, share: float = LEFT_OF_TRIAL) -> tuple[bool, str]:
+def goes_farther(treated: Run, untreated: Run, share: float) -> tuple[bool, str]:
     """Whether a treatment lets a network of which nothing is known learn twice as much.
 
     Both are counted from the lower of their starts: what starts at 1e20 falls far and learns

@@ -14,12 +14,13 @@ import jax
 import numpy as np
 
 from vanishjax.treatment.acceptance import judge, note
-from vanishjax.treatment.judgement import LEFT_OF_RACE
-from vanishjax.treatment.progress import Failure, Member, Progress, Raced, Setting, Wave
+from vanishjax.treatment.judgement import LEFT_OF_RACE, least_without
+from vanishjax.treatment.progress import Failure, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import treated
 from vanishjax.treatment.remedy import AROUND, Remedy, in_parts
 from vanishjax.treatment.steps import rate_by_3, rate_by_30, rate_x3, rate_x10
 from vanishjax.treatment.trial import Run, race
+from vanishjax.treatment.waves import trained
 
 OTHER_RATES = rate_by_30, rate_by_3, rate_x3, rate_x10
 
@@ -43,29 +44,36 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
         as_it_is, *runs = _race(setting, progress, rates)
     except Exception as error:
         failed = tuple(Failure.of(remedy, error) for remedy in rates)
-        return judge(setting, progress, Wave((), failed), Raced(()))
-    raced = list(zip(rates, runs, strict=True))
-    failures: list[Failure] = []
-    for remedy in _leading(setting, progress):
-        try:
-            (run,) = race([treated(setting, progress, remedy)], *_told(setting))
-        except Exception as error:
-            failures.append(Failure.of(remedy, error))
-        else:
-            raced.append((remedy, run))
-            break
-    members: tuple[Member, ...] = tuple((remedy, run.problem) for remedy, run in raced)
+        return judge(setting, progress, Wave((), ()), Raced((), failed))
+    next_best = _next_best(setting, progress)
+    raced = (*zip(rates, runs, strict=True), *next_best.runs)
     beside = dataclasses.replace(
         note(progress, as_it_is, f"{len(as_it_is.losses)} steps, beside other rates"),
         best=None if progress.best is None else as_it_is,
         untreated=as_it_is if progress.best is None else progress.untreated,
         cured=False,
     )
-    then = judge(setting, beside, Wave(members, tuple(failures)), Raced(tuple(raced)))
+    then = judge(setting, beside, Wave((), ()), Raced(raced, next_best.failures))
     then = dataclasses.replace(then, untreated=progress.untreated)
     if then.accepted != progress.accepted:
         return then
     return dataclasses.replace(then, best=progress.best, cured=progress.cured)
+
+
+def _next_best(setting: Setting, progress: Progress) -> Raced:
+    """The run of the first that can be trained of what else came far."""
+    failures: tuple[Failure, ...] = ()
+    for remedy in _leading(setting, progress):
+        try:
+            member = remedy, treated(setting, progress, remedy)
+        except Exception as error:
+            failures += (Failure.of(remedy, error),)
+            continue
+        raced = trained(setting, (member,))
+        failures += raced.failures
+        if raced.runs:
+            return Raced(raced.runs, failures)
+    return Raced((), failures)
 
 
 def _leading(setting: Setting, progress: Progress) -> list[Remedy]:
@@ -74,10 +82,13 @@ def _leading(setting: Setting, progress: Progress) -> list[Remedy]:
     Beside a network that learns by itself it lost less; beside what was accepted, it came half as
     far below that network and a constant output.
     """
-    bound = np.nan if progress.untreated is None else float(np.mean(progress.untreated.held_out))
     if progress.best is not None:
-        least = float(np.fmin(bound, setting.before.probe.constant_loss))
+        least = least_without(progress.untreated, setting.before)
         bound = (least + float(np.mean(progress.best.held_out))) / 2
+    elif progress.untreated is not None:
+        bound = float(np.mean(progress.untreated.held_out))
+    else:
+        return []
     accepted = {one.name for one in progress.accepted}
     others = [one for one in progress.reliefs if one.loss < bound]
     return [one.remedy for one in others if one.remedy.name not in accepted]
