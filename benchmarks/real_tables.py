@@ -23,6 +23,7 @@ _NAMES = {
     "eleventh_fresh": "fresh, eleventh set",
     "twelfth_fresh": "fresh, twelfth set",
     "thirteenth_fresh": "fresh, thirteenth set",
+    "fourteenth_fresh": "fresh, fourteenth set",
     "tuning": "tuning",
 }
 

@@ -38,6 +38,8 @@ _ALIKE = 0.02  # slopes that differ by less than this count as one
 _LEAST_WIDTH = 0.05
 # Share of the rise that lies far out: softsign .02, a guarded logarithm .07, a root .2.
 _UNENDED = 0.05
+# How often a slope changes its sign on either side of 0, for the function to be a wave.
+_TURNS = 4
 # Functions whose shape is remembered: there are few activations, and networks are many.
 _KEPT = 256
 
@@ -51,11 +53,13 @@ class Shape(NamedTuple):
       kind: "rectifier" if f(x) - f(-x) is proportional to x (ReLU, leaky ReLU, GELU, SiLU), which
         makes mirrored units linear; "unit_slope" if it is odd, but for a constant, and its slope
         at 0 is 1 (tanh).
+      period: Of a function that rises and falls again and again (a sine); else infinity.
     """
 
     steepest: float
     bounded: bool
     kind: str
+    period: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Activation:
       steepest: See `Shape`.
       bounded: See `Shape`.
       kind: See `Shape`.
+      period: See `Shape`.
     """
 
     before: Var
@@ -77,6 +82,7 @@ class Activation:
     steepest: float = math.inf
     bounded: bool = False
     kind: str = "other"
+    period: float = math.inf
 
     def __call__(self, x: Any) -> Any:
         """Its value at an array of the shape of `before`."""
@@ -278,7 +284,7 @@ def _slopes(slope: _Slope) -> Shape:
                 for part in points.reshape(-1, *aval.shape)
             ]
         )
-    kind = _kind(slopes)
+    kind, period = _kind(slopes), _period(points, slopes)
     slopes = np.abs(slopes)
     steepest = float(np.max(slopes, initial=0.0, where=np.isfinite(slopes)))
     known = np.where(np.isfinite(slopes), slopes, np.inf)
@@ -289,7 +295,7 @@ def _slopes(slope: _Slope) -> Shape:
     is_wide = whole >= _LEAST_WIDTH * steepest
     has_ended = np.sum(change[far]) <= _UNENDED * whole
     bounded = bool(np.all(known[far] <= _FLAT * steepest) and is_wide and has_ended)
-    return Shape(steepest, bounded, kind)
+    return Shape(steepest, bounded, kind, math.inf if bounded else period)
 
 
 _known_slopes = functools.lru_cache(maxsize=_KEPT)(_slopes)
@@ -307,3 +313,13 @@ def _kind(slopes: np.ndarray[Any, Any]) -> str:
     center = float(sums[len(sums) // 2]) / 2
     odd = float(np.max(np.abs(slopes - slopes[::-1]))) < _ALIKE * size
     return "unit_slope" if odd and abs(center - 1) < _ALIKE else "other"
+
+
+def _period(points: np.ndarray[Any, Any], slopes: np.ndarray[Any, Any]) -> float:
+    """Twice the distance between turning points near 0, where there are many on both sides."""
+    turned = np.flatnonzero(slopes[1:] * slopes[:-1] < 0)
+    turns = (points[turned] + points[turned + 1]) / 2
+    before, after = turns[turns < 0][-_TURNS:], turns[turns >= 0][:_TURNS]
+    if len(before) < _TURNS or len(after) < _TURNS:
+        return math.inf
+    return 2 * float(after[-1] - before[0]) / (2 * _TURNS - 1)

@@ -62,6 +62,11 @@ class Site:
         return str(dtype_of(self.output))
 
     @property
+    def period(self) -> float:
+        """Of the activation, if it is a wave."""
+        return math.inf if self.activation is None else self.activation.period
+
+    @property
     def output_units(self) -> int:
         """How many numbers the kernel puts out for one input."""
         shape = enumerate(shape_of(self.output.aval))

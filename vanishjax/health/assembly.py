@@ -60,6 +60,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
     names, places = _names(plan.layers, [passed[i] for i in sites])
     firsts = [own[0] for own in places]
     widths, activations, types = dict(plan.widths), dict(plan.activations), dict(plan.types)
+    periods = dict(plan.periods)
     dtypes = tuple(
         _narrower(types[passed[i].event.tap], plan.dtypes[place])
         for i, place in zip(sites, firsts, strict=True)
@@ -94,6 +95,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         parameters=parameters,
         places=places,
         activations=tuple(activations[passed[i].event.tap] for i in sites),
+        periods=tuple(periods[passed[i].event.tap] for i in sites),
         unmeasured=plan.unmeasured,
         reach=supply.reach[sites],
         factors=plan.factors,

@@ -107,6 +107,7 @@ class Probe:
         never change don't count. NaN elsewhere, and where there are fewer than two.
       activations: For each layer the kind of its activation, "rectifier", "unit_slope" (as
         tanh) or "other"; None without one.
+      periods: For each layer the period of an activation that is a wave, as a sine; else infinity.
       is_chain: Whether all gradient to earlier layers passes through this layer's output.
       dtypes: The number type that limits the gradient: of the kernel or of its output.
       loss: The loss.
@@ -177,6 +178,7 @@ class Probe:
     parameters: ParameterGradients
     places: tuple[tuple[int, ...], ...] = ()
     activations: tuple[str | None, ...] = ()
+    periods: tuple[float, ...] = ()
     unmeasured: tuple[str, ...] = ()
     intake_energy: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     feature_evenness: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))

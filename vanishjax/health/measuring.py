@@ -67,6 +67,7 @@ class Plan(NamedTuple):
     events: tuple[_jaxpr.Event, ...]
     widths: tuple[tuple[int, int], ...]  # by tap
     activations: tuple[tuple[int, str | None], ...]  # by tap
+    periods: tuple[tuple[int, float], ...]  # by tap
     types: tuple[tuple[int, str], ...]  # of the kernels' outputs, by tap
     dtypes: tuple[str, ...]  # of the layers of parameters
     unmeasured: tuple[str, ...]
@@ -266,6 +267,7 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         anatomy.events,
         tuple(widths.items()),
         tuple(activations.items()),
+        tuple((site.tap, site.period) for site in anatomy.sites.values()),
         tuple(types.items()),
         _dtypes(layers, leaves),
         tuple(layers.leaves[leaf].path for leaf in anatomy.hidden),

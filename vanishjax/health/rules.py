@@ -41,6 +41,7 @@ from vanishjax.health.starvation import (
 )
 from vanishjax.health.step_size import learning_rate
 from vanishjax.health.unmeasured import unmeasured
+from vanishjax.health.waves import wrapped
 
 _Rule: TypeAlias = Callable[[Examination], Finding | None]
 
@@ -231,7 +232,7 @@ def exploding_gradient(seen: Examination) -> Finding | None:
     reached = seen.reached
     flooded = reached > seen.reach
     if not flooded.any():
-        return None
+        return wrapped(probe)
     factors = chain_factors(probe)
     chi, gain = factors["chi"], factors["weight_gain"]
     divided = _divided_by_little(seen, pick(probe.names, flooded), float(np.max(reached)))

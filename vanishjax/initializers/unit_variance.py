@@ -40,8 +40,9 @@ def lsuv(
       b_l \leftarrow -\overline{h W_l}
 
     with the mean taken for each unit over the batch and Q_l the orthogonal polar factor of W_l.
-    Centering is what saves deep sigmoid networks, where all inputs arrive at nearly the same point;
-    unit variance alone doesn't.
+    What goes into a wave gets a size of one radian at most, of seven behind the first kernel, as
+    the authors of networks of sines draw them. Centering is what saves deep sigmoid networks, where
+    all inputs arrive at nearly the same point; unit variance alone doesn't.
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> scalar, or `(scalar, aux)`. It's traced, and run once.
@@ -78,7 +79,8 @@ def lsuv(
 
     References:
       Mishkin and Matas, All you need is a good init, 2016, algorithm 1; Saxe et al., 2014, for
-      orthogonal kernels; centering is this package's.
+      orthogonal kernels; Sitzmann et al., Implicit neural representations with periodic activation
+      functions, 2020, section 3.2, for waves; centering is this package's.
     """
     if variance is not None and not variance > 0:
         raise ValueError(f"variance must be positive, got {variance}")
@@ -86,6 +88,10 @@ def lsuv(
     kernels = adjustable(found, centered=centered)
     return adjusted(found, kernels, orthogonal=orthogonal, variance=variance)
 
+
+# Radians. The first kernel of a network of sines makes the waves that all others bend: seven, by
+# its authors' uniform kernels of 30 / inputs, of places between -1 and 1 in a plane.
+_FIRST_WAVE = 7.0
 
 # How far a power may be from 1, for rounding.
 _LINEAR = 0.05
@@ -256,13 +262,19 @@ def adjusted(
       orthogonal: Whether they become orthogonal.
       variance: Of what they put out: of all, or of each by its tap; None as it is.
     """
+    first = found.traced.anatomy.first
     deviations = {
-        tap: None if own is None else own**0.5
-        for tap in (kernel.site.tap for kernel in kernels)
-        for own in [variance[tap] if isinstance(variance, Mapping) else variance]
+        site.tap: None if own is None else min(own**0.5, _in_a_wave(site, site.tap in first))
+        for site in (kernel.site for kernel in kernels)
+        for own in [variance[site.tap] if isinstance(variance, Mapping) else variance]
     }
     arguments = deviations, found.leaves, found.inputs
     return found.with_leaves(_adjusted(found.traced, tuple(kernels), orthogonal, *arguments))
+
+
+def _in_a_wave(site: _jaxpr.Site, first: bool) -> float:
+    """The largest deviation of what a kernel puts into a wave, such as a sine; else infinity."""
+    return (_FIRST_WAVE if first else 1.0) * site.period / (2 * math.pi)
 
 
 @functools.partial(jit_once, static_argnums=(0, 1, 2))
