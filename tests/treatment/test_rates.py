@@ -77,8 +77,9 @@ def test_the_rate_it_had_is_kept_where_no_other_is_better():
     (count,) = {int(x) for x in jax.tree.leaves(short.opt_state) if jnp.ndim(x) == 0}
     assert count == STEPS
     compared = [one for one in short.trials if one.steps == 4 * STEPS]
-    # Four rates, and other kernels that came nearly as far.
-    assert [one.outcome for one in compared] == ["accepted"] + 5 * ["no better"]
+    # Four rates, Muon's steps, and other kernels that came nearly as far.
+    assert [one.outcome for one in compared] == ["accepted"] + 6 * ["no better"]
+    assert compared[5].remedy == "lsuv + slow_muon"
     assert short.cost > sum(one.steps for one in short.trials)
 
 

@@ -468,6 +468,17 @@ def test_more_time_is_for_a_kind_in_all_its_forms():
     assert [one.name for one in progress.furthest(3)] == ["slow_a", "a", "b", "c"]
 
 
+def test_the_same_kernels_drawn_anew_are_no_kind_of_their_own():
+    names = ("redraw", "lsuv", "slow_lsuv", "muon", "clip")
+    relieved = tuple(
+        Relief(vj.Remedy(name, lambda problem: problem, safer_than=safer), loss, seen())
+        for loss, name in enumerate(names)
+        for safer in ["lsuv" if name == "slow_lsuv" else None]
+    )
+    progress = Progress(network(), seen(), relieved=relieved)
+    assert [one.name for one in progress.furthest(2)] == ["redraw", "muon"]
+
+
 def test_a_slower_form_that_keeps_up_goes_before_what_came_farther(monkeypatch):
     """In one wave: what came farther is tried again, on top of it."""
     probe = types.SimpleNamespace(

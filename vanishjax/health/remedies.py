@@ -145,6 +145,7 @@ REMEDIES: Mapping[str, Advice] = MappingProxyType(
         ),
         "adam_atan2": Advice("an optimizer without an eps", "tx = vj.adam_atan2(1e-3)"),
         "muon": Advice("orthogonalized updates", "tx = vj.muon(0.01, layers=layers)"),
+        "slow_muon": _slow(Advice("orthogonalized updates", "tx = vj.muon(0.01, layers=layers)")),
         "deep_muon": Advice(
             "centered, orthogonalized updates, if model and parameters must stay as they are",
             "tx = vj.deep_muon(0.01, total_steps, layers=layers)",

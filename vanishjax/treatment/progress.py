@@ -15,6 +15,9 @@ from vanishjax.treatment.judgement import LEFT_OF_TRIAL
 from vanishjax.treatment.remedy import Remedy
 from vanishjax.treatment.trial import Run, Trial
 
+# Kernels drawn anew, which are then adjusted, count as the ones that were there.
+_ALIKE = {"redraw": "lsuv"}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
@@ -102,10 +105,13 @@ class Progress:
 
     def furthest(self, count: int) -> list[Remedy]:
         """So many kinds that took the cause away and came furthest, each in all its forms."""
-        kinds: dict[str, list[Remedy]] = {}
+        forms: dict[str, list[Remedy]] = {}
         for one in self._by_loss:
-            kinds.setdefault(one.remedy.safer_than or one.remedy.name, []).append(one.remedy)
-        return [remedy for forms in list(kinds.values())[:count] for remedy in forms]
+            forms.setdefault(one.remedy.safer_than or one.remedy.name, []).append(one.remedy)
+        kinds: dict[str, list[Remedy]] = {}
+        for name, own in forms.items():
+            kinds.setdefault(_ALIKE.get(name, name), own)
+        return [remedy for own in list(kinds.values())[:count] for remedy in own]
 
     @property
     def reliefs(self) -> list[Relief]:

@@ -1,7 +1,8 @@
 """What was accepted, or a network as it is, at other rates, and beside what came next.
 
 What leads after a trial may trail at the end, and the other way round: before a training of no more
-than a few trials all of them train for as long as several, the rates side by side.
+than a few trials all of them train for as long as several, the rates side by side. So do new
+kernels under Muon, which moves those of many layers evenly.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from vanishjax.treatment.acceptance import judge, note
 from vanishjax.treatment.judgement import LEFT_OF_RACE, least_without
 from vanishjax.treatment.progress import Failure, Progress, Raced, Setting, Wave
 from vanishjax.treatment.proposal import treated
-from vanishjax.treatment.remedy import AROUND, Remedy, in_parts
-from vanishjax.treatment.steps import rate_by_3, rate_by_30, rate_x3, rate_x10
+from vanishjax.treatment.remedy import AROUND, OPTIMIZER, Remedy, in_parts
+from vanishjax.treatment.steps import muon, rate_by_3, rate_by_30, rate_x3, rate_x10, slow_muon
 from vanishjax.treatment.trial import Run, race
 from vanishjax.treatment.waves import trained
 
@@ -45,19 +46,32 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
     except Exception as error:
         failed = tuple(Failure.of(remedy, error) for remedy in rates)
         return judge(setting, progress, Wave((), ()), Raced((), failed))
-    next_best = _next_best(setting, progress)
-    raced = (*zip(rates, runs, strict=True), *next_best.runs)
+    others = _under_muon(setting, progress), _next_best(setting, progress)
+    raced = (*zip(rates, runs, strict=True), *(run for one in others for run in one.runs))
+    failures = tuple(failure for one in others for failure in one.failures)
     beside = dataclasses.replace(
         note(progress, as_it_is, f"{len(as_it_is.losses)} steps, beside other rates"),
         best=None if progress.best is None else as_it_is,
         untreated=as_it_is if progress.best is None else progress.untreated,
         cured=False,
     )
-    then = judge(setting, beside, Wave((), ()), Raced(raced, next_best.failures))
+    then = judge(setting, beside, Wave((), ()), Raced(raced, failures))
     then = dataclasses.replace(then, untreated=progress.untreated)
     if then.accepted != progress.accepted:
         return then
     return dataclasses.replace(then, best=progress.best, cured=progress.cured)
+
+
+def _under_muon(setting: Setting, progress: Progress) -> Raced:
+    """The run of what was accepted, where the optimizer is still the network's own."""
+    slow = any(one.rate != 1 for one in progress.accepted)
+    remedy = (muon if slow else slow_muon)(setting.context)
+    if not progress.accepted or any(one.part == OPTIMIZER for one in progress.accepted):
+        return Raced(())
+    try:
+        return trained(setting, ((remedy, treated(setting, progress, remedy)),))
+    except Exception as error:
+        return Raced((), (Failure.of(remedy, error),))
 
 
 def _next_best(setting: Setting, progress: Progress) -> Raced:

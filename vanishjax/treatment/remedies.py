@@ -36,6 +36,7 @@ _STARTS = (
 _STEPS = (
     steps.adam_atan2,
     steps.muon,
+    steps.slow_muon,
     steps.deep_muon,
     steps.clip,
     steps.stochastic_round,

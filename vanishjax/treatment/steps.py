@@ -76,6 +76,11 @@ def muon_at(context: Context, rate: float) -> Remedy:
     return _optimizer("muon", context, lambda: optimizers.muon(rate, layers=context.layers), code)
 
 
+def slow_muon(context: Context) -> Remedy:
+    """Muon at a part of its rate: new kernels of a deep network bear no more."""
+    return slower(muon(context), 1)
+
+
 def deep_muon(context: Context) -> Remedy:
     """Centered, normalized, orthogonalized steps after a first one to criticality.
 
