@@ -188,12 +188,35 @@ def test_the_command_trains_too():
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ([0.97, 0.9, 0.95, 0.91, 0.94], "get below the best constant output's loss by no more"),
-        ([1.2, 1.1, 1.05, 0.99, 0.98], "get no further than the best constant output"),
-        ([1.2, 1.3, 1.25, 1.3, 1.3], "don't lower the loss"),
+        (
+            [0.97, 0.9, 0.95, 0.91, 0.94, 0.9, 0.95, 0.91, 0.94],
+            "get below the best constant",
+        ),
+        (
+            [1.2, 1.1, 1.05, 0.98, 0.99, 0.98, 0.99, 0.98, 0.99],
+            "get no further",
+        ),
+        ([1.2, 1.3, 1.25, 1.3, 1.3, 1.3, 1.3, 1.3, 1.3], "don't lower the loss"),
     ],
 )
 def test_what_is_said_of_steps_that_teach_nothing_is_what_they_did(losses, said):
     found = unlearned(Learning(np.array(losses), None, 0.96, usual=False))
     assert found.severity == "critical"
-    assert found.cause.startswith(f"4 steps of training {said}")
+    assert found.cause.startswith(f"8 steps of training {said}")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 7])
+def test_so_few_steps_condemn_nothing_but_what_explodes(steps):
+    rising = Learning(np.linspace(1.2, 1.25, steps + 1), None, 0.96, usual=False)
+    found = unlearned(rising)
+    assert found.severity == "warning"
+    assert found.cause.startswith(f"After {steps} step{'s' if steps > 1 else ''} the loss")
+    exploding = Learning(np.geomspace(1.2, 1e9, steps + 1), None, 0.96, usual=False)
+    assert unlearned(exploding).severity == "critical"
+
+
+def test_a_network_that_learns_in_time_is_not_sick_after_a_step():
+    problem = mlp()
+    for steps in (1, 5):
+        found = vj.diagnose(problem.loss_fn, problem.params, BATCH, vj.adam(1e-3), steps=steps)
+        assert found.verdict == "healthy", str(found)

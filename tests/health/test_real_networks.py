@@ -24,6 +24,7 @@ from vanishjax import _jaxpr
 from vanishjax.health.attention import token_collapse
 from vanishjax.health.examination import Examination
 from vanishjax.health.rounding import rounding_noise
+from vanishjax.report import reached
 from vanishjax.report.diagnosis_plot import _scales
 
 KEY = jax.random.key(0)
@@ -678,6 +679,61 @@ def test_what_starves_is_named_and_what_is_fed_is_not():
     assert "what Embed_0/embedding puts out" in embedding.cause
     attention = finding("queries and keys", "saturated_attention")
     assert all("query" in name or "key" in name for name in attention.layers)
+
+
+def test_what_is_said_of_a_branch_is_measured_in_it():
+    """Each layer of the sick network keeps a part of what comes, whatever the other one does."""
+    found = finding("two networks", "vanishing_gradient")
+    probe = diagnosed("two networks").probe
+    own = [i for i, one in enumerate(probe.names) if one.startswith("sick/")]
+    kept = np.exp(found.evidence["reach"] / (len(own) - 1))
+    assert found.evidence["chi"] == pytest.approx(kept, rel=0.1), str(found)
+    assert "sum_log_chi" not in found.evidence
+    shown = reached.decades(probe.to_dict())[own[0]]
+    assert shown == pytest.approx(probe.reach[own[0]] / 2 / np.log(10), rel=1e-6)
+    assert f" {shown:.1f} " in str(diagnosed("two networks"))
+
+
+def test_a_router_that_has_decided_is_a_warning():
+    """What it chooses trains: beside attention, which can't look elsewhere, a lesser thing."""
+    keys = jax.random.split(KEY, 5)
+    x = jax.random.normal(keys[0], (64, 16))
+    batch = x, jnp.argmax(x[:, :5], axis=1)
+
+    def loss(p, batch):
+        scores = batch[0] @ p["router"]
+        gates = jax.nn.one_hot(scores.argmax(-1), 4) * jax.nn.softmax(scores)
+        each = jax.nn.relu(jnp.einsum("bi,eio->beo", batch[0], p["experts"]))
+        return cross_entropy(jnp.einsum("be,beo->bo", gates, each) @ p["head"], batch[1])
+
+    params = {
+        "router": 30 * jax.random.normal(keys[1], (16, 4)) / 4,
+        "experts": jax.random.normal(keys[2], (4, 16, 32)) / 4,
+        "head": jax.random.normal(keys[3], (32, 5)) / 6,
+    }
+    found = vj.diagnose(loss, params, batch, optax.adam(1e-3))
+    assert found.verdict == "healthy", str(found)
+    (one,) = [one for one in found.findings if one.rule == "saturated_attention"]
+    assert (one.severity, one.layers) == ("warning", ("router",))
+    assert not found.probe.softmaxes
+
+
+def test_logits_a_hundred_times_too_large_are_told_where_a_factor_makes_them_so():
+    """Of a cross-entropy that starts at 65 times a guess's, and closes .15 in 300 steps."""
+    x = jax.random.normal(KEY, (64, 8))
+    labels = jnp.argmax(x @ jax.random.normal(jax.random.key(3), (8, 8)), axis=1)
+    params = {"up": kernel("up", shape=(8, 32)), "head": kernel("head", shape=(32, 8))}
+
+    def verdict(factor):
+        def loss(p, batch):
+            return cross_entropy(factor * (jnp.tanh(batch[0] @ p["up"]) @ p["head"]), batch[1])
+
+        return vj.diagnose(loss, params, (x, labels), ADAM)
+
+    assert verdict(1.0).healthy
+    found = verdict(160.0)
+    assert 50 < found.probe.loss / found.probe.constant_loss < 100
+    assert [one.rule for one in found.findings if one.severity == "critical"] == ["bad_start"]
 
 
 def test_what_a_path_leads_past_is_a_note_that_says_so():

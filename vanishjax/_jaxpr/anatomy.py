@@ -343,9 +343,15 @@ class _Surgeon:
         feeding = paths.feeding(list(known.values()), sites)
         for variable, taps in zip(known, feeding, strict=True):
             if taps:
-                axes, positions, width = self._softmaxes[variable]
+                axes, positions, width, compares = self._softmaxes[variable]
                 one = Watched(
-                    len(found), "softmax", axes, taps=taps, positions=positions, width=width
+                    len(found),
+                    "softmax",
+                    axes,
+                    taps=taps,
+                    positions=positions,
+                    width=width,
+                    compares=compares or len(taps) > 1,
                 )
                 found.append((variable, one))
         gates = {v: node for v in self._gates if (node := self.paths.known(v)) is not None}

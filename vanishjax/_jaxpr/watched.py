@@ -33,6 +33,8 @@ class Watched(NamedTuple):
       positions: Of a softmax of products of as many queries as keys how many these are; else 0.
       width: The number of features that these products are sums over; 0 where it isn't known.
       kernel_axes: The axes of the features in the kernel, in the order of `axes`.
+      compares: Whether a softmax is taken of products of activations, as attention's, and not of
+        what one kernel puts out, as a router's.
     """
 
     number: int
@@ -44,6 +46,7 @@ class Watched(NamedTuple):
     positions: int = 0
     width: int = 0
     kernel_axes: tuple[int, ...] = ()
+    compares: bool = False
 
     def among(self, operands: Sequence[Any], results: Sequence[Any]) -> tuple[Any, ...]:
         """What is looked at, of an equation's operands and results."""
@@ -53,11 +56,12 @@ class Watched(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """A softmax: the axes along which it adds up to 1, and `Watched.positions` and `width`."""
+    """A softmax: the axes along which it adds up to 1, and what `Watched` tells of it."""
 
     axes: tuple[int, ...]
     positions: int = 0
     width: int = 0
+    compares: bool = False
 
 
 def find_softmaxes(jaxpr: Any) -> Iterator[tuple[Var, Softmax]]:
@@ -92,8 +96,8 @@ def _softmax(eqn: JaxprEqn, makers: Mapping[Var, JaxprEqn]) -> Softmax | None:
     return Softmax(tuple(total.params["axes"]), *_product(above.invars[0], makers))
 
 
-def _product(atom: Any, makers: Mapping[Var, JaxprEqn]) -> tuple[int, int]:
-    """`Watched.positions` and `width` of what a softmax is taken of, scaled and masked or not."""
+def _product(atom: Any, makers: Mapping[Var, JaxprEqn]) -> tuple[int, int, bool]:
+    """What `Softmax` tells beside its axes, of its argument, scaled and masked or not."""
     size = math.prod(shape_of(atom.aval))
     waiting, seen = [atom], set()
     while waiting:
@@ -112,13 +116,13 @@ def _product(atom: Any, makers: Mapping[Var, JaxprEqn]) -> tuple[int, int]:
                 for shape, used in zip(shapes, taken, strict=True)
             )
             width = math.prod(shapes[0][axis] for axis in contracted[0])
-            return queries if queries == keys else 0, width
+            return queries if queries == keys else 0, width, bool(batched[0])
         waiting += [
             v
             for v in eqn.invars
             if not isinstance(v, Constant) and math.prod(shape_of(v.aval)) == size
         ]
-    return 0, 0
+    return 0, 0, False
 
 
 def _maker(atom: Any, makers: Mapping[Var, JaxprEqn]) -> JaxprEqn | None:

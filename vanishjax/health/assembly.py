@@ -104,6 +104,7 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         token_detail=watched.token_detail,
         token_layer=watched.token_layer,
         softmaxes=watched.softmaxes,
+        choices=watched.choices,
         gates=watched.gates,
         heads=tuple(
             name for name, i in zip(names, sites, strict=True) if passed[i].event.tap in plan.heads
@@ -192,6 +193,7 @@ class _Sequences(NamedTuple):
     token_detail: float = math.nan
     token_layer: int = -1
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
+    choices: tuple[tuple[tuple[str, ...], float], ...] = ()
     gates: tuple[tuple[tuple[str, ...], float], ...] = ()
 
 
@@ -201,6 +203,7 @@ def _watched(
     """What was seen of softmaxes, and of the positions that the last such kernel takes in."""
     found = _Sequences()
     softmaxes: list[tuple[tuple[str, ...], float]] = []
+    choices: list[tuple[tuple[str, ...], float]] = []
     gates: list[tuple[tuple[str, ...], float]] = []
     first = math.nan
     for one in plan.watched:
@@ -218,13 +221,13 @@ def _watched(
         for name, site in zip(names, sites, strict=True):
             if site.event.tap in one.taps:
                 feeding.setdefault(site.turns[: seen.ndim], []).append(name)
-        into = softmaxes if one.kind == "softmax" else gates
+        into = gates if one.kind != "softmax" else softmaxes if one.compares else choices
         into += [
             (tuple(own), float(seen[turns]))
             for turns, own in feeding.items()
             if len(turns) == seen.ndim
         ]
-    return found._replace(softmaxes=tuple(softmaxes), gates=tuple(gates))
+    return found._replace(softmaxes=tuple(softmaxes), choices=tuple(choices), gates=tuple(gates))
 
 
 def _evenness(values: Values, plan: Plan, sites: Sequence[Instance]) -> Vector:

@@ -43,7 +43,7 @@ _LEARNED = 0.9
 def token_collapse(seen: Examination) -> Finding | None:
     """All positions of a sequence arrive at the same point."""
     probe = seen.probe
-    mixed = bool(probe.softmaxes) or probe.token_energy < _NEARLY_COLLAPSED
+    mixed = bool(probe.softmaxes or probe.choices) or probe.token_energy < _NEARLY_COLLAPSED
     smooth = mixed and probe.token_detail < COLLAPSED_DETAIL
     if not probe.token_energy < COLLAPSED_TOKENS and not smooth:
         return None
@@ -87,7 +87,7 @@ def saturated_attention(seen: Examination) -> Finding | None:
     probe = seen.probe
     shares = np.array([share for _, share in probe.softmaxes])
     if not len(shares) or not np.mean(shares) > SATURATED_ROWS:
-        return None
+        return _saturated_choices(seen)
     learned = probe.loss < _LEARNED * probe.constant_loss
     names = dict.fromkeys(
         name for feeding, share in probe.softmaxes if share > SATURATED_ROWS for name in feeding
@@ -101,4 +101,22 @@ def saturated_attention(seen: Examination) -> Finding | None:
         "gradient gets to the queries and keys"
         + (", as may be right in a network that has learned." if learned else "."),
         advised("saturated_attention", probe),
+    )
+
+
+def _saturated_choices(seen: Examination) -> Finding | None:
+    """Softmaxes of what one kernel puts out, as of a router: what is chosen trains all the same."""
+    found = [(names, share) for names, share in seen.probe.choices if share > SATURATED_ROWS]
+    if not found:
+        return None
+    names = tuple(dict.fromkeys(name for feeding, _ in found for name in feeding))
+    share = float(np.mean([one for _, one in found]))
+    return Finding(
+        "saturated_attention",
+        "warning",
+        names,
+        {"one_hot_rows": share, "limit": SATURATED_ROWS},
+        f"{share:.0%} of the rows of a softmax choose one entry alone, so next to no gradient gets "
+        f"to {names[0]} before it. What is chosen trains.",
+        advised("saturated_attention", seen.probe),
     )

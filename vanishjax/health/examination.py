@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vanishjax.health import release
 from vanishjax.health.learning import Learning
 from vanishjax.health.measurements import Probe
 from vanishjax.health.origin import Fault
@@ -113,11 +114,40 @@ class Examination:
         if self.step_rms is None:
             return None
         usual = np.fmax(self.probe.parameters.parameter_rms, self._lecun)
-        parts = self.step_rms[self.kernels] / usual[self.kernels]
+        counted = self.kernels.copy()
+        for own, waits in zip(self.probe.places, self.beside_zero, strict=True):
+            counted[list(own)] &= not waits
+        parts = self.step_rms[counted] / usual[counted]
         parts = parts[np.isfinite(parts) & (parts > 0)]
         # Branches that end at zero get no gradient yet, whatever the rate is.
         moved = parts[parts > _STILL * np.max(parts, initial=0.0)]
         return float(np.median(moved)) if len(moved) else math.nan
+
+    @functools.cached_property
+    def nearly_zero(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """For each layer of the probe whether its kernel is nearly 0, but moves.
+
+        As one at 0 it holds back others for now, and lets go. None without an optimizer.
+        """
+        if self.step_rms is None:
+            return np.zeros(len(self.probe), bool)
+        return release.nearly_zero(*self._of_kernels, self.probe.of_kernels(self.step_rms))
+
+    @functools.cached_property
+    def won_back(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """For each layer of the probe the nats that it gains as such kernels grow."""
+        return release.won_back(self.probe, self.nearly_zero, *self._of_kernels)
+
+    @functools.cached_property
+    def beside_zero(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """For each layer of the probe whether it comes before or behind such a kernel."""
+        return release.beside(self.probe, self.nearly_zero)
+
+    @property
+    def _of_kernels(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """For each layer of the probe its kernel's size, and LeCun's."""
+        probe = self.probe
+        return probe.of_kernels(probe.parameters.parameter_rms), probe.of_kernels(self._lecun)
 
     @functools.cached_property
     def kernel_size(self) -> float:

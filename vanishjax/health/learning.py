@@ -31,6 +31,8 @@ _BELOW = 1e-3
 _FALL = 0.05
 # A loss that fell by this share of its whole fall in the last quarter is falling still.
 _FALLING = 0.02
+# So few steps may go up first, or down from a poor start: they tell nothing.
+_FEW = 8
 # A loss that was so many times its start on the way has exploded: to fall back is no learning.
 _EXPLODED = 1e3
 
@@ -192,14 +194,16 @@ def unlearned(learning: Learning) -> Finding:
             f"The loss is infinite or NaN from step {wrong[0]} of {steps} on.",
             ("smaller_rate", "global_clip"),
         )
-    if learning.is_falling:
+    exploded = np.max(learning.judged) > _EXPLODED * abs(learning.start)
+    if learning.is_falling or (steps < _FEW and not exploded):
+        but = "it still falls" if learning.is_falling else "so few tell nothing"
         return Finding(
             "does_not_learn",
             "warning",
             (),
             evidence,
-            f"After {steps} steps the loss is no better than a constant output's, but it still "
-            "falls.",
+            f"After {steps} step{'s' * (steps > 1)} the loss is no better than a constant output's,"
+            f" but {but}.",
             ("more_steps", "larger_rate"),
         )
     if not learning.end < learning.start:

@@ -126,8 +126,9 @@ class Probe:
         neighbors, over the same share in what the first such kernel takes in: attention that looks
         back leaves of a sequence what changes slowly along it.
       token_layer: The index of that kernel's layer; -1 without one.
-      softmaxes: For each softmax inside the network the names of the layers that feed it, and the
-        share of its rows that are all but one-hot.
+      softmaxes: For each softmax inside the network that compares activations, as attention's does,
+        the names of the layers that feed it, and the share of its rows that are all but one-hot.
+      choices: The same of those of what one layer puts out, as a router's.
       gates: For each tanh and sigmoid of what several kernels or a part of one put out, as in a
         recurrent cell that splits a kernel's output into gates, the names of the layers that feed
         it and the share of its slopes below 5 % of the steepest. Not what other gates lead to.
@@ -188,6 +189,7 @@ class Probe:
     token_detail: float = math.nan
     token_layer: int = -1
     softmaxes: tuple[tuple[tuple[str, ...], float], ...] = ()
+    choices: tuple[tuple[tuple[str, ...], float], ...] = ()
     gates: tuple[tuple[tuple[str, ...], float], ...] = ()
     heads: tuple[str, ...] = ()
     constant_loss: float = math.nan

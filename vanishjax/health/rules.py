@@ -370,6 +370,8 @@ def blind_optimizer(seen: Examination) -> Finding | None:
         # As with kernels that starve, a network trains past those that a path avoids.
         standing = np.array([blind[list(own)].all() for own in probe.places], bool)
         stops &= (probe.supply.blocked(np.inf, standing) & standing).any()
+        # Nor past those for which a kernel that is nearly 0 and moves makes gradients small.
+        stops &= not seen.beside_zero[standing].all()
     return Finding(
         "blind_optimizer",
         "critical" if stops else "warning",

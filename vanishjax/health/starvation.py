@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ def dead_units(seen: Examination) -> Finding | None:
     probe = seen.probe
     # Units that are off because nothing at all comes in aren't dead: `zero_gradient` says why.
     dead = (probe.dead_fraction > DEAD_UNITS) & (probe.preactivation_rms > 0)
+    # A stop_gradient within an activation makes its slope 0 too: nothing is dead there.
+    layers = probe.parameters.layers
+    dead &= ~np.isin(probe.names, _of_paths(layers.stopped, probe.names))
     if not dead.any():
         return None
     worst = float(np.max(probe.dead_fraction[dead]))
@@ -63,7 +67,9 @@ def dead_units(seen: Examination) -> Finding | None:
 def _none_is_left(probe: Probe, dead: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
     """Whether all nonlinear functions of a network's layers are off; attention is one too."""
     nonlinear = np.array([kind is not None for kind in probe.activations])
-    return not probe.softmaxes and bool(nonlinear.any() and dead[nonlinear].all())
+    return not (probe.softmaxes or probe.choices) and bool(
+        nonlinear.any() and dead[nonlinear].all()
+    )
 
 
 def zero_gradient(seen: Examination) -> Finding | None:
@@ -89,6 +95,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
     }
     # A bias alone trains nothing.
     everything = bool(zero[kernels].all() if kernels.any() else zero.all())
+    everything &= not (np.isin(names, stopped)[kernels].all() and _trains_beside(probe))
     blocks = _blocked_by_zeros(seen)
     where: Where | None = None
     # A gain or a kernel that is 0 but moves sets the rest free after the first step; so does a
@@ -158,6 +165,23 @@ def zero_gradient(seen: Examination) -> Finding | None:
     return Finding("zero_gradient", severity, layers, evidence, cause, remedies, where)
 
 
+def _trains_beside(probe: Probe) -> bool:
+    """Whether something trains beside kernels that are all stopped: more than an output's bias.
+
+    Low-rank factors, gains, a prompt, biases of hidden layers.
+    """
+    parameters, layers = probe.parameters, probe.parameters.layers
+    matrices = kernel_places(layers)
+    heads = probe.widths[np.isin(probe.names, probe.heads)]
+    return any(
+        place in matrices
+        or leaf.path in probe.factors
+        or math.prod(leaf.shape[axis] for axis in leaf.inner_axes) not in heads
+        for place, leaf in enumerate(layers.homes)
+        if parameters.rms[place] > 0
+    )
+
+
 def _frozen_loss(seen: Examination) -> tuple[Where | None, str] | None:
     """Where a frozen network after the last layer loses the gradient, and a sentence on it."""
     probe = seen.probe
@@ -196,8 +220,11 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
     blocked = starved & seen.blocked & (finite | vanished_on_the_way(seen))
     if not (blocked & finite).any():
         return _starved_beside_a_path(seen, finite & (reach < -ADAPTIVE_REACH))
+    if not (blocked & (reach + seen.won_back < -seen.reach)).any():
+        return _held_for_now(seen, blocked, float(np.min(reach[blocked & finite])))
     least = float(np.min(reach[blocked & finite]))
-    factors = chain_factors(probe)
+    is_chain = bool(probe.is_chain[blocked].all())
+    factors = chain_factors(probe) if is_chain else _branch_factors(seen, blocked, least)
     chi, slope, gain = factors.values()
     step = int(np.argmin(np.where(np.isfinite(probe.log_chi), probe.log_chi, np.inf)))
     first = pick(probe.names, blocked)[0]
@@ -223,7 +250,12 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
         "vanishing_gradient",
         "critical",
         pick(probe.names, blocked),
-        {"reach": least, "sum_log_chi": probe.sum_log_chi, **factors, "limit": -seen.reach},
+        {
+            "reach": least,
+            **({"sum_log_chi": probe.sum_log_chi} if is_chain else {}),
+            **factors,
+            "limit": -seen.reach,
+        },
         f"{first} gets exp({np.min(reach[blocked]):.0f}) of the gradient's energy further "
         f"down, and no other path leads past it: {how}; {why}.",
         tuple(
@@ -261,6 +293,23 @@ def _starved_beside_a_path(
     )
 
 
+def _held_for_now(
+    seen: Examination, held: np.ndarray[Any, np.dtype[np.bool_]], least: float
+) -> Finding:
+    probe = seen.probe
+    kernel = pick(probe.names, seen.nearly_zero)[0]
+    return Finding(
+        "vanishing_gradient",
+        "note",
+        pick(probe.names, held),
+        {"reach": least, "limit": -seen.reach},
+        f"These layers get as little as exp({least:.0f}) of the gradient's energy further down: "
+        f"{kernel} is nearly 0 and holds them back for now; it has a gradient itself and will let "
+        "go.",
+        ("starts_at_zero",),
+    )
+
+
 def vanished_on_the_way(seen: Examination) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Layers whose gradient is 0 because what came before in the backward pass was too small."""
     probe = seen.probe
@@ -284,6 +333,19 @@ def chain_factors(probe: Probe) -> dict[str, float]:
     chi = float(np.exp(np.mean(probe.log_chi[:-1][known])))
     slopes = probe.slope_rms[:-1][known]
     slope = float(np.exp(np.mean(2 * np.log(np.maximum(slopes, 1e-30)))))
+    return {"chi": chi, "slope_square": slope, "weight_gain": chi / slope}
+
+
+def _branch_factors(
+    seen: Examination, blocked: np.ndarray[Any, np.dtype[np.bool_]], least: float
+) -> dict[str, float]:
+    """The same of a branch of the network: of what lies between its starved layers and the loss."""
+    probe = seen.probe
+    worst = int(np.argmin(np.where(blocked & np.isfinite(probe.reach), probe.reach, np.inf)))
+    behind = blocked if probe.supply is None else probe.supply.around(worst)[1]
+    chi = float(np.exp(least / max(1, behind.sum())))
+    slopes = probe.slope_rms[behind | blocked]
+    slope = float(np.exp(np.nanmean(2 * np.log(np.maximum(slopes, 1e-30)))))
     return {"chi": chi, "slope_square": slope, "weight_gain": chi / slope}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from vanishjax import _jaxpr
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Instance(NamedTuple):
@@ -68,6 +69,21 @@ class Supply:
         for members in groups.values():
             reach[members] = np.max(reach[members])
         return cls(reach, taps, is_site, paths)
+
+    def around(self, place: int) -> tuple[Flags, Flags]:
+        """Which kernels' outputs lie before that of one of them, and which behind.
+
+        Args:
+          place: Its own, among the taps on kernels' outputs.
+
+        Returns:
+          For each such tap, in the order in which the data passes them, whether it is one.
+        """
+        taps = [int(tap) for tap in self.taps[self.is_site]]
+        later, own = self.paths.downstream(looping=False), taps[place]
+        before = [bool(later[tap] >> own & 1) and tap != own for tap in taps]
+        behind = [bool(later[own] >> tap & 1) and tap != own for tap in taps]
+        return np.array(before, bool), np.array(behind, bool)
 
     def blocked(
         self, limit: float, still: np.ndarray[Any, np.dtype[np.bool_]] | None = None

@@ -27,14 +27,16 @@ def wrapped(probe: Probe) -> Finding | None:
       Sitzmann et al., Implicit neural representations with periodic activation functions, 2020,
       section 3.2.
     """
-    radians = 2 * np.pi * probe.preactivation_rms / np.array(probe.periods)
-    waves = np.isfinite(probe.periods)
-    behind = np.isnan(probe.intake_energy) & (np.cumsum(waves) > 1)
-    wrapped = waves & behind & (radians > _WRAPPED)
+    periods = np.array(probe.periods, float)
+    waves = np.flatnonzero(np.isfinite(periods))
+    # Not where no kernel comes before, as behind features of the data's own frequencies.
+    inside = waves[1:][np.isnan(probe.intake_energy[waves[1:]])]
+    radians = np.zeros(len(probe))
+    radians[inside] = 2 * np.pi * probe.preactivation_rms[inside] / periods[inside]
+    wrapped = radians > _WRAPPED
     if not wrapped.any():
         return None
-    size = float(np.max(radians[wrapped]))
-    frequency = 2 * np.pi / probe.periods[int(np.argmax(np.where(wrapped, radians, 0)))]
+    size, frequency = float(np.max(radians)), 2 * np.pi / periods[np.argmax(radians)]
     return Finding(
         "exploding_gradient",
         "critical",

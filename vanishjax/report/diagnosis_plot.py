@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import textwrap
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vanishjax.foreign import plot_text
+from vanishjax.report import reached
 from vanishjax.report.plots import OKABE_ITO, png_figure
 from vanishjax.report.verdict_text import decisive
 
@@ -72,19 +72,18 @@ def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
         axes.text(0.5, 0.5, nothing, ha="center", transform=axes.transAxes)
         axes.axis("off")
         return
-    logs = [0.0 if x is None else x / 2 / math.log(10) for x in reversed(probe["log_chi"])]
-    depths = range(1, len(logs) + 1)
-    heights = list(itertools.accumulate(logs))[::-1]
+    heights = [math.nan if x is None else x for x in reached.decades(probe)]
+    depths = range(1, len(heights) + 1)
     axes.plot(
         depths,
         heights,
         color=OKABE_ITO["blue"],
         linewidth=2,
-        marker="o" if len(logs) <= 40 else None,
+        marker="o" if len(heights) <= 40 else None,
         markersize=4,
     )
-    lowest = min([0.0, *heights])
-    axes.set_ylim(min(lowest * 1.1, -2.0), max([1.0, *heights]) * 1.1)
+    known = [x for x in heights if not math.isnan(x)]
+    axes.set_ylim(min(-2.0, 1.1 * min(known, default=0.0)), max([1.0, *known]) * 1.1)
     for label, height in _LINES.items():
         if height > axes.get_ylim()[0]:
             axes.axhline(height, color=OKABE_ITO["vermilion"], linewidth=1, linestyle="--")

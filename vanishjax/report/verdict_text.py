@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vanishjax.foreign import printable_tree
+from vanishjax.report import reached
 
 __all__ = ["diagnosis_text", "layer_ranges"]
 
@@ -198,7 +197,7 @@ def _learning(learning: Mapping[str, Any]) -> str:
 
 def _layers(probe: Mapping[str, Any], lines: int) -> str:
     """A table of layers, the middle of a deep network left out."""
-    names, decades = probe["names"], _decades(probe["log_chi"])
+    names, decades = probe["names"], reached.decades(probe)
     shown = _shown(len(names), min(lines - 1, _SHOWN_LAYERS))
     there = [i for i in shown if i is not None]
     columns = [
@@ -249,13 +248,6 @@ def _shown(count: int, most: int) -> list[int | None]:
         return list(range(count))
     half = most // 2
     return [*range(half), None, *range(count - half, count)]
-
-
-def _decades(log_chi: Sequence[float | None]) -> list[float | None]:
-    """Decades of the gradient's size from the output to each layer; None where not known."""
-    steps = (math.nan if x is None else x / 2 / math.log(10) for x in reversed(log_chi))
-    totals = list(itertools.accumulate(steps))[::-1]
-    return [None if math.isnan(x) else x for x in totals]
 
 
 def _bar(decades: float | None, longest: float, width: int) -> str:
