@@ -549,3 +549,17 @@ def test_an_activation_with_a_derivative_of_its_own():
     plain, steeper = loss_of(jnp.tanh), loss_of(twice)
     np.testing.assert_allclose(steeper.slope_rms, 2 * plain.slope_rms, rtol=1e-5)
     np.testing.assert_allclose(steeper.log_chi[:-1], plain.log_chi[:-1] + 2 * np.log(2), rtol=1e-4)
+
+
+def test_what_hands_no_gradient_back_is_no_activation():
+    """A choice of branches for each example reads what isn't chosen behind a `stop_gradient`."""
+
+    def loss_fn(params, x):
+        h = jax.nn.relu(x @ params["first"])
+        h = jax.vmap(lambda row: jax.lax.cond(row.sum() > 3, lambda r: 2 * r, lambda r: r, row))(h)
+        return jnp.mean((h @ params["last"]) ** 2)
+
+    layers, _, _ = chain((8, 16, 4))
+    found = probe(loss_fn, {"first": layers[0]["w"], "last": layers[1]["w"]}, data()[0])
+    assert found.activations == ("rectifier", None)
+    assert found.dead_fraction[0] == 0

@@ -834,6 +834,137 @@ def test_a_memory_so_short_that_nothing_is_left_at_the_first_step_is_told():
     assert "long_memory" in found.findings[0].remedy_ids, str(found)
 
 
+def in_time(form, cell, scale, steps=40):
+    """One recurrent layer, written out or scanned: the same function."""
+
+    def loss(params, x):
+        h, rows = jnp.zeros((16, 32)), x.swapaxes(0, 1)
+        if form == "scanned":
+            h, _ = jax.lax.scan(
+                lambda h, u: (cell(u @ params["in"] + h @ params["time"]), None), h, rows
+            )
+        else:
+            for u in rows:
+                h = cell(u @ params["in"] + h @ params["time"])
+        return jnp.mean((h @ params["out"] - x[:, 3, :1]) ** 2)
+
+    params = {
+        "in": kernel("in", shape=(2, 32)),
+        "time": kernel("time", shape=(32, 32), scale=scale),
+        "out": kernel("out", shape=(32, 1)),
+    }
+    return loss, params, jax.random.normal(KEY, (16, steps, 2)), ADAM
+
+
+def test_a_loop_that_is_written_out_is_told_in_time_steps_too():
+    told = {}
+    for form in ("scanned", "written out"):
+        found = vj.diagnose(*in_time(form, jnp.tanh, 0.7))
+        assert found.healthy
+        (note,) = found.findings
+        assert (note.rule, note.severity) == ("memory", "note")
+        assert set(note.layers) == {"in", "time"}
+        assert "orthogonal_cell" in note.remedy_ids
+        # It sets the cells of loops alone.
+        assert ("long_memory" in note.remedy_ids) == (form == "scanned")
+        told[form] = note.cause
+    assert told["scanned"] == told["written out"]
+
+
+def test_what_cannot_be_looked_into_and_multiplies_the_gradient_is_named():
+    found = finding("diverging equilibrium", "exploding_gradient")
+    assert found.layers == ("h",)
+    assert found.cause.startswith("Behind a the gradient's energy grows")
+    assert "way back, diverges" in found.cause
+    assert Path(found.where.file).name == Path(__file__).name
+    assert found.remedy_ids[0] == "contract"
+    assert diagnosed("equilibrium").probe.opaque[0].kernels == ("h",)
+
+
+@jax.custom_vjp
+def nearly_deaf(x):
+    return x + x.sum(1, keepdims=True)
+
+
+nearly_deaf.defvjp(lambda x: (nearly_deaf(x), None), lambda _, cotangent: (1e-12 * cotangent,))
+
+
+def test_what_cannot_be_looked_into_and_loses_the_gradient_is_named():
+    params = {name: kernel(name, shape=(8, 8)) for name in ("a", "b", "c")}
+
+    def loss(p, x):
+        return jnp.mean((nearly_deaf(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"] - x) ** 2)
+
+    (found,) = [one for one in vj.diagnose(loss, params, X).findings if one.severity == "critical"]
+    assert found.rule == "vanishing_gradient"
+    assert found.layers == ("a", "b")
+    assert "behind b, in what can't be looked into" in found.cause
+    assert Path(found.where.file).name == Path(__file__).name
+    assert found.remedy_ids == ("derivative",)
+
+
+def test_kernels_side_by_side_and_tables_used_twice_are_no_time_steps():
+    towers = (X, jnp.roll(X, 1, 0), jnp.roll(X, 2, 0))
+    params = {"a": kernel("a", shape=(8, 8)), "b": kernel("b", shape=(8, 8))}
+
+    def side_by_side(params, x):
+        return sum(jnp.mean(jnp.tanh(one @ params["a"]) @ params["b"] * x) for one in towers)
+
+    def twice(params, x):
+        return jnp.mean((jnp.tanh(jnp.tanh(x @ params["a"]) @ params["b"]) @ params["a"]) ** 2)
+
+    for loss in (side_by_side, twice):
+        assert vj.diagnose(loss, params, X).probe.memory == ()
+
+
+@pytest.mark.parametrize("form", ["scanned", "written out"])
+def test_what_grows_in_time_is_told_in_time_steps(form):
+    found = vj.diagnose(*in_time(form, jax.nn.relu, 3.0, steps=30))
+    (grows,) = [one for one in found.findings if one.rule == "exploding_gradient"]
+    assert grows.severity == "critical"
+    assert grows.cause.startswith("Every time step multiplies")
+    assert "30 steps" in grows.cause
+    assert ("long_memory" in grows.remedy_ids) == (form == "scanned")
+    assert "orthogonal_cell" in grows.remedy_ids
+
+
+def stacked_cells(small):
+    """Three recurrent layers; of the second one the input kernel times `small`."""
+
+    def loss(params, x):
+        h = x.swapaxes(0, 1)
+        for cell in params["cells"]:
+            h = jax.lax.scan(
+                lambda h, u, cell=cell: (jnp.tanh(u @ cell["in"] + h @ cell["time"]),) * 2,
+                jnp.zeros((16, 32)),
+                h,
+            )[1]
+        return jnp.mean((h[-1] @ params["out"] - x[:, 3, :1]) ** 2)
+
+    sizes = (4, 32, 32)
+    cells = [
+        {
+            "in": kernel("in", i, shape=(size, 32), scale=small if i == 1 else 1.0),
+            "time": kernel("time", i, shape=(32, 32), scale=0.9),
+        }
+        for i, size in enumerate(sizes)
+    ]
+    params = {"cells": cells, "out": kernel("out", shape=(32, 1))}
+    return loss, params, 2 * jax.random.normal(KEY, (16, 30, 4)), ADAM
+
+
+def test_a_gradient_lost_between_recurrent_layers_is_not_lost_in_time():
+    assert vj.diagnose(*stacked_cells(1.0)).healthy
+    (found,) = [
+        one for one in vj.diagnose(*stacked_cells(1e-8)).findings if one.severity == "critical"
+    ]
+    assert found.rule == "vanishing_gradient"
+    assert "and cells/1/in; the weights' gain" in found.cause
+    assert found.evidence["weight_gain"] < 1e-12 < found.evidence["slope_square"]
+    assert found.remedy_ids[0] == "unit_kernels"
+    assert not {"long_memory", "orthogonal_cell", "gates"} & set(found.remedy_ids)
+
+
 def test_a_start_that_is_too_loud_says_what_to_turn_down():
     hot = finding("hot contrast", "bad_start")
     assert hot.remedy_ids == ("cooler",)
@@ -971,6 +1102,46 @@ def test_the_activation_is_the_one_behind_the_normalization(name):
     np.testing.assert_allclose(first.activation(z), activation(z), rtol=1e-6, atol=1e-6)
     assert (first.samples, first.units) == ((0, 1, 2), (3,))
     assert last.activation is None
+
+
+def halves(x):
+    """Pooling without a window."""
+    batch, height, width, features = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, features).max((2, 4))
+
+
+POOLINGS = {
+    "max": lambda x: nn.max_pool(x, (2, 2), (2, 2)),
+    "average": lambda x: nn.avg_pool(x, (2, 2), (2, 2)),
+    "by shape": halves,
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize("bias", [0.0, -60.0])
+def test_the_activation_is_the_one_behind_the_pooling(name, bias):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(8, (3, 3))(x))
+            x = nn.Conv(8, (3, 3), bias_init=nn.initializers.constant(bias))(x)
+            x = nn.relu(POOLINGS[name](x))
+            return nn.Dense(4)(x.reshape(len(x), -1))
+
+    net, x = Net(), jax.random.normal(KEY, (16, 8, 8, 3))
+    params = net.init(KEY, x)
+
+    def loss(params, batch):
+        return cross_entropy(net.apply(params, batch[0]), batch[1])
+
+    found = vj.diagnose(loss, params, (x, LABELS), ADAM)
+    assert found.probe.activations == ("rectifier", "rectifier", None)
+    if bias:
+        (dead,) = found.findings
+        assert (dead.rule, dead.severity) == ("dead_units", "critical")
+        assert dead.layers == ("params/Conv_1/kernel",)
+    else:
+        assert found.healthy
 
 
 def test_an_optimizer_that_is_blind_to_kernels_used_many_times_trains_nothing():

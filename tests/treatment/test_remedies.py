@@ -298,7 +298,7 @@ def test_a_recurrent_network_is_not_told_to_change_kernels_that_stay_as_they_are
     x = jax.random.normal(KEY, (16, 30, 4))
     params = Net().init(KEY, x)["params"]
     probe = vj.probe(lambda p, x: jnp.mean(Net().apply({"params": p}, x) ** 2), params, x)
-    assert traits(probe) == {"recurrent", "unit_slope"}
+    assert traits(probe) == {"recurrent", "loop", "unit_slope"}
 
 
 def stateful(problem):

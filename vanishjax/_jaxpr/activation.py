@@ -162,13 +162,16 @@ def find_activations(
     steps: dict[Var, list[JaxprEqn]] = {}  # by origin
     ends: dict[Var, Var] = {}
     constant: list[JaxprEqn] = []
+    # Those that hand gradient back to their origin: the copy behind a `stop_gradient`, as a
+    # `vmap` of a `cond` makes of what isn't chosen, is of no slope and no layer's activation.
+    fed: set[Var] = set()
 
     def origin(atom: Any) -> tuple[Any, bool]:
         if isinstance(atom, Literal):
             return (None, False) if np.ndim(atom.val) == 0 else (atom, False)
         return origins.get(atom, (atom, False))
 
-    for eqn, levels in zip(jaxpr.eqns, outputs, strict=True):
+    for index, (eqn, levels) in enumerate(zip(jaxpr.eqns, outputs, strict=True)):
         if not any(levels) or len(eqn.outvars) != 1:
             continue
         (out,), name = eqn.outvars, eqn.primitive.name
@@ -177,7 +180,7 @@ def find_activations(
         if not variables and name in _FROM_CONSTANTS | _SCALAR:
             origins[out] = None, False
             constant.append(eqn)
-        elif len(variables) == 1 and _is_scalar(eqn):
+        elif len(variables) == 1 and is_scalar(eqn):
             (source,) = variables.values()
             if not isinstance(source, Var) or shape_of(source.aval) != shape_of(out.aval):
                 continue
@@ -187,9 +190,12 @@ def find_activations(
             bent = any(bend for _, bend in found) or not _is_affine(name, found, met)
             origins[out] = source, bent
             steps.setdefault(source, []).append(eqn)
+            own = [atom for atom, (one, _) in zip(eqn.invars, found, strict=True) if one is source]
+            if any(index in readers.get(atom, ()) for atom in own if atom in fed or atom is source):
+                fed.add(out)
             itself = name in _MEASURES or (name == "mul" and eqn.invars[0] is eqn.invars[1])
             measures = itself and _is_only_reduced(jaxpr, out, readers)
-            if bent and levels[0] == GRADIENT and not measures:
+            if bent and levels[0] == GRADIENT and out in fed and not measures:
                 ends[source] = out
     return {
         before: _measure(Activation(before, after, _needed(steps[before], constant, after)), known)
@@ -218,13 +224,13 @@ def _is_complex(variable: Var) -> bool:
     return jnp.issubdtype(getattr(variable.aval, "dtype", np.float32), jnp.complexfloating)
 
 
-def _is_scalar(eqn: JaxprEqn) -> bool:
+def is_scalar(eqn: JaxprEqn) -> bool:
     """Whether an equation works elementwise, for all that is inside it."""
     inner = open_jaxpr(called(eqn))
     if inner is None:
         return eqn.primitive.name in _SCALAR
     return all(
-        _is_scalar(one)
+        is_scalar(one)
         or (one.primitive.name == "broadcast_in_dim" and shape_of(one.invars[0].aval) == ())
         for one in inner.eqns
     )

@@ -18,6 +18,7 @@ from jax.extend.core import JaxprEqn, Var
 
 from vanishjax._jaxpr.activation import Activation, Shape, find_activations
 from vanishjax._jaxpr.flow import Flow, Frame, among, flow_through, loop_body
+from vanishjax._jaxpr.opaque import Opaque, is_opaque, opaque_ones
 from vanishjax._jaxpr.output import LOOKUPS, PRODUCTS, Output, follow_output
 from vanishjax._jaxpr.paths import PathBuilder, Paths
 from vanishjax._jaxpr.program import Program
@@ -120,6 +121,7 @@ class Anatomy:
       frozen: The taps on products of the signal with something that isn't trained, such as the
         kernels of a discriminator that the loss closes over, and the equations.
       frozen_sites: Such products with a constant, as sites without a parameter.
+      opaque: What stands between sites and can't be looked into.
     """
 
     sites: dict[Var, Site]
@@ -133,6 +135,7 @@ class Anatomy:
     watched: dict[Var, tuple[Watched, ...]]
     frozen: dict[int, JaxprEqn]
     frozen_sites: dict[Var, Site]
+    opaque: tuple[Opaque, ...]
 
     @property
     def watches(self) -> tuple[Watched, ...]:
@@ -206,6 +209,7 @@ def dissect(program: Program, trace: Trace) -> Anatomy:
         surgeon.watch(paths, first),
         surgeon.frozen,
         surgeon.frozen_sites,
+        opaque_ones(surgeon.opaque, paths, list(taps), kernels),
     )
 
 
@@ -220,6 +224,7 @@ class _Surgeon:
         self.met: set[int] = set()
         self.frozen: dict[int, JaxprEqn] = {}
         self.frozen_sites: dict[Var, Site] = {}
+        self.opaque: dict[int, JaxprEqn] = {}  # by the node of a result
         self.paths = PathBuilder()
         self._softmaxes: dict[Var, Softmax] = {}
         self._gates: dict[Var, JaxprEqn] = {}
@@ -279,6 +284,9 @@ class _Surgeon:
                     bottleneck, branched = None, not _last(inner).normalizes
             elif any(levels):
                 self.paths.equation(index, flow)
+                if is_opaque(eqn):
+                    nodes = map(self.paths.known, eqn.outvars)
+                    self.opaque |= {node: eqn for node in nodes if node is not None}
             if id(eqn) in self._kernels and any(levels):
                 self.met.add(id(eqn))
                 output = follow_output(index, flow, readers, activations, self._kernels, self.sites)

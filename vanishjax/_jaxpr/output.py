@@ -30,6 +30,8 @@ MOVES = frozenset(
 _SAME_NAMES = "convert_element_type copy name reduce_precision reshard sharding_constraint"
 _SAME = frozenset(_SAME_NAMES.split())
 _SUMS = frozenset({"add", "add_any"})
+_WINDOWS = frozenset({"reduce_window_max", "reduce_window_min", "reduce_window_sum"})
+_POOLINGS = _WINDOWS | {"reduce_max"}
 _WITH_CONSTANT = _SUMS | {"sub", "mul", "div"}
 
 
@@ -66,8 +68,8 @@ def follow_output(
     """Follows a kernel's output to the activation that is applied to it.
 
     On the way may lie what depends on no other kernel's output: a bias, a normalization over any
-    axes, dropout, a change of shape. A recurrent cell's or a residual block's sum with one other
-    branch may be the last step.
+    axes, dropout, a change of shape, a pooling of positions. A recurrent cell's or a residual
+    block's sum with one other branch may be the last step.
 
     Args:
       index: Of the equation in which the kernel meets the data.
@@ -121,11 +123,13 @@ def _changes(
       samples: Axes of the kernel's output that tell inputs apart.
 
     Returns:
-      Each with its axes that tell inputs apart, in the program's order.
+      Each with its axes that tell inputs apart, in the program's order, those behind a pooling
+      last: of squares it is part of a normalization.
     """
     eqns = flow.frame.jaxpr.eqns
     output = eqns[index].outvars[0]
-    own, direct = {output}, {output: samples}  # `direct`: of full size still
+    own, direct = {output}, {output: samples}  # `direct`: with all units still
+    pooled: set[Var] = set()
     waiting = [i for i in readers.get(output, ()) if i >= 0]
     heapq.heapify(waiting)
     last = -1
@@ -144,10 +148,12 @@ def _changes(
         axes = _axes_after(eqn, shape_of(whole[0].aval), direct[whole[0]]) if whole else None
         if axes is not None:
             direct[out] = axes
+            if eqn.primitive.name in _POOLINGS or pooled.issuperset(whole):
+                pooled.add(out)
         for reader in readers.get(out, ()):
             if reader >= 0:
                 heapq.heappush(waiting, reader)
-    return list(direct.items())
+    return sorted(direct.items(), key=lambda one: one[0] in pooled)
 
 
 def _axes_after(
@@ -163,6 +169,15 @@ def _axes_after(
         placed = eqn.params["broadcast_dimensions"]
         kept = math.prod(shape) == math.prod(new)
         return tuple(placed[axis] for axis in samples) if kept else None
+    if name in _WINDOWS:
+        window = enumerate(eqn.params["window_dimensions"])
+        return samples if all(size == 1 or axis in samples[1:] for axis, size in window) else None
+    if name == "reduce_max":
+        gone = set(eqn.params["axes"])
+        if not gone <= set(samples[1:]):
+            return None
+        left = [axis for axis in range(len(shape)) if axis not in gone]
+        return tuple(left.index(axis) for axis in samples if axis in left)
     elementwise = name in ELEMENTWISE | _SAME or not name.startswith("reduce")
     return samples if elementwise and new == shape and name not in PRODUCTS else None
 

@@ -46,7 +46,7 @@ from vanishjax._jaxpr.versions import called, has_jaxpr, is_key, open_jaxpr, sca
 
 _SUMS = frozenset({"add", "sub", "add_any"})
 _SLICES = frozenset({"slice", "dynamic_slice", "gather", "split"})
-_OPAQUE = frozenset({"pure_callback", "io_callback", "ffi_call", "custom_linear_solve"})
+CLOSED = frozenset({"pure_callback", "io_callback", "ffi_call", "custom_linear_solve"})
 
 
 class Trace(NamedTuple):
@@ -219,7 +219,7 @@ class _Walk:
         if not (value.data and value.pieces):
             return value
         name, depth = eqn.primitive.name, value.depth + 1
-        opaque = len(value.pieces) > 1 and (name in _OPAQUE or has_jaxpr(eqn))
+        opaque = len(value.pieces) > 1 and (name in CLOSED or has_jaxpr(eqn))
         pending = set(value.pending)
         for leaf, (dims, loops, part, _) in value.pieces.items():
             depths = np.array(float(depth))

@@ -57,15 +57,16 @@ def traits(probe: Probe) -> frozenset[Trait]:
 
     Returns:
       "rectifier" or "unit_slope" if most of its activations are such; "residual" if most layers
-      have a path beside them; "recurrent" if a loop uses kernels anew in every step; "derivative"
-      if the loss holds derivatives of what it evaluates.
+      have a path beside them; "recurrent" if kernels are used anew in every step of a loop; "loop"
+      if that isn't written out; "derivative" if the loss holds derivatives of what it evaluates.
     """
     kinds = [kind for kind in probe.activations if kind is not None]
     had = {kind for kind in _KINDS if 2 * kinds.count(kind) > len(kinds)}
     hidden = probe.is_chain[:-1]
-    # The steps of a loop lie beside one another too.
     if probe.memory:
         had.add("recurrent")
+    if probe.memory and (probe.supply is None or probe.supply.paths.returns):
+        had.add("loop")  # whose steps lie beside one another too
     elif len(hidden) > 2 and 2 * (~hidden).sum() > len(hidden):
         had.add("residual")
     if probe.in_derivatives.any():

@@ -13,7 +13,14 @@ import numpy as np
 from vanishjax import _jaxpr
 from vanishjax.health.batch import batch_size
 from vanishjax.health.finding import Where
-from vanishjax.health.measurements import Frozen, ParameterGradients, Probe, Vector, together
+from vanishjax.health.measurements import (
+    Frozen,
+    Opaque,
+    ParameterGradients,
+    Probe,
+    Vector,
+    together,
+)
 from vanishjax.health.measuring import Plan, Values, underflow_free
 from vanishjax.health.statistics import Statistics
 from vanishjax.health.supply import Instance, Supply, fading
@@ -113,7 +120,8 @@ def assemble(values: Values, plan: Plan, batch: Any) -> Probe:
         nothing_loss=float(values.constant.nothing),
         loss_growth=float(values.constant.growth),
         floor=values.floor,
-        memory=_memory(passed, log_norm, plan.layers),
+        memory=_memory(passed, log_norm, plan),
+        opaque=_opaque(plan, [passed[i] for i in sites], names),
         frozen=_frozen(passed[sites[-1] + 1 :] if len(sites) else [], values, supply, plan),
         supply=supply,
     )
@@ -162,12 +170,12 @@ def _log_together(logs: Vector, places: Sequence[tuple[int, ...]]) -> Vector:
 
 
 def _memory(
-    passed: Sequence[Instance], log_norm: Vector, layers: Layers
+    passed: Sequence[Instance], log_norm: Vector, plan: Plan
 ) -> tuple[tuple[str, float, int], ...]:
     leaves = {one.event.tap: one.event.leaf for one in passed}
     return tuple(
-        (layers.leaves[leaves[tap]].path, nats, steps)
-        for tap, (nats, steps) in fading(passed, log_norm).items()
+        (plan.layers.leaves[leaves[tap]].path, nats, steps)
+        for tap, (nats, steps) in fading(passed, log_norm, plan.paths).items()
     )
 
 
@@ -186,6 +194,18 @@ def _frozen(
         flat = math.nan if own is None else float(np.asarray(own.saturated_fraction)[one.turns])
         found.append(Frozen(where, float(nats), flat))
     return tuple(found)
+
+
+def _opaque(plan: Plan, sites: Sequence[Instance], names: Sequence[str]) -> tuple[Opaque, ...]:
+    """What lies between kernels and can't be looked into, with the layers that lead there."""
+    return tuple(
+        Opaque(
+            place and Where.of(place.file, place.line, "function"),
+            tuple(name for name, site in zip(names, sites, strict=True) if site.event.tap in taps),
+            kernels,
+        )
+        for place, taps, kernels in plan.opaque
+    )
 
 
 class _Sequences(NamedTuple):

@@ -142,3 +142,8 @@ def json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: json_value(one) for key, one in value.items()}
     return [json_value(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def pick(names: tuple[str, ...], chosen: np.ndarray[Any, Any]) -> tuple[str, ...]:
+    """The chosen names."""
+    return tuple(name for name, one in zip(names, chosen, strict=True) if one)

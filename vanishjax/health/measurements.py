@@ -55,6 +55,20 @@ class Frozen(NamedTuple):
     saturated_fraction: float
 
 
+class Opaque(NamedTuple):
+    """What can't be looked into between kernels, such as a solver with a derivative of its own.
+
+    Attributes:
+      where: The line; None if unknown.
+      before: The layers whose outputs it takes in, with no other kernel in between.
+      kernels: The kernels inside it.
+    """
+
+    where: Where | None
+    before: tuple[str, ...]
+    kernels: tuple[str, ...]
+
+
 class Floor(NamedTuple):
     """An operation between the last kernel and the loss that keeps the loss from coming down.
 
@@ -140,10 +154,11 @@ class Probe:
         cross-entropy, 2 for a square, 0 where it doesn't; NaN where that can't be told.
       floor: What keeps the loss from coming down, whatever the heads put out; None where nothing
         was found to.
-      memory: For each kernel that a loop uses anew in every step the nats of energy that the
-        gradient loses in a step back, and the number of steps.
+      memory: For each kernel that a loop, also one that is written out, uses anew in every step
+        the nats of energy that the gradient loses in a step back, and the number of steps.
       frozen: For each product after the last layer with something that isn't trained, such as a
         frozen discriminator's kernels, what was measured, in the order of the data.
+      opaque: What lies between layers and can't be looked into.
       supply: By which paths the gradient gets to each layer.
 
     Example:
@@ -198,6 +213,7 @@ class Probe:
     floor: Floor | None = None
     memory: tuple[tuple[str, float, int], ...] = ()
     frozen: tuple[Frozen, ...] = ()
+    opaque: tuple[Opaque, ...] = ()
     supply: Supply | None = None
 
     def __len__(self) -> int:
@@ -234,9 +250,10 @@ class Probe:
         plain = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("parameters", "places", "frozen", "floor", "supply")
+            if field.name not in ("parameters", "places", "frozen", "opaque", "floor", "supply")
         }
-        plain["frozen"] = tuple((one.where and str(one.where), *one[1:]) for one in self.frozen)
+        for name, found in (("frozen", self.frozen), ("opaque", self.opaque)):
+            plain[name] = tuple((one.where and str(one.where), *one[1:]) for one in found)
         where = self.floor and self.floor.where
         plain["floor"] = self.floor and self.floor._asdict() | {"where": where and str(where)}
         own = {

@@ -75,6 +75,7 @@ class Plan(NamedTuple):
     watched: tuple[_jaxpr.Watched, ...]
     factors: tuple[str, ...]
     frozen: tuple[tuple[int, _jaxpr.Place | None], ...]  # by tap
+    opaque: tuple[tuple[_jaxpr.Place | None, tuple[int, ...], tuple[str, ...]], ...]  # with taps
     crossed: tuple[_jaxpr.Place | None, ...]  # where outputs meet all targets; empty without
     heads: tuple[int, ...]  # the last kernels' taps
 
@@ -275,6 +276,10 @@ def _run(loss: Loss, leaves: list[Any], arrays: list[Any]) -> _Run:
         anatomy.watches,
         tuple({layers.leaves[u.leaf].path: 0 for u in traced.trace.uses if _multiplies(u)}),
         tuple((tap, _jaxpr.place_of(eqn)) for tap, eqn in anatomy.frozen.items()),
+        tuple(
+            (_jaxpr.place_of(eqn), taps, tuple(layers.leaves[leaf].path for leaf in inside))
+            for eqn, taps, inside in anatomy.opaque
+        ),
         tuple(_jaxpr.place_of(eqn) for eqn in [_jaxpr.crossing(program, anatomy)] if eqn),
         tuple(site.tap for site in anatomy.last_sites),
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-Trait = Literal["rectifier", "unit_slope", "residual", "recurrent", "derivative"]
+Trait = Literal["rectifier", "unit_slope", "residual", "recurrent", "loop", "derivative"]
 
 
 class Advice(NamedTuple):
@@ -60,7 +60,7 @@ _KERNELS: Mapping[str, Advice] = {
     "long_memory": Advice(
         "recurrent cells that start with a long memory: open gates, orthogonal kernels",
         "params = vj.initializers.long_memory(loss_fn, params, batch)",
-        needs="recurrent",
+        needs="loop",
     ),
     "redraw": Advice(
         "draw the kernels anew, set biases to 0, then lsuv",

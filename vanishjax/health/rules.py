@@ -17,7 +17,8 @@ from vanishjax.health.advice import advised, applicable
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.descent import step_length
 from vanishjax.health.examination import Examination
-from vanishjax.health.finding import Finding, Rule, Severity
+from vanishjax.health.explosion import exploding_gradient
+from vanishjax.health.finding import Finding, Rule, Severity, pick
 from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_squares, lost_updates
 from vanishjax.health.measurements import Probe
@@ -32,16 +33,13 @@ from vanishjax.health.start import (
     uneven_inputs,
 )
 from vanishjax.health.starvation import (
-    chain_factors,
     dead_units,
     in_the_way,
-    pick,
-    vanishing_gradient,
     zero_gradient,
 )
 from vanishjax.health.step_size import learning_rate
 from vanishjax.health.unmeasured import unmeasured
-from vanishjax.health.waves import wrapped
+from vanishjax.health.vanishing import vanishing_gradient
 
 _Rule: TypeAlias = Callable[[Examination], Finding | None]
 
@@ -65,9 +63,6 @@ SATURATED_UNITS = 0.8
 # the networks tried that train, the median kernel takes .89 of it or more; of two deep ones that
 # don't, whose signals are faint as well, .14 and .16.
 BLIND_STEP = 0.25
-
-# What a layer puts out, over what layers do in the middle: below that normalizations divide by it.
-_SMALL = 1e-2
 
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
@@ -223,55 +218,6 @@ def mean_collapse(seen: Examination) -> Finding | None:
         f"Only {energy[-1]:.1e} of the last features' energy tells inputs apart: the activation's "
         f"mean, added up layer by layer, has drowned the rest.{late}",
         advised("mean_collapse", probe),
-    )
-
-
-def exploding_gradient(seen: Examination) -> Finding | None:
-    """The cotangent grows from layer to layer on its way back."""
-    probe = seen.probe
-    reached = seen.reached
-    flooded = reached > seen.reach
-    if not flooded.any():
-        return wrapped(probe)
-    factors = chain_factors(probe)
-    chi, gain = factors["chi"], factors["weight_gain"]
-    divided = _divided_by_little(seen, pick(probe.names, flooded), float(np.max(reached)))
-    if divided is not None:
-        return divided
-    return Finding(
-        "exploding_gradient",
-        "critical",
-        pick(probe.names, flooded),
-        {"sum_log_chi": float(np.max(reached)), **factors, "limit": seen.reach},
-        f"Every layer multiplies the gradient's energy by {chi:.2g}, so the first gets exp("
-        f"{np.max(reached):.0f}) times it: the weights' gain, {gain:.2g}, is too large.",
-        advised("exploding_gradient", probe),
-    )
-
-
-def _divided_by_little(seen: Examination, layers: tuple[str, ...], total: float) -> Finding | None:
-    """The first layers' outputs are tiny, and normalizations divide by their size."""
-    probe = seen.probe
-    sizes = probe.preactivation_rms
-    tiny = (sizes > 0) & (sizes < _SMALL * np.median(sizes))
-    count = len(tiny) if tiny.all() else int(np.argmin(tiny))  # of those that come first
-    # Up to the next sum of blocks: what is normalized before the block shows only there.
-    later = np.flatnonzero(probe.log_chi[count:])
-    grown = float(np.nansum(probe.log_chi[: count + 1 + (int(later[0]) if len(later) else 0)]))
-    if not count or grown < total / 2:
-        return None
-    name, size = probe.names[0], float(sizes[0])
-    return Finding(
-        "exploding_gradient",
-        "critical",
-        layers,
-        {"sum_log_chi": total, "in_the_first_layers": grown, "size": size, "limit": seen.reach},
-        f"Behind {name} the gradient's energy grows by exp({grown:.0f}): what {name} puts out, "
-        f"{size:.1e}, is divided by its own size, as a normalization does.",
-        (
-            f"larger values in {name}: its outputs should be of size 1",
-            "clip_by_layer_norm or adaptive_clip",
-        ),
     )
 
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.examination import Examination
-from vanishjax.health.finding import Finding
+from vanishjax.health.finding import Finding, pick
 from vanishjax.health.measurements import Vector
-from vanishjax.health.starvation import pick
 from vanishjax.health.step_size import TOO_LARGE
 from vanishjax.layers.matrices import bias_places
 

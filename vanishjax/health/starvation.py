@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 
 from vanishjax.health.advice import advised, applicable
-from vanishjax.health.examination import ADAPTIVE_REACH, Examination
-from vanishjax.health.finding import Finding, Severity, Where
+from vanishjax.health.examination import Examination
+from vanishjax.health.finding import Finding, Severity, Where, pick
 from vanishjax.health.measurements import Probe
-from vanishjax.health.step_size import USUAL_STEP
+from vanishjax.health.vanishing import frozen_loss, vanished_on_the_way, vanishing_gradient
 from vanishjax.layers.matrices import kernel_places
-
-# A rate at which kernels move by so much in a step makes up for a gradient that is small in all of
-# them, as behind a softmax over many places: momentum trained one from .0014 to .4.
-_MOVING = 0.1 * USUAL_STEP
 
 # Of the kernels, behind gains of 0 that never move: a residual network with all of them at 0 trains
 # its first and last layers alone.
@@ -145,7 +141,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
             "rounded value, their sign or a comparison."
         )
         remedies = ("slope",)
-    elif everything and (frozen := _frozen_loss(seen)) is not None:
+    elif everything and (frozen := frozen_loss(seen)) is not None:
         where, cause = frozen
         remedies = ("frozen_slope",)
     elif (len(probe) and np.isneginf(probe.log_backward_rms[-1])) or (
@@ -182,25 +178,6 @@ def _trains_beside(probe: Probe) -> bool:
     )
 
 
-def _frozen_loss(seen: Examination) -> tuple[Where | None, str] | None:
-    """Where a frozen network after the last layer loses the gradient, and a sentence on it."""
-    probe = seen.probe
-    if not probe.frozen or not probe.reach[-1] < -seen.reach:
-        return None
-    places = [one.where for one in probe.frozen]
-    reach = np.maximum([probe.reach[-1], *(one.reach for one in probe.frozen)], -1e30)
-    gone = np.append(np.diff(reach), -reach[-1])  # behind the last layer, and behind each product
-    step = int(np.argmax(gone))
-    where = places[max(0, step - 1)]
-    line = "" if where is None else f" ({where.file}:{where.line})"
-    place = f"behind product {step} of {len(places)} with it{line}" if step else f"before it{line}"
-    cause = (
-        "A frozen network, or whatever else is multiplied with what these layers put out and isn't "
-        f"trained, keeps the gradient from them: it is lost {place}."
-    )
-    return where, cause
-
-
 def _blocked_by_zeros(seen: Examination) -> bool:
     """Whether kernels whose gradient is 0 stand in the only way."""
     probe = seen.probe
@@ -208,114 +185,6 @@ def _blocked_by_zeros(seen: Examination) -> bool:
         return False
     still = (probe.gradient_rms == 0) & np.isneginf(probe.log_gradient_rms)
     return bool((probe.supply.blocked(seen.reach, still) & still).any())
-
-
-def vanishing_gradient(seen: Examination) -> Finding | None:
-    """The cotangent shrinks on its way back, and layers starve that no other path leads past."""
-    probe = seen.probe
-    made_up = _made_up(seen)
-    reach = probe.reach + made_up
-    starved = reach < -seen.reach
-    finite = starved & np.isfinite(reach)
-    blocked = starved & seen.blocked & (finite | vanished_on_the_way(seen))
-    if not (blocked & finite).any():
-        return _starved_beside_a_path(seen, finite & (reach < -ADAPTIVE_REACH))
-    if not (blocked & (reach + seen.won_back < -seen.reach)).any():
-        return _held_for_now(seen, blocked, float(np.min(reach[blocked & finite])))
-    least = float(np.min(reach[blocked & finite]))
-    is_chain = bool(probe.is_chain[blocked].all())
-    factors = chain_factors(probe) if is_chain else _branch_factors(seen, blocked, least)
-    chi, slope, gain = factors.values()
-    step = int(np.argmin(np.where(np.isfinite(probe.log_chi), probe.log_chi, np.inf)))
-    first = pick(probe.names, blocked)[0]
-    frozen = None if made_up else _frozen_loss(seen)
-    if frozen is not None:
-        evidence = {"reach": least, "limit": -seen.reach}
-        layers, (where, cause) = pick(probe.names, blocked), frozen
-        remedies = ("frozen_slope",)
-        return Finding("vanishing_gradient", "critical", layers, evidence, cause, remedies, where)
-    if probe.log_chi[step] < least / 2:
-        how = f"most of it is lost between {probe.names[step]} and the layer after it"
-    elif chi < 1:
-        how = f"every layer keeps {chi:.2g} of it"
-    else:
-        how = f"it is lost over {int(blocked.sum())} layers"
-    if slope < gain:
-        why = f"the activation's slope, {np.sqrt(slope):.2g} (rms), is the smaller factor"
-        beside_the_point = {"larger_kernels", "unit_kernels"}
-    else:
-        why = f"the weights' gain, {gain:.2g} per layer, is the smaller factor"
-        beside_the_point = {"unit_slope"}
-    return Finding(
-        "vanishing_gradient",
-        "critical",
-        pick(probe.names, blocked),
-        {
-            "reach": least,
-            **({"sum_log_chi": probe.sum_log_chi} if is_chain else {}),
-            **factors,
-            "limit": -seen.reach,
-        },
-        f"{first} gets exp({np.min(reach[blocked]):.0f}) of the gradient's energy further "
-        f"down, and no other path leads past it: {how}; {why}.",
-        tuple(
-            name for name in advised("vanishing_gradient", probe) if name not in beside_the_point
-        ),
-    )
-
-
-def _made_up(seen: Examination) -> float:
-    """Nats that even the best-fed kernel lacks, where steps follow the gradient and the rate fits.
-
-    With such steps it is another unit of the rate that all kernels' gradients are small.
-    """
-    step = seen.relative_step
-    if not seen.is_linear or step is None or not step >= _MOVING:
-        return 0.0
-    known = seen.probe.reach[np.isfinite(seen.probe.reach)]
-    return -float(np.max(known)) if len(known) else 0.0
-
-
-def _starved_beside_a_path(
-    seen: Examination, starved: np.ndarray[Any, np.dtype[np.bool_]]
-) -> Finding | None:
-    if not starved.any():
-        return None
-    least = float(np.min(seen.probe.reach[starved]))
-    return Finding(
-        "vanishing_gradient",
-        "note",
-        pick(seen.probe.names, starved),
-        {"reach": least, "limit": -ADAPTIVE_REACH},
-        f"These layers get as little as exp({least:.0f}) of the gradient's energy further down, "
-        "but the network trains past them, along a path that avoids them.",
-        ("on_purpose",),
-    )
-
-
-def _held_for_now(
-    seen: Examination, held: np.ndarray[Any, np.dtype[np.bool_]], least: float
-) -> Finding:
-    probe = seen.probe
-    kernel = pick(probe.names, seen.nearly_zero)[0]
-    return Finding(
-        "vanishing_gradient",
-        "note",
-        pick(probe.names, held),
-        {"reach": least, "limit": -seen.reach},
-        f"These layers get as little as exp({least:.0f}) of the gradient's energy further down: "
-        f"{kernel} is nearly 0 and holds them back for now; it has a gradient itself and will let "
-        "go.",
-        ("starts_at_zero",),
-    )
-
-
-def vanished_on_the_way(seen: Examination) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Layers whose gradient is 0 because what came before in the backward pass was too small."""
-    probe = seen.probe
-    finite = np.isfinite(probe.reach) & seen.blocked
-    least = np.min(probe.reach[finite], initial=0.0)
-    return np.isneginf(probe.reach) & seen.blocked & bool(least < -2 * ADAPTIVE_REACH)
 
 
 def in_the_way(seen: Examination, features: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
@@ -327,33 +196,6 @@ def in_the_way(seen: Examination, features: np.ndarray[Any, np.dtype[np.bool_]])
     return bool(supply.blocked(seen.reach, still)[: len(features)][-1])
 
 
-def chain_factors(probe: Probe) -> dict[str, float]:
-    """A typical layer's chi, and its two factors: the slope's square and the weights' gain."""
-    known = np.isfinite(probe.log_chi[:-1])
-    chi = float(np.exp(np.mean(probe.log_chi[:-1][known])))
-    slopes = probe.slope_rms[:-1][known]
-    slope = float(np.exp(np.mean(2 * np.log(np.maximum(slopes, 1e-30)))))
-    return {"chi": chi, "slope_square": slope, "weight_gain": chi / slope}
-
-
-def _branch_factors(
-    seen: Examination, blocked: np.ndarray[Any, np.dtype[np.bool_]], least: float
-) -> dict[str, float]:
-    """The same of a branch of the network: of what lies between its starved layers and the loss."""
-    probe = seen.probe
-    worst = int(np.argmin(np.where(blocked & np.isfinite(probe.reach), probe.reach, np.inf)))
-    behind = blocked if probe.supply is None else probe.supply.around(worst)[1]
-    chi = float(np.exp(least / max(1, behind.sum())))
-    slopes = probe.slope_rms[behind | blocked]
-    slope = float(np.exp(np.nanmean(2 * np.log(np.maximum(slopes, 1e-30)))))
-    return {"chi": chi, "slope_square": slope, "weight_gain": chi / slope}
-
-
 def _of_paths(paths: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
     """The layers that belong to some parameters."""
     return tuple(name for name in names if name in paths or name.rpartition("[")[0] in paths)
-
-
-def pick(names: tuple[str, ...], chosen: np.ndarray[Any, Any]) -> tuple[str, ...]:
-    """The chosen names."""
-    return tuple(name for name, one in zip(names, chosen, strict=True) if one)

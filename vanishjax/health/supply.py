@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Sequence
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from vanishjax import _jaxpr
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
+# Two uses in turn are those of a table at both ends of a network, and no loop.
+_LEAST_STEPS = 3
 
 
 class Instance(NamedTuple):
@@ -109,22 +112,59 @@ class Supply:
         held = np.isin(self.taps, list(starved - past)) & ~fed
         return np.asarray(held[self.is_site])
 
+    def handed_on(self) -> list[tuple[int, float]]:
+        """What each layer hands its gradient on from, and how much of that is lost on the way.
 
-def fading(passed: Sequence[Instance], log_norm: Vector) -> dict[int, tuple[float, int]]:
-    """How fast the gradient fades from step to step of loops in which one kernel is used anew.
+        Returns:
+          For each tap on a kernel's output, in the order in which the data passes them, the first
+          one of the kernel right after it, of several of the one that gets most, and the nats
+          between their reaches. The loss, as -1, where no kernel comes after it.
+        """
+        sites = self.taps[self.is_site]
+        reach = dict(zip(sites.tolist(), self.reach[self.is_site].tolist(), strict=True))
+        first = {tap: int(np.argmax(sites == tap)) for tap in reach}
+        below = self.paths.downstream(looping=False)
+        kernels = sum(1 << tap for tap in reach)
+        found = {}
+        for tap in reach:
+            # Taps are numbered in the data's order: of those that are left the first comes next.
+            later, right_after = below[tap] & kernels, []
+            while later:
+                right_after.append((later & -later).bit_length() - 1)
+                later &= ~(below[right_after[-1]] | later & -later)
+            best = max(right_after, key=reach.__getitem__, default=None)
+            fed = 0.0 if best is None else reach[best]
+            gone = fed - reach[tap] if np.isfinite([fed, reach[tap]]).all() else np.nan
+            found[tap] = (-1 if best is None else first[best]), gone
+        return [found[tap] for tap in sites.tolist()]
+
+
+def fading(
+    passed: Sequence[Instance], log_norm: Vector, paths: _jaxpr.Paths
+) -> dict[int, tuple[float, int]]:
+    """How fast the gradient fades from step to step where one kernel is used anew in each.
 
     Args:
       passed: The taps in the order in which the data passes them.
       log_norm: The logarithms of their gradients' norms.
+      paths: The graph.
 
     Returns:
-      By the tap on a kernel's output the nats of energy lost in a step back, and the steps; loops
-      inside loops left out. What is lost is that of the steps after the last one that gets none.
+      By the tap on a kernel's output, the first one of a loop that is written out, the nats of
+      energy lost in a step back, and the steps; loops inside loops left out. What is lost is that
+      of the steps after the last one that gets none.
     """
     steps: dict[int, list[float]] = {}
+    written_out: dict[int, dict[int, float]] = {}  # by kernel and tap
     for one, log in zip(passed, log_norm, strict=True):
-        if one.event.leaf >= 0 and len(one.turns) == 1 and not one.event.axes:
+        if one.event.leaf < 0 or one.event.axes:
+            continue
+        if len(one.turns) == 1:
             steps.setdefault(one.event.tap, []).append(float(log))
+        elif not one.turns:
+            written_out.setdefault(one.event.leaf, {})[one.event.tap] = float(log)
+    for own in _in_steps(written_out.values(), paths):
+        steps[next(iter(own))] = list(own.values())
     found = {}
     for tap, logs in steps.items():
         lost = np.flatnonzero(~np.isfinite(logs))
@@ -132,6 +172,29 @@ def fading(passed: Sequence[Instance], log_norm: Vector) -> dict[int, tuple[floa
         if len(left) > 1 and not np.isnan(logs).any():
             found[tap] = 2 * (left[-1] - left[0]) / (len(left) - 1), len(logs)
     return found
+
+
+def _in_steps(
+    kernels: Iterable[dict[int, float]], paths: _jaxpr.Paths
+) -> Iterator[dict[int, float]]:
+    """Of kernels' uses outside loops those that are the steps of a loop that is written out.
+
+    A cell's kernel takes in its own work, use after use. Beside it stands what each step takes in:
+    of each use of that kernel more of the cell's lie downstream than of the next one.
+    """
+    many = [own for own in kernels if len(own) >= _LEAST_STEPS]
+    if not many:
+        return
+    below = paths.downstream(looping=False)
+
+    def in_turn(own: dict[int, float]) -> bool:
+        return all(below[tap] >> later & 1 for tap, later in itertools.pairwise(own))
+
+    cells = sum(1 << tap for own in many if in_turn(own) for tap in own)
+    for own in many:
+        later = [below[tap] & cells for tap in own]
+        if all(a != b and a & b == b for a, b in itertools.pairwise(later)):
+            yield own
 
 
 def _largest_downstream(passed: Sequence[Instance], log_norm: Vector, paths: Any) -> Vector:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, Severity
-from vanishjax.health.measurements import ParameterGradients
+from vanishjax.health.measurements import Opaque, ParameterGradients, Probe
 from vanishjax.layers.matrices import kernel_places
 
 # Nats between the energies of the largest |gradient| |kernel| among hidden kernels and among those
@@ -100,3 +100,14 @@ def _starved(parameters: ParameterGradients) -> tuple[np.ndarray[Any, np.dtype[n
     if starved.sum() <= _STARVED * kernels.sum():
         starved[:] = False
     return starved, float(np.min(below, initial=0.0, where=starved))
+
+
+def opaque_behind(probe: Probe, layer: int) -> Opaque | None:
+    """What can't be looked into and takes in what a layer puts out, with no kernel in between.
+
+    Args:
+      probe: The measurements.
+      layer: The layer's number.
+    """
+    name = probe.names[layer]
+    return next((one for one in probe.opaque if name in one.before), None)

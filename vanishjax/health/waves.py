@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from vanishjax.health.advice import advised
-from vanishjax.health.finding import Finding
+from vanishjax.health.finding import Finding, pick
 from vanishjax.health.measurements import Probe
-from vanishjax.health.starvation import pick
 
 # Radians: what goes in is of size 1 where kernels are divided by the sine's frequency, 20 and more
 # where they aren't; each step then leads into another wave.
