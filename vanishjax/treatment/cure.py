@@ -20,7 +20,7 @@ from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.context import Context
 from vanishjax.treatment.doubt import course, doubted, learns_nothing
 from vanishjax.treatment.judgement import SHORT, learns_by_itself
-from vanishjax.treatment.loss import as_evaluated, loss_scale, trained_loss
+from vanishjax.treatment.loss import as_judged, loss_scale, trained_loss
 from vanishjax.treatment.progress import Failure, Progress, Setting, Wave
 from vanishjax.treatment.proposal import propose, waiting
 from vanishjax.treatment.rates import at_other_rates
@@ -128,7 +128,7 @@ def cure(
     key = jax.random.key(0) if key is None else key
     trained_on, held_out, notes = divide(batches, steps)
     first = _examine(problem, trained_on[0])
-    before = as_evaluated(first, problem, trained_on[0])
+    before = as_judged(first, problem, held_out)
     order_key, remedy_key = jax.random.split(key)
     setting = Setting(
         problem,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
+from vanishjax._jaxpr import split_arrays
 from vanishjax.compilation import jit_once
 from vanishjax.health import Diagnosis
 from vanishjax.health.constant import constant_output
@@ -16,6 +18,9 @@ from vanishjax.initializers.network import network
 from vanishjax.placement import gathered
 from vanishjax.problem import Problem, loss_alone
 from vanishjax.transforms.loss_scale import find_loss_scale
+
+# So many batches tell what a constant output reaches.
+_JUDGED = 8
 
 
 def trained_loss(problem: Problem) -> Callable[[Any, Any], Any]:
@@ -49,27 +54,30 @@ def loss_scale(problem: Problem) -> float | None:
     return None if found is None else float(found.scale)
 
 
-def as_evaluated(before: Diagnosis, problem: Problem, batch: Any) -> Diagnosis:
-    """A diagnosis that knows what a constant output reaches in evaluation, by which trials go.
+def as_judged(before: Diagnosis, problem: Problem, held_out: Sequence[Any]) -> Diagnosis:
+    """A diagnosis that knows what a constant output reaches where trials are judged.
+
+    That is in evaluation and on held-out batches, of each the one that is best for it: by one that
+    is fitted to another batch, labels that can't be learned may look learned.
 
     Args:
       before: The diagnosis of the problem in training.
       problem: It.
-      batch: What it was looked at by.
+      held_out: What trials are judged by; the first few tell.
 
     Returns:
       The same, but for the loss of the best constant output: NaN where it can't be told.
     """
-    if problem.evaluate_fn is None:
-        return before
 
     def evaluated(params: Any, batch: Any) -> Any:
         state = problem.model_state
         return problem.evaluate(params, batch, model_state=state, training=False).loss
 
-    found = network(evaluated, problem.params, gathered(batch))
-    measure = jit_once(lambda arguments: constant_output(found.traced, arguments).loss)
-    least = float(measure([*found.leaves, *found.inputs]))
+    loss_fn = problem.plain_loss if problem.evaluate_fn is None else evaluated
+    found = network(loss_fn, problem.params, held_out[0])
+    measure = jit_once(lambda inputs: constant_output(found.traced, [*found.leaves, *inputs]).loss)
+    batches = (gathered(batch) for batch in held_out[:_JUDGED])
+    least = float(np.mean([float(measure(split_arrays(batch)[0])) for batch in batches]))
     return dataclasses.replace(before, probe=dataclasses.replace(before.probe, constant_loss=least))
 
 
