@@ -31,6 +31,7 @@ FLOORS = (
         "foreign",
         "layers",
         "losses",
+        "naming",
         "numerics",
         "placement",
         "problem",

@@ -38,9 +38,9 @@ def weights(*names: str, shape: tuple[int, ...] = (4, 4)) -> dict[str, jax.Array
     return {name: 0.5 * jax.random.normal(k, shape) for name, k in zip(names, keys, strict=True)}
 
 
-def both(*paths: str, kernel: str = "kernel", bias: str = "bias", tail: str = "") -> list[str]:
+def both(*paths: str, kernel: str = "kernel", bias: str = "bias") -> list[str]:
     """A kernel, then its bias, for each path."""
-    return [f"{path}/{part}{tail}" for path in paths for part in (kernel, bias)]
+    return [f"{path}/{part}" for path in paths for part in (kernel, bias)]
 
 
 # Flax linen.
@@ -291,13 +291,13 @@ def of_nnx(model: nnx.Module, names: list[str]) -> Model:
 
 
 def nnx_list() -> Model:
-    names = both(*(f"layers/{i}" for i in range(11)), tail="/value")
+    names = both(*(f"layers/{i}" for i in range(11)))
     return of_nnx(NnxList(nnx.Rngs(0)), names)
 
 
 def nnx_scan() -> Model:
-    names = [f"blocks/{part}/value[{i}]" for i in range(3) for part in ("kernel", "bias")]
-    return of_nnx(NnxScan(nnx.Rngs(0)), [*names, *both("a_head", tail="/value")])
+    names = [f"blocks/{part}[{i}]" for i in range(3) for part in ("kernel", "bias")]
+    return of_nnx(NnxScan(nnx.Rngs(0)), [*names, *both("a_head")])
 
 
 # Equinox and Haiku.

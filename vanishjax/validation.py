@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vanishjax.foreign import shown
+from vanishjax.naming import named_leaves
 
 _T = TypeVar("_T")
 
@@ -25,21 +26,42 @@ def check_floating(params: Any, *, complex_allowed: bool = False) -> None:
       >>> check_floating({"w": jnp.arange(3)})
       Traceback (most recent call last):
       ...
-      ValueError: w: expected a real floating-point leaf, got int32[3]; mask it out ...
+      ValueError: w: expected a real floating-point leaf, got int32[3]; keep it out of params: ...
     """
     _check_model(params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-        kind = jnp.inexact if complex_allowed else jnp.floating
-        right = jnp.issubdtype(dtype, kind)
+    kind = jnp.inexact if complex_allowed else jnp.floating
+    for name, leaf in named_leaves(params)[0]:
+        dtype = _dtype_of(leaf)
+        right = dtype is not None and jnp.issubdtype(dtype, kind)
         if not right or jnp.finfo(dtype).bits < 16:
             wanted = "a real floating-point leaf" + " of 16 bits or more" * right
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             shape = ",".join(str(n) for n in np.shape(leaf))
+            got = type(leaf).__name__ if dtype is None else f"{dtype}[{shape}]"
             raise ValueError(
-                f"{name or 'params'}: expected {wanted}, got {dtype}[{shape}]; "
-                + (_model_hint(params) or "mask it out with optax.masked")
+                f"{name or 'params'}: expected {wanted}, got {got}; "
+                + (_model_hint(params) or _mend(dtype))
             )
+
+
+def _dtype_of(leaf: Any) -> Any:
+    """The type of an array's or a number's entries; None for what is neither."""
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return leaf.dtype
+    return np.asarray(leaf).dtype if isinstance(leaf, numbers.Number) else None
+
+
+def _mend(dtype: Any) -> str:
+    """What to do with a leaf that can't be trained."""
+    if dtype is None:
+        return "params are a tree of arrays"
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "hold its real and its imaginary part as two leaves"
+    if jnp.issubdtype(dtype, jnp.floating):
+        return "cast it to bfloat16 or wider"
+    return (
+        "keep it out of params: let the loss close over it, or make it the model_state of a "
+        "vanishjax.Problem (a transform alone leaves it out under optax.masked)"
+    )
 
 
 def _check_model(params: Any) -> None:
@@ -61,8 +83,8 @@ def _check_model(params: Any) -> None:
 
 
 def _model_hint(params: Any) -> str:
-    """What to do with a model of Flax nnx or Equinox that came as parameters; "" for others."""
-    for maker, (framework, names, _) in _FRAMEWORKS.items():
+    """What to do with a model of Flax or Equinox that came as parameters; "" for others."""
+    for maker, (framework, names, _, _) in _FRAMEWORKS.items():
         module = sys.modules.get(framework)
         kinds = tuple(getattr(module, name) for name in names if hasattr(module, name))
         is_model = functools.partial(_is_one_of, kinds)
@@ -76,16 +98,29 @@ def _is_one_of(kinds: tuple[type, ...], value: Any) -> bool:
     return isinstance(value, kinds)
 
 
+# The module, its models, what makes a problem of one, and where its parameters are.
 _FRAMEWORKS = {
-    "from_nnx": ("flax.nnx", ("Module", "State"), "nnx.state(model, nnx.Param)"),
-    "from_equinox": ("equinox", ("Module",), "eqx.filter(model, eqx.is_inexact_array)"),
+    "from_linen": (
+        "flax.linen",
+        ("Module",),
+        "model, variables, loss_fn",
+        'model.init(key, x)["params"]',
+    ),
+    "from_nnx": ("flax.nnx", ("Module", "State"), "model, loss_fn", "nnx.state(model, nnx.Param)"),
+    "from_equinox": (
+        "equinox",
+        ("Module",),
+        "model, loss_fn",
+        "eqx.filter(model, eqx.is_inexact_array)",
+    ),
 }
 
 
 def _make_a_problem(maker: str) -> str:
+    *_, given, parameters = _FRAMEWORKS[maker]
     return (
-        f"pass vanishjax.Problem.{maker}(model, loss_fn) instead, or to a transform its "
-        f"parameters alone, {_FRAMEWORKS[maker][2]}"
+        f"pass vanishjax.Problem.{maker}({given}) instead, or to a transform its "
+        f"parameters alone, {parameters}"
     )
 
 

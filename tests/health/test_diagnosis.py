@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from PIL import Image
 
 import vanishjax as vj
@@ -399,25 +400,14 @@ def test_a_report_fits_a_screen_and_leaves_out_boxes():
     assert any(line.startswith("...") for line in lines)
     assert lines[-1].startswith("output/kernel")
 
-    names = ["a/kernel/value", "value/kernel/value[0]", "value/kernel/value[1]"]
-    probe = {name: [0.0] * 3 for name in found["probe"] if isinstance(found["probe"][name], list)}
-    probe |= {"names": names, "loss": 1.0, "sum_log_chi": 0.0}
-    finding = {
-        "rule": "memory",
-        "severity": "note",
-        "layers": names,
-        "evidence": {},
-        "cause": "Between a/kernel/value and value/kernel/value[0].",
-        "remedies": [],
-    }
-    told = diagnosis_text({"verdict": "healthy", "findings": [finding], "probe": probe})
-    assert "a/kernel, value/kernel[0..1]" in told
-    assert "Between a/kernel and value/kernel[0]." in told
-    assert "/value" not in told
-    boxed = finding | {"layers": ["dict/value", "b/kernel"]}
-    assert "dict/value" in diagnosis_text(
-        {"verdict": "healthy", "findings": [boxed], "probe": probe | {"names": []}}
+
+def test_a_verdict_on_a_raw_model_names_no_boxes():
+    model = nnx.Sequential(*(nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(3)))
+    found = vj.diagnose(
+        lambda model, x: jnp.mean(model(x) ** 2), model, jnp.ones((8, 4)), optax.adam(1e-3)
     )
+    assert found.probe.names == tuple(f"layers/{i}/kernel" for i in range(3))
+    assert "/value" not in str(found.to_dict())
 
 
 def test_ranges_of_layers():

@@ -1,6 +1,7 @@
 """Looking at networks whose arrays lie on a mesh, or under one: the numbers of one device."""
 
 import contextlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,24 @@ def test_a_loss_may_be_a_shard_map():
     gradient = jax.grad(on_one_device)(KERNELS, BATCH[0])
     expected = [float(jnp.sqrt(jnp.mean(gradient[name] ** 2))) for name in ("a", "b")]
     np.testing.assert_allclose(found.parameters.rms, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [None, P()])
+def test_what_trains_a_copy_needs_no_more_than_training_does(spec):
+    """Alone, JAX refuses a gradient that sums over a batch on explicit axes."""
+    mesh = mesh_of("4")
+    params = PROBLEM.params if spec is None else placed(PROBLEM.params, mesh, spec)
+    batch = placed(BATCH, mesh, P("batch"))
+    learned, plain = (
+        vj.diagnose(PROBLEM.loss_fn, *one, PROBLEM.tx, steps=5, held_out=one[1]).learning
+        for one in ((params, batch), (PROBLEM.params, BATCH))
+    )
+    np.testing.assert_allclose(learned.losses, plain.losses, rtol=1e-5)
+    problem = dataclasses.replace(PROBLEM, params=params)
+    cured = vj.cure(problem, [batch] * 4, steps=5, key=jax.random.key(0))
+    same = vj.cure(PROBLEM, [BATCH] * 4, steps=5, key=jax.random.key(0))
+    assert cured.accepted == same.accepted
+    assert [one.remedy for one in cured.trials] == [one.remedy for one in same.trials]
 
 
 def test_the_model_state_comes_along():

@@ -510,7 +510,17 @@ def bad(loss_fn=None, params=None, batch=None):
             {"batch": (jnp.ones([4, 8]).at[2, 3].set(jnp.nan), jnp.zeros(4, int))},
             r"batch\[0\] holds 1 values .* index \(2, 3\)",
         ),
-        ({"params": [{"w": jnp.ones([8, 4], int)}]}, "0/w"),
+        (
+            {"params": [{"w": jnp.ones([8, 4], int)}]},
+            r"0/w: .* got int32\[8,4\]; keep it out of params: let the loss close over it",
+        ),
+        ({"params": [{"key": jax.random.key(0)}]}, r"0/key: .* got key<.*; keep it out of params"),
+        (
+            {"params": nn.Dense(3)},
+            r"got Dense; Dense is a whole model: pass vanishjax.Problem.from_linen\(model, var",
+        ),
+        ({"params": {"f": jnp.tanh}}, "f: .* got .*; params are a tree of arrays"),
+        ({"loss_fn": lambda p, b: (jnp.sum(b[0] @ p[0]["w"]), 1.0, 2.0)}, "scalar or .scalar, aux"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message):

@@ -115,7 +115,7 @@ def test_every_layer_starts_where_theory_says(name):
     layers = vj.find_layers(params, loss_fn, BATCH)
     found = []
     for pair in vj.layers.dense_layers(layers, after):
-        paths = [leaf.path.removesuffix("/value") for leaf in (pair.kernel, pair.bias)]
+        paths = [leaf.path for leaf in (pair.kernel, pair.bias)]
         kernels, biases = pair.matrices(arrays[paths[0]]), pair.vectors(arrays[paths[1]])
         found += zip(pair.kernel_places, kernels, biases, strict=True)
     (_, first, first_bias), *hidden, (_, last, last_bias) = sorted(found, key=lambda x: x[0])

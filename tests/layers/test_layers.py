@@ -96,7 +96,7 @@ class Stacks(nn.Module):
 STACKS = [
     *("params/Dense_0/bias", "params/Dense_0/kernel"),
     *(
-        f"params/{stack}/Dense_0/{part}/value[{i}]"
+        f"params/{stack}/Dense_0/{part}[{i}]"
         for stack in ("decoder", "encoder")
         for i in range(2)
         for part in ("bias", "kernel")
@@ -132,9 +132,9 @@ def test_axes_that_nnx_names_as_stacks():
         warnings.simplefilter("error")
         layers = find_layers(params)
     assert layers.names == (
-        *("blocks/bias/value[0]", "blocks/kernel/value[0]"),
-        *("blocks/bias/value[1]", "blocks/kernel/value[1]"),
-        "out/value",
+        *("blocks/bias[0]", "blocks/kernel[0]"),
+        *("blocks/bias[1]", "blocks/kernel[1]"),
+        "out",
     )
     assert [leaf.axes for leaf in layers.leaves] == [(0,), (1,), ()]
 
@@ -147,7 +147,7 @@ def test_a_named_stack_that_runs_in_parallel_stays_a_stack_beside_a_loss():
         return jnp.mean(jnp.tanh(experts).sum(0) * params["a"])
 
     layers = find_layers(params, loss_fn, X)
-    assert layers.names == ("w/value[0]", "w/value[1]", "w/value[2]", "a")
+    assert layers.names == ("w[0]", "w[1]", "w[2]", "a")
     assert layers.depths == (1, 1, 1, 2)
 
 
@@ -275,7 +275,7 @@ def test_names_of_axes_come_before_shapes():
         (jax.random.key(0), r"key<fry>\[\]"),
         (jnp.array(True), r"bool\[\]"),
         (3, r"int\d+\[\]"),
-        ("relu", r"<U4\[\]"),
+        ("relu", "str"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(leaf, got):
@@ -557,7 +557,7 @@ class Pair(NamedTuple):
         ),
         (
             nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param),
-            ("bias/value", "kernel/value"),
+            ("bias", "kernel"),
         ),
     ],
 )
@@ -624,3 +624,22 @@ def test_the_warning_points_at_the_caller():
     with pytest.warns(LayerOrderWarning) as caught:
         find_layers(weights("a"), lambda params, _: jnp.sum(params["a"]))
     assert caught[0].filename == __file__
+
+
+class Heads(NamedTuple):
+    query: jax.Array
+    value: jax.Array
+
+
+@pytest.mark.parametrize("of", [lambda model: model, nnx.state], ids=["model", "state"])
+def test_a_box_is_no_part_of_a_name_and_a_parameter_called_value_is(of):
+    params = {"box": of(nnx.Linear(2, 3, rngs=nnx.Rngs(0))), "own": Heads(X, X), "value": X}
+    layers = find_layers(params, matrices={"box/kernel": ((0,), (1,)), "own/value": None})
+    names = ("box/bias", "box/kernel", "own/query", "own/value", "value")
+    assert layers.names == names
+    assert not layers.leaves[names.index("own/value")].is_matrix
+    arrays, rebuild = layers.by_path(params)
+    assert tuple(arrays) == names
+    assert jax.tree.structure(rebuild(arrays)) == jax.tree.structure(params)
+    hole = {**params, "box": optax.MaskedNode(), "own": Heads(X, None)}
+    assert layers.norms(hole).shape == (5,)

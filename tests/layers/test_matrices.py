@@ -322,7 +322,7 @@ def test_a_leaf_is_the_matrix_that_multiplies(name):
     arrays = by_path(random_like(params))
     found = [vj.find_layers(params, loss_fn, batch)]
     for layers in found + ([vj.find_layers(params)] if by_names else []):
-        leaves = {leaf.path.removesuffix("/value"): leaf for leaf in layers.leaves}
+        leaves = {leaf.path: leaf for leaf in layers.leaves}
         for path, matrix in matrices.items():
             own, laid_out = leaves[path].matrices(arrays[path])
             expected = matrix(np.asarray(arrays[path]))

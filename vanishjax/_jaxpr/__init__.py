@@ -3,6 +3,7 @@
 from vanishjax._jaxpr.activation import Activation
 from vanishjax._jaxpr.adjustment import adjusted_forward
 from vanishjax._jaxpr.anatomy import Anatomy, Event, Looping, Passing, Site, dissect
+from vanishjax._jaxpr.backward import is_dropped, rule_step
 from vanishjax._jaxpr.carried import Response, fed, kept_by, responses, summed
 from vanishjax._jaxpr.cells import Cell, Gate, Shape, find_cells, find_gates, shape_of_activation
 from vanishjax._jaxpr.chain import Link, links
@@ -85,6 +86,7 @@ __all__ = [
     "flatten",
     "identity",
     "is_array",
+    "is_dropped",
     "kept_by",
     "kernel_inputs",
     "library_function",
@@ -95,6 +97,7 @@ __all__ = [
     "place_of",
     "pure_inputs",
     "responses",
+    "rule_step",
     "shape_of_activation",
     "spans_of",
     "split_arrays",

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from vanishjax import numerics
 from vanishjax._jaxpr.examine import Path, Record, examine, inner_jaxprs
-from vanishjax._jaxpr.versions import Place, is_jax, open_jaxpr, places, scan_split
+from vanishjax._jaxpr.versions import Place, is_jax, open_jaxpr, places
+from vanishjax._jaxpr.walk import INFINITE, NAN, Scope, Walk
 from vanishjax.compilation import jit_once
 
-_INFINITE, _NAN = 1, 2  # the worst that an array holds: its code
 # What only moves or scales by -1 what goes in: it holds the same.
 _MOVES = frozenset(
     {"broadcast_in_dim", "copy", "neg", "reshape", "rev", "squeeze", "stop_gradient", "transpose"}
@@ -56,6 +56,7 @@ class Origin(NamedTuple):
       makes_nan: Whether NaN came out of it.
       from_infinity: Whether infinity went in: NaN was made of that.
       of_constant: Whether a constant that isn't finite went in.
+      is_given: Whether the function of JAX's that it stands in is infinite there by definition.
       reader: The equation that made NaN of the infinity that came out.
     """
 
@@ -63,6 +64,7 @@ class Origin(NamedTuple):
     makes_nan: bool
     from_infinity: bool = False
     of_constant: bool = False
+    is_given: bool = False
     reader: Step | None = None
 
 
@@ -79,11 +81,11 @@ def find_origin(closed: ClosedJaxpr, arguments: Sequence[Any]) -> Origin | None:
     Returns:
       The origin; None where all results are finite, or it can't be told.
     """
-    record = _run(closed, arguments, _codes, lambda record: record)
-    walk = _Walk(_Scope(closed.jaxpr, record, {}))
+    walk = Walk(Scope(closed.jaxpr, run_codes(closed, arguments), {}))
     # A constant of -inf that is chosen or added is a mask; one that is multiplied by is a fault.
     scaled = [one for one in walk.made_of_constants if _name_of(one) in _SCALING]
-    steps = walk.made or scaled or walk.made_of_infinity or walk.made_of_constants
+    given = [one for one in walk.made_of_constants if _given_by(one)]
+    steps = walk.made or scaled or given or walk.made_of_infinity or walk.made_of_constants
     if not steps:
         return None
     scope, number = min(steps, key=_order)
@@ -91,11 +93,34 @@ def find_origin(closed: ClosedJaxpr, arguments: Sequence[Any]) -> Origin | None:
     reader = min(walk.made_of_infinity, key=_order) if walk.made and walk.made_of_infinity else None
     return Origin(
         step._replace(spans=spans_of(closed, arguments, (*scope.path, number), scope.turns)),
-        scope.result_code(number) == _NAN,
+        scope.result_code(number) == NAN,
         from_infinity=steps is walk.made_of_infinity,
         of_constant=steps is scaled or steps is walk.made_of_constants,
+        is_given=steps is given,
         reader=None if reader is None else Step(reader[0].jaxpr.eqns[reader[1]], reader[0].calls),
     )
+
+
+def _name_of(step: tuple[Scope, int]) -> str:
+    return str(step[0].jaxpr.eqns[step[1]].primitive.name)
+
+
+def _order(step: tuple[Scope, int]) -> tuple[int, ...]:
+    return (*step[0].order, step[1])
+
+
+def _given_by(step: tuple[Scope, int]) -> bool:
+    """Whether a step stands in a function of JAX's that gives infinity of numbers, by a constant.
+
+    Not in one that a constant of the user's was handed to: that's a mask.
+    """
+    scope = step[0]
+    while scope.parent is not None:
+        parent, number = scope.parent, scope.number
+        if not any(parent.operand_codes(number)) and parent.result_code(number) == INFINITE:
+            return _is_of_jax(parent.jaxpr.eqns[number])
+        scope = parent
+    return False
 
 
 def spans_of(
@@ -160,12 +185,15 @@ def library_function(step: Step) -> str | None:
     """The name of the function of JAX's that the user called and that the equation stands in."""
     for eqn in reversed(step.calls):
         if any(not is_jax(place) for place in places(eqn)):
-            inner = open_jaxpr(inner_jaxprs(eqn)[0])
-            file = getattr(inner.debug_info, "func_filename", None)
             name = eqn.params.get("name")
-            library = file is not None and is_jax(Place(file, 0, 0, ""))
-            return name.strip("_") if library and isinstance(name, str) else None
+            return name.strip("_") if _is_of_jax(eqn) and isinstance(name, str) else None
     return None
+
+
+def _is_of_jax(call: JaxprEqn) -> bool:
+    """Whether a call is of a function of JAX's."""
+    file = getattr(open_jaxpr(inner_jaxprs(call)[0]).debug_info, "func_filename", None)
+    return file is not None and is_jax(Place(file, 0, 0, ""))
 
 
 def custom_function(step: Step) -> str | None:
@@ -205,6 +233,11 @@ def _run(
         return pick(examine(closed.jaxpr, closed.consts, arguments, look, _any_nonfinite)[1])
 
     return jax.device_get(jit_once(evaluate)(list(arguments)))
+
+
+def run_codes(closed: ClosedJaxpr, arguments: Sequence[Any]) -> Record:
+    """What every array of a program holds: see `Scope`."""
+    return _run(closed, arguments, _codes, lambda record: record)
 
 
 def _codes(_: Path, eqn: JaxprEqn | None, operands: Sequence[Any], results: Sequence[Any]) -> Any:
@@ -273,178 +306,3 @@ def _joined(span: Any, turns: tuple[int, ...] | None) -> Span | None:
     negated, largest, zeros = (np.asarray(x)[turns or ()] for x in span)
     found = Span(-float(np.max(negated)), float(np.max(largest)), int(np.sum(zeros)))
     return found if found.least <= found.largest else None
-
-
-# The way back.
-
-
-class _Scope(NamedTuple):
-    """A jaxpr that was evaluated, in one iteration of the loops around it."""
-
-    jaxpr: Any
-    record: Record
-    makers: dict[int, Mapping[Any, tuple[int, int]]]  # of every jaxpr of the program
-    path: Path = ()
-    turns: tuple[int, ...] = ()
-    order: tuple[int, ...] = ()  # of the path and the turns, in the order of execution
-    calls: tuple[JaxprEqn, ...] = ()
-    parent: _Scope | None = None
-    number: int = -1  # of the equation in the parent
-
-    def code(self, atom: Any) -> int:
-        """What a variable holds."""
-        if isinstance(atom, Literal):
-            value = np.asarray(atom.val)
-            if value.dtype.kind not in "fcV":  # V: bfloat16 and the like
-                return 0
-            value = value.astype(np.complex128)
-            return _NAN if np.isnan(value).any() else _INFINITE * int(np.isinf(value).any())
-        number, place = self.maker(atom)
-        if number < 0:
-            return self._read(self.record.arguments[place])
-        codes = self.record.equations[number][0]
-        return self._read(codes[place]) if codes else self.code(self.jaxpr.eqns[number].invars[0])
-
-    def operand_codes(self, number: int) -> list[int]:
-        """What an equation's operands hold; of a choice, where they are taken."""
-        taken = self.record.equations[number][1]
-        if taken:
-            return [0, *map(self._read, taken)]
-        return [self.code(atom) for atom in self.jaxpr.eqns[number].invars]
-
-    def result_code(self, number: int) -> int:
-        """What an equation's results hold."""
-        return max(map(self.code, self.jaxpr.eqns[number].outvars))
-
-    def _read(self, code: Any) -> int:
-        return 0 if isinstance(code, tuple) else int(np.asarray(code)[self.turns])
-
-    def inside(self, number: int, branch: int = 0, turn: tuple[int, int] | None = None) -> _Scope:
-        """The jaxpr that an equation calls or runs; in a scan in one iteration: (index, order)."""
-        eqn = self.jaxpr.eqns[number]
-        inner = open_jaxpr(inner_jaxprs(eqn)[branch])
-        path = (*self.path, number, *((branch,) if eqn.primitive.name == "cond" else ()))
-        turns, order = self.turns, (*self.order, number)
-        if turn is not None:
-            turns, order = (*turns, turn[0]), (*order, turn[1])
-        record = self.record.inner[number][branch]
-        calls = (*self.calls, eqn)
-        return _Scope(inner, record, self.makers, path, turns, order, calls, self, number)
-
-    def maker(self, variable: Any) -> tuple[int, int]:
-        """The equation that makes a variable, -1 for an argument, and its place in the results."""
-        key = id(self.jaxpr)
-        if key not in self.makers:
-            found = {v: (-1, i) for i, v in enumerate([*self.jaxpr.constvars, *self.jaxpr.invars])}
-            for number, eqn in enumerate(self.jaxpr.eqns):
-                found |= {v: (number, i) for i, v in enumerate(eqn.outvars)}
-            self.makers[key] = found
-        return self.makers[key][variable]
-
-
-def _name_of(step: tuple[_Scope, int]) -> str:
-    return str(step[0].jaxpr.eqns[step[1]].primitive.name)
-
-
-def _order(step: tuple[_Scope, int]) -> tuple[int, ...]:
-    return (*step[0].order, step[1])
-
-
-class _Walk:
-    """From the results back to all equations that made what they hold.
-
-    Attributes:
-      made: Equations that made infinity or NaN of numbers.
-      made_of_infinity: Those that made NaN of infinity.
-      made_of_constants: Those that a constant went into that isn't finite.
-    """
-
-    def __init__(self, scope: _Scope) -> None:
-        self.made: list[tuple[_Scope, int]] = []
-        self.made_of_infinity: list[tuple[_Scope, int]] = []
-        self.made_of_constants: list[tuple[_Scope, int]] = []
-        self._seen: set[Any] = set()
-        self._waiting: list[tuple[_Scope, Any, tuple[_Scope, int] | None]] = []
-        for atom in scope.jaxpr.outvars:
-            self._follow(scope, atom, None)
-        while self._waiting:
-            self._visit(*self._waiting.pop())
-
-    def _follow(self, scope: _Scope, atom: Any, reader: tuple[_Scope, int] | None) -> None:
-        if not scope.code(atom):
-            return
-        if isinstance(atom, Literal):
-            self.made_of_constants += [reader] if reader is not None else []
-            return
-        key = scope.path, scope.turns, atom
-        if key not in self._seen:
-            self._seen.add(key)
-            self._waiting.append((scope, atom, reader))
-
-    def _visit(self, scope: _Scope, atom: Any, reader: tuple[_Scope, int] | None) -> None:
-        number, place = scope.maker(atom)
-        if number < 0:
-            self._leave(scope, place, reader)
-            return
-        entered = self._enter(scope, number, place)
-        if entered is not None and entered[0].code(entered[1]):
-            self._follow(*entered, reader)
-            return
-        codes, result = scope.operand_codes(number), scope.result_code(number)
-        wanted = [code == _NAN for code in codes] if result == _NAN else codes
-        if result == _NAN and not any(wanted):
-            wanted = codes
-            if any(codes):
-                self.made_of_infinity.append((scope, number))
-        if not any(wanted):
-            self.made.append((scope, number))
-        for operand, code in zip(scope.jaxpr.eqns[number].invars, wanted, strict=True):
-            if code:
-                self._follow(scope, operand, (scope, number))
-
-    def _enter(self, scope: _Scope, number: int, place: int) -> tuple[_Scope, Any] | None:
-        """The variable inside an equation's own jaxpr that a result of it is."""
-        eqn = scope.jaxpr.eqns[number]
-        inner = inner_jaxprs(eqn)
-        if not inner:
-            return None
-        name = eqn.primitive.name
-        if name == "scan":
-            length = eqn.params["length"]
-            _, count = scan_split(eqn)
-            turns = range(length)[:: -1 if eqn.params["reverse"] else 1]
-            if place < count:
-                turns = turns[-1:]
-            for order, turn in enumerate(turns, length - len(turns)):
-                found = scope.inside(number, turn=(turn, order))
-                if found.code(found.jaxpr.outvars[place]):
-                    return found, found.jaxpr.outvars[place]
-            return None
-        for branch in range(len(inner)):
-            found = scope.inside(number, branch)
-            if found.code(found.jaxpr.outvars[place]):
-                return found, found.jaxpr.outvars[place]
-        return None
-
-    def _leave(self, scope: _Scope, place: int, reader: tuple[_Scope, int] | None) -> None:
-        """From an argument of a jaxpr to what was handed to it."""
-        place -= len(scope.jaxpr.constvars)
-        if place < 0 and reader is not None:
-            self.made_of_constants.append(reader)
-        if place < 0 or scope.parent is None:
-            return
-        parent, eqn = scope.parent, scope.calls[-1]
-        offset = 0
-        if eqn.primitive.name == "cond":
-            offset = 1
-        elif eqn.primitive.name == "while":
-            offset = eqn.params["cond_nconsts"]
-        elif eqn.primitive.name == "scan":
-            first, count = scan_split(eqn)
-            order = scope.order[-1]
-            if first <= place < first + count and order:
-                turn = scope.turns[-1] + (1 if eqn.params["reverse"] else -1)
-                before = parent.inside(scope.number, turn=(turn, order - 1))
-                self._follow(before, before.jaxpr.outvars[place - first], reader)
-                return
-        self._follow(parent, eqn.invars[place + offset], reader)

@@ -44,7 +44,7 @@ def trace_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any = Non
       The program.
 
     Raises:
-      ValueError: The loss isn't a scalar.
+      ValueError: The loss is neither.
     """
     leaves, structure = jax.tree_util.tree_flatten(params)
     arrays, rebuild = split_arrays(batch)
@@ -53,7 +53,7 @@ def trace_loss(loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any = Non
         return loss_fn(jax.tree_util.tree_unflatten(structure, leaves), rebuild(arrays))
 
     closed, out = jax.make_jaxpr(flat_loss, return_shape=True)(leaves, arrays)
-    loss = out[0] if isinstance(out, tuple) and out else out
+    loss = out[0] if isinstance(out, tuple) and len(out) == 2 else out
     if getattr(loss, "shape", None) != ():
         raise ValueError(
             f"loss_fn must return a scalar or (scalar, aux), got {jax.tree.map(shape_of, out)}"

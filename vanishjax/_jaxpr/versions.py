@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax._src import source_info_util
+from jax._src import linear_util, source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 # Compilation, which lies below, needs these two as well.
@@ -65,6 +65,30 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     with source_info_util.user_context(eqn.source_info.traceback), eqn.ctx.manager:
         results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def called_back(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """The rule of a call of a `custom_vjp`, traced alone: of residuals and cotangents."""
+    rule = eqn.params.get("bwd")
+    if not isinstance(rule, linear_util.WrappedFun):
+        return None
+    seen: list[tuple[Callable[..., Any], list[Any]]] = []
+
+    def noted(rule: Callable[..., Any], *arguments: Any) -> Any:
+        kinds: list[Any] = list(map(jax.typeof, arguments))
+        seen.append((rule, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kinds]))
+        return rule(*arguments)
+
+    noting = eqn.replace(params={**eqn.params, "bwd": linear_util.transformation2(noted)(rule)})
+    operands, results = (
+        [jax.ShapeDtypeStruct(shape_of(v.aval), dtype_of(v)) for v in variables]
+        for variables in (eqn.invars, eqn.outvars)
+    )
+    jax.eval_shape(lambda x, y: jax.vjp(lambda *x: bind(noting, x), *x)[1](y), operands, results)
+    if not seen:
+        return None
+    alone, arguments = seen[-1]
+    return jax.make_jaxpr(alone)(*arguments)
 
 
 def varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

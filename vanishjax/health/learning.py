@@ -16,6 +16,7 @@ from vanishjax import _jaxpr
 from vanishjax.compilation import jit_recent
 from vanishjax.health.finding import Finding
 from vanishjax.problem import loss_alone
+from vanishjax.training.meshes import adopted
 from vanishjax.training.scan import scan_steps
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
@@ -139,7 +140,7 @@ def learn(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     optimizer = optax.adam(USUAL_RATE) if tx is None else tx
-    batches = [batch] if held_out is None else [batch, held_out]
+    params, *batches = adopted([params, batch] + [held_out] * (held_out is not None))
     split = [_jaxpr.split_arrays(one) for one in batches]
 
     def train(params: Any, arrays: list[list[Any]]) -> tuple[jax.Array, ...]:

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from vanishjax.layers.paths import bare
-
 # As a share of the gradient of the kernel in the same module. In a small BERT the keys' biases are
 # below it and nothing else is.
 _ROUNDED = 3e-6
@@ -41,10 +39,10 @@ def rounding_noise(
 
 def _is_bias(name: str) -> bool:
     """Whether a layer is one, by its last key: bias, b, bk, bias_k."""
-    return bare(name.partition("[")[0]).rpartition("/")[2].startswith("b")
+    return name.partition("[")[0].rpartition("/")[2].startswith("b")
 
 
 def _module(name: str) -> str:
     """A layer's path without the parameter's own name, its index in a stack kept."""
     path, bracket, index = name.partition("[")
-    return bare(path).rpartition("/")[0] + bracket + index
+    return path.rpartition("/")[0] + bracket + index

@@ -13,7 +13,7 @@ import numpy as np
 
 from vanishjax.activations import Activation, resolve_activation
 from vanishjax.layers import Layers, Leaf, find_layers
-from vanishjax.layers.paths import bare, path_name
+from vanishjax.naming import named_leaves
 from vanishjax.theory import CriticalPoint, critical_point
 from vanishjax.theory.quadrature import activation_name, evaluate
 
@@ -166,12 +166,12 @@ def center_biases(
     """
     layers = find_layers(params) if layers is None else layers
     mean = _at_zero(resolve_activation(activation))
-    entries, structure = jax.tree_util.tree_flatten_with_path(params)
+    entries, structure = named_leaves(params)
     with jax.ensure_compile_time_eval():
         expanded = jax.tree.leaves(layers.expand(np.array(layers.depths), params))
         depths = [np.asarray(depth) for depth in expanded]
-    numbers = {bare(path_name(path)): number for number, (path, _) in enumerate(entries)}
-    known = {bare(leaf.path): leaf for leaf in layers.leaves}
+    numbers = {path: number for number, (path, _) in enumerate(entries)}
+    known = {leaf.path: leaf for leaf in layers.leaves}
     values = [value for _, value in entries]
     kernels = [
         path

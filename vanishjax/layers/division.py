@@ -15,7 +15,8 @@ import optax
 
 from vanishjax import numerics
 from vanishjax._jaxpr import Matrix
-from vanishjax.layers.paths import bare, covers, path_name
+from vanishjax.layers.paths import covers
+from vanishjax.naming import named_leaves
 
 Status = Literal["used", "stopped", "unused", "unknown"]
 
@@ -67,7 +68,7 @@ class Leaf:
         if self.matrix is not None:
             return tuple(axis for axis in self.matrix.outputs if axis not in self.axes)
         axes = self.inner_axes
-        return axes[:1] if bare(self.path).rpartition("/")[-1] == "weight" else axes[-1:]
+        return axes[:1] if self.path.rpartition("/")[-1] == "weight" else axes[-1:]
 
     @property
     def is_matrix(self) -> bool:
@@ -373,21 +374,20 @@ class Layers:
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
-        return {bare(leaf.path): number for number, leaf in enumerate(self.leaves)}
+        return {leaf.path: number for number, leaf in enumerate(self.leaves)}
 
     def _numbered(self, tree: Any) -> tuple[list[tuple[int | None, Any]], Any]:
         if tree is None and self.leaves:
             raise ValueError("expected a tree of the parameters' structure, got None")
-        entries, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_hole)
+        entries, structure = named_leaves(tree, is_leaf=_is_hole)
         found: list[tuple[int | None, Any]] = []
         holes = []
-        for path, value in entries:
-            name = path_name(path)
+        for name, value in entries:
             if _is_hole(value):
-                holes.append(bare(name))
+                holes.append(name)
                 found.append((None, value))
                 continue
-            number = self._numbers.get(bare(name))
+            number = self._numbers.get(name)
             if number is None:
                 raise ValueError(
                     f"{name}: no such parameter when the layers were found; find_layers finds "

@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
-
 from vanishjax import _jaxpr
 from vanishjax._jaxpr import Matrix
 from vanishjax.layers.division import Layers, Leaf
-from vanishjax.layers.paths import BIAS_OF, bare, covers, path_name
+from vanishjax.layers.paths import BIAS_OF, covers
+from vanishjax.naming import named_leaves
 
 # Flax's attention, by the name of the projection: [d, heads, dim] and [heads, dim, d].
 _HEADS_OUT = frozenset({"query", "key", "value", "q", "k", "v", "q_proj", "k_proj", "v_proj"})
@@ -56,8 +55,7 @@ def with_partners(leaves: Sequence[Leaf]) -> list[Leaf]:
 
 def with_given(leaves: Sequence[Leaf], given: Any) -> list[Leaf]:
     """The leaves with the matrices that a user states: see `find_layers`."""
-    entries = jax.tree_util.tree_flatten_with_path(given, is_leaf=_is_stated)[0]
-    stated = {bare(path_name(path)): value for path, value in entries}
+    stated = dict(named_leaves(given, is_leaf=_is_stated)[0])
     for place, sides in stated.items():
         if not _is_stated(sides):
             raise ValueError(
@@ -76,12 +74,12 @@ def with_given(leaves: Sequence[Leaf], given: Any) -> list[Leaf]:
 def bias_of(kernel: Leaf, leaves: Iterable[Leaf]) -> Leaf | None:
     """The bias beside a kernel, if there is one."""
     wanted = _bias_path(kernel)
-    return next((leaf for leaf in leaves if bare(leaf.path) == wanted), None)
+    return next((leaf for leaf in leaves if leaf.path == wanted), None)
 
 
 def _bias_path(kernel: Leaf) -> str | None:
     """Where the bias beside a kernel would be."""
-    module, _, name = bare(kernel.path).rpartition("/")
+    module, _, name = kernel.path.rpartition("/")
     partner = BIAS_OF.get(name)
     return f"{module}/{partner}" if module else partner
 
@@ -104,7 +102,7 @@ def bias_places(layers: Layers) -> list[int]:
 
 def _bias_paths(layers: Layers) -> set[str]:
     wanted = {_bias_path(leaf) for leaf in layers.leaves if len(leaf.inner_axes) > 1}
-    return {leaf.path for leaf in layers.leaves if bare(leaf.path) in wanted}
+    return {leaf.path for leaf in layers.leaves if leaf.path in wanted}
 
 
 def bias_lengths(bias: Leaf) -> list[int]:
@@ -124,7 +122,7 @@ def _outputs_of(kernel: Leaf, bias: Leaf) -> tuple[int, ...]:
 
 
 def _named(leaf: Leaf) -> Leaf:
-    *_, module, name = ["", *bare(leaf.path).split("/")]
+    *_, module, name = ["", *leaf.path.split("/")]
     if leaf.matrix is None and name == "kernel" and len(leaf.inner_axes) == 3:
         if module in _HEADS_OUT:
             return _split(leaf, leaf.inner_axes[1:])
@@ -139,7 +137,7 @@ def _split(leaf: Leaf, outputs: tuple[int, ...]) -> Leaf:
 
 
 def _is_weight(path: str) -> bool:
-    return bare(path).rpartition("/")[-1] == "weight"
+    return path.rpartition("/")[-1] == "weight"
 
 
 def _is_stated(x: Any) -> bool:

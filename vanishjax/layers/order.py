@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from vanishjax import _jaxpr
 from vanishjax.foreign import listed
 from vanishjax.layers.division import Layers, Leaf, Status
 from vanishjax.layers.matrices import with_contraction, with_given, with_partners
-from vanishjax.layers.paths import bare, modules, natural_order, path_name
+from vanishjax.layers.paths import modules, natural_order
 from vanishjax.layers.stacks import named_stacks, paired_stacks
+from vanishjax.naming import named_leaves
 from vanishjax.placement import gathered
 from vanishjax.problem import MISSING, Problem, as_problem, network_of
 from vanishjax.validation import check_floating
@@ -150,9 +150,8 @@ def parameter_leaves(params: Any) -> list[Leaf]:
     check_floating(params)
     stacked = named_stacks(params)
     leaves = []
-    for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name, shape = path_name(path), np.shape(value)
-        axes = stacked.get(bare(name), ())
+    for name, value in named_leaves(params)[0]:
+        shape, axes = np.shape(value), stacked.get(name, ())
         leaves.append(Leaf(name, shape, axes if max(axes, default=-1) < len(shape) else ()))
     return leaves
 

@@ -6,20 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 # The last keys of a kernel's path and of its bias's: Flax; Equinox and Torch; Haiku and by hand.
 BIAS_OF = {"kernel": "bias", "weight": "bias", "weights": "biases", "w": "b", "W": "b"}
-
-
-def path_name(path: Any) -> str:
-    """The text of a path that `jax.tree_util` gives."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def bare(path: str) -> str:
-    """A path without the key that Flax's boxes add: they come and go with the tree."""
-    return path.removesuffix("/value")
 
 
 def modules(path: str) -> list[str]:
@@ -30,7 +18,7 @@ def modules(path: str) -> list[str]:
 
 def covers(hole: str, path: str) -> bool:
     """Whether what stands at `hole`, in place of a leaf or a subtree, stands for a parameter."""
-    return not hole or bare(path) == hole or path.startswith(hole + "/")
+    return not hole or path == hole or path.startswith(hole + "/")
 
 
 def natural_order(paths: Sequence[str]) -> list[int]:

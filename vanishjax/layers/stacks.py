@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from vanishjax.layers.division import Leaf
-from vanishjax.layers.paths import BIAS_OF, bare, path_name
+from vanishjax.layers.paths import BIAS_OF
+from vanishjax.naming import named_leaves
 
 _STACK_WORD = re.compile("(block|layer|repeat|scan|stack|stage)s?|depth")
 
@@ -31,7 +32,7 @@ def paired_stacks(params: Any, leaves: list[Leaf]) -> list[Leaf]:
     names = _names_by_path(params)
     modules: dict[str, dict[str, Leaf]] = {}
     for leaf in leaves:
-        path = bare(leaf.path)
+        path = leaf.path
         if not leaf.axes and names.get(path, ())[:1] in ((), (None,)):
             module, _, name = path.rpartition("/")
             modules.setdefault(module, {})[name] = leaf
@@ -76,8 +77,8 @@ def _proves_a_stack(name: str, kernel: Leaf, bias: Leaf) -> bool:
 
 def _names_by_path(params: Any) -> dict[str, tuple[Any, ...]]:
     """The names that Flax's boxes give to axes, by path."""
-    boxes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: bool(_axis_names(x)))
-    return {path_name(path): _axis_names(box) for path, box in boxes}
+    boxes, _ = named_leaves(params, is_leaf=lambda x: bool(_axis_names(x)))
+    return {name: _axis_names(box) for name, box in boxes}
 
 
 def _axis_names(box: Any) -> tuple[Any, ...]:

@@ -17,7 +17,6 @@ _WIDTH = 79  # of a terminal, as it is opened
 _SHOWN_LAYERS, _LEAST_LAYERS = 12, 4
 _LINES = 40  # of a screen
 _ADVICE = (9, 3, 2, 1)  # pieces of advice that a finding shows: the most that fit
-_BOXED = re.compile(r"/value(?=[][@\s,.;:]|$)")
 _USE = re.compile(r"@\d+$")
 _BAR, _LEAST_BAR = 8, 6
 _DEADLY = 6.5  # decades, 30 nats of energy: an empty bar
@@ -49,7 +48,7 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
           1. leaky_relu
                h = jax.nn.leaky_relu(h)
     """
-    verdict = _unboxed(printable_tree(verdict))
+    verdict = printable_tree(verdict)
     findings, probe = verdict["findings"], verdict["probe"]
     head = _headline(verdict)
     if verdict.get("is_moved"):
@@ -71,23 +70,6 @@ def diagnosis_text(verdict: Mapping[str, Any]) -> str:
             "needs the loss function), or none with a finite step."
         )
     return "\n\n".join(blocks)
-
-
-def _unboxed(verdict: Mapping[str, Any]) -> Any:
-    """The verdict without the last key of all paths of Flax's nnx, "value"."""
-    names = [*verdict["probe"]["names"]]
-    names += [name for finding in verdict["findings"] for name in finding["layers"]]
-    if not names or not all(_BOXED.search(name) for name in names):
-        return verdict
-
-    def unboxed(x: Any) -> Any:
-        if isinstance(x, Mapping):
-            return {key: unboxed(value) for key, value in x.items()}
-        if isinstance(x, list):
-            return [unboxed(value) for value in x]
-        return _BOXED.sub("", x) if isinstance(x, str) else x
-
-    return unboxed(verdict)
 
 
 def layer_ranges(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vanishjax.health import Diagnosis, diagnose
 from vanishjax.problem import Problem
+from vanishjax.training.meshes import adopted, is_explicit
 from vanishjax.treatment.acceptance import PROBE_STEPS, judge
 from vanishjax.treatment.batches import divide, sequence, stack
 from vanishjax.treatment.context import Context
@@ -126,7 +127,8 @@ def cure(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     key = jax.random.key(0) if key is None else key
-    trained_on, held_out, notes = divide(batches, steps)
+    problem = _placed(problem)
+    trained_on, held_out, notes = divide(map(adopted, batches), steps)
     first = _examine(problem, trained_on[0])
     before = as_judged(first, problem, held_out)
     order_key, remedy_key = jax.random.split(key)
@@ -293,6 +295,15 @@ def _tried_in_pairs(
             progress, trials=pair.trials, cost=pair.cost, paired=progress.paired.union(names)
         )
     return progress
+
+
+def _placed(problem: Problem) -> Problem:
+    """The problem, its arrays on the axes on which a train step takes them."""
+    arrays = problem.params, problem.model_state
+    if not any(map(is_explicit, jax.tree.leaves(arrays))):
+        return problem
+    params, model_state = adopted(arrays)
+    return dataclasses.replace(problem, params=params, model_state=model_state)
 
 
 def _examine(problem: Problem, batch: Any) -> Diagnosis:
