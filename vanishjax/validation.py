@@ -146,6 +146,12 @@ def check_non_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name} must not be negative, got {value}")
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raises ValueError if a value is no whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 def lookup(kind: str, name: str, known: Mapping[str, _T]) -> _T:
     """The value of a name; raises ValueError for an unknown one, suggesting the nearest.
 

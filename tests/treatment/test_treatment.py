@@ -1029,7 +1029,11 @@ def test_a_key_and_a_number_may_come_first_in_a_batch():
             {"batches": [*data()[:2], *data(3, 5)[:2]]},
             r"got 2: .*2 of 4 batches were left out: \[5, 8\], \[5\] where the others",
         ),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1, got 2.5"),
+        ({"steps": True}, "steps must be a whole number of at least 1, got True"),
+        ({"total_steps": -3}, "total_steps must be a whole number of at least 1, got -3"),
+        ({"learning_rate": -1.0}, "learning_rate must be a positive number, got -1.0"),
         ({"batches": data()[:2]}, "needs 3 batches of one shape or more, .* got 2"),
         ({"batches": []}, "got 0"),
         ({"batches": [(jnp.full((4, 8), jnp.nan), jnp.zeros(4, int))] * 3}, "NaN"),
@@ -1040,6 +1044,42 @@ def test_bad_input(arguments, message):
         vj.cure(network(depth=2), **({"batches": data(), "steps": 5} | arguments))
     with pytest.raises(TypeError, match=r"a Problem first, got Dense: .*Problem\.from_nnx"):
         vj.cure(nn.Dense(3), data(), steps=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": None}, "batches must be a list of what loss_fn takes, got NoneType"),
+        ({"batches": {"x": data()[0][0]}}, "batches must be a list .* got dict"),
+        ({"remedies": ["lsuv"]}, "remedies must be vanishjax.Remedy, got str"),
+    ],
+)
+def test_input_of_another_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        vj.cure(network(depth=2), **({"batches": data(), "steps": 5} | arguments))
+
+
+def test_a_remedy_that_makes_no_problem_is_told():
+    nothing = vj.Remedy("nothing", lambda problem: None)
+    treatment = vj.cure(network(depth=24), data(), steps=2, remedies=[nothing])
+    (failed,) = [one for one in treatment.trials if one.outcome == "failed"]
+    assert failed.reason == "TypeError: apply must return a Problem, got NoneType"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_labels_that_nothing_tells_are_not_learned(seed):
+    """Whatever classes the batch that is looked at happens to hold: these hold the rare ones."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    x = jax.random.normal(keys[0], (8, 64, 8))
+    labels = jax.random.choice(keys[1], 4, (8, 64), p=jnp.array([0.7, 0.1, 0.1, 0.1]))
+    labels = labels.at[0].set(jnp.arange(64) % 4)
+    problem = network("tanh", 2)
+    last = list(problem.params)[-1]
+    params = {**problem.params, last: jax.tree.map(lambda w: 60 * w, problem.params[last])}
+    sick = dataclasses.replace(problem, params=params, tx=optax.adam(1e-3))
+    treatment = vj.cure(sick, list(zip(x, labels, strict=True)), steps=40)
+    assert treatment.before.verdict == "sick"
+    assert not treatment.accepted, str(treatment)
 
 
 def test_batches_are_divided_and_gone_through_in_passes():
@@ -1213,3 +1253,13 @@ def test_a_recurrent_nnx_model_merged_in_the_loss_is_tried():
     treatment = vj.cure(problem, data(6, 16), steps=3, remedies=[remedies.KNOWN["lsuv"](context())])
     assert not [trial for trial in treatment.trials if trial.outcome == "failed"], str(treatment)
     assert names(treatment)["untreated"] == "untreated"
+
+
+def test_the_text_names_the_line_that_makes_nan():
+    def loss_fn(params, batch):
+        return jnp.mean(jnp.sqrt(batch[0] @ params["w"] * 0.0) ** 3)
+
+    problem = vj.Problem(loss_fn, {"w": jnp.ones((8, 3))}, vj.adam(1e-3))
+    treatment = vj.cure(problem, data(), steps=2)
+    (fault,) = [one for one in treatment.before.findings if one.rule == "nonfinite"]
+    assert f"    at {fault.where}" in str(treatment)

@@ -20,6 +20,7 @@ from vanishjax.training.meshes import adopted
 from vanishjax.training.scan import scan_steps
 from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
+from vanishjax.validation import check_count
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -137,8 +138,7 @@ def learn(
     Raises:
       ValueError: `steps` isn't a whole number of at least 1.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    check_count("steps", steps)
     optimizer = optax.adam(USUAL_RATE) if tx is None else tx
     params, *batches = adopted([params, batch] + [held_out] * (held_out is not None))
     split = [_jaxpr.split_arrays(one) for one in batches]

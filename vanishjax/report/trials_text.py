@@ -52,7 +52,8 @@ def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> s
       ✓ lsuv                  0.300    90.0 %
           no more dead units
       <BLANKLINE>
-      In your own script, with vanishjax as vj and the first batch as batch:
+      In your own script, with vanishjax as vj, optax, jax, jax.numpy as jnp, and the
+      first batch of the usual shape as batch:
         params = ...
     """
     recipe = treatment["recipe"]
@@ -67,15 +68,15 @@ def treatment_text(treatment: Mapping[str, Any], *, of_model: bool = False) -> s
     head = "\n".join([_headline(treatment), *_meaning(treatment)])
     blocks = [head, *words, _table(treatment), *notes]
     if recipe:
-        head = "In your own script, with vanishjax as vj and the first batch as batch:"
+        head = (
+            "In your own script, with vanishjax as vj, optax, jax, jax.numpy as jnp, and the first "
+            "batch of the usual shape as batch"
+        )
         if of_model:
-            head = (
-                "In your own script, with vanishjax as vj, the first batch as batch and your model "
-                "in a problem (Problem.from_nnx, from_linen or from_equinox):"
-            )
+            head += ", and your model in a problem (Problem.from_nnx, from_linen or from_equinox)"
             recipe = f"{_FROM_MODEL}\n{recipe}\n{_TO_MODEL}"
         code = textwrap.indent(printable_lines(recipe), "  ")
-        blocks.append(f"{textwrap.fill(head, _WIDTH)}\n{code}")
+        blocks.append(f"{textwrap.fill(head + ':', _WIDTH)}\n{code}")
     return "\n\n".join(blocks)
 
 
@@ -153,7 +154,8 @@ def _alone(at_first: str, untreated: Mapping[str, Any], cost: str) -> str:
 
 def _cause(finding: Mapping[str, Any]) -> str:
     text = f"{finding['rule'].replace('_', ' ')}: {finding['cause']}"
-    return textwrap.fill(text, _WIDTH, subsequent_indent="    ")
+    where = f"\n    at {finding['where']}" if finding.get("where") else ""
+    return textwrap.fill(text, _WIDTH, subsequent_indent="    ") + where
 
 
 def _mends(finding: Mapping[str, Any]) -> str:

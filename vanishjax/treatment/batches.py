@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vanishjax.training.meshes import adopted
 
 # One batch in so many is held out to judge by, two at least where there are three.
 _HELD_OUT = 4
@@ -26,10 +28,14 @@ def divide(batches: Iterable[Any], steps: int) -> tuple[list[Any], list[Any], tu
       The batches to train on, those held out, and in words what was left out.
 
     Raises:
+      TypeError: Nothing to go through, or a single batch.
       ValueError: Too few batches of one shape, or one that holds infinity or NaN.
     """
+    if not isinstance(batches, Iterable) or isinstance(batches, Mapping | str):
+        given = type(batches).__name__
+        raise TypeError(f"batches must be a list of what loss_fn takes, got {given}")
     most = steps + max(2, steps // (_HELD_OUT - 1) + 1)
-    taken = list(itertools.islice(batches, most))
+    taken = list(map(adopted, itertools.islice(batches, most)))
     shapes = [_shapes(batch) for batch in taken]
     usual = max(shapes, key=shapes.count, default=None)
     alike = [number for number, shape in enumerate(shapes) if shape == usual]

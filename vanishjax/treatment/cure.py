@@ -37,6 +37,7 @@ from vanishjax.treatment.together import pairs
 from vanishjax.treatment.treatment import Treatment
 from vanishjax.treatment.trial import Trial
 from vanishjax.treatment.waves import trained
+from vanishjax.validation import check_count
 
 # Where nothing proved itself, so many kinds that took the cause away get so many times the steps:
 # new kernels start with outputs that guess, and what lasts may first cost some loss.
@@ -100,9 +101,9 @@ def cure(
       The treatment: `problem` and `opt_state` to go on with, every trial, and a `recipe` in Python.
 
     Raises:
-      TypeError: No problem.
-      ValueError: Fewer than one step, too few batches, one that holds infinity or NaN, or what
-        `vanishjax.probe` refuses.
+      TypeError: No problem, no batches, or something else than remedies.
+      ValueError: Fewer than one step, no positive learning rate, too few batches, one that holds
+        infinity or NaN, or what `vanishjax.probe` refuses.
 
     Example:
       >>> import jax.numpy as jnp, vanishjax as vj
@@ -124,11 +125,17 @@ def cure(
             "vanishjax.Problem.from_nnx(model, loss_fn, tx), from_linen or from_equinox, or with "
             "Problem(loss_fn, params, tx)"
         )
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_count("steps", steps)
+    if total_steps is not None:
+        check_count("total_steps", total_steps)
+    if not 0 < learning_rate < np.inf:
+        raise ValueError(f"learning_rate must be a positive number, got {learning_rate!r}")
+    for one in remedies or ():
+        if not isinstance(one, Remedy):
+            raise TypeError(f"remedies must be vanishjax.Remedy, got {type(one).__name__}")
     key = jax.random.key(0) if key is None else key
     problem = _placed(problem)
-    trained_on, held_out, notes = divide(map(adopted, batches), steps)
+    trained_on, held_out, notes = divide(batches, steps)
     first = _examine(problem, trained_on[0])
     before = as_judged(first, problem, held_out)
     order_key, remedy_key = jax.random.split(key)

@@ -80,6 +80,8 @@ class Remedy:
           [-0.1 -0.1]
         """
         treated = self.apply(problem)
+        if not isinstance(treated, Problem):
+            raise TypeError(f"apply must return a Problem, got {type(treated).__name__}")
         if self.rate != 1:
             treated = dataclasses.replace(treated, tx=_slowed(treated.transform, self.rate))
         return treated if self.around is None else self.around.treat(treated)
