@@ -291,6 +291,8 @@ def front():
         return f"{ours} of {count}, {chance} by chance"
 
     seen, cured = verdicts["held_out"], cures["fresh"]["summary"]
+    done = len(last["treated"])
+    tried = done if done == last["sick"] else f"first {done} of the {last['sick']}"
     sick, sound = seen["sick_cases"], seen["healthy_cases"]
 
     def seen_of(*parts):
@@ -311,9 +313,9 @@ def front():
         f"{sick} sick cases found, {round(seen['false_alarms'] * sound)} of {sound} healthy ones "
         f"accused; {sum(x['networks'] for x in earlier)} networks that people train, in "
         f"{len(earlier)} sets, each written before it was looked at: {seen_of(*earlier)}; the "
-        f"latest, {latest['networks']} whose code is right and whose start, optimizer, types or "
-        f"units may not be: {seen_of(latest)} | [verdicts](benchmarks/README.md#does-it-see) |",
-        f"| Does it cure? | of the sick ones of that latest set {repaired(last)}; of "
+        f"latest, {latest['networks']} with gradients that may vanish, explode or stop: "
+        f"{seen_of(latest)} | [verdicts](benchmarks/README.md#does-it-see) |",
+        f"| Does it cure? | of the {tried} sick ones of that latest set {repaired(last)}; of "
         f"{len(before)} earlier sets with such a control, mistakes in code included, "
         f"{repaired(*before)}; "
         f"{cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs, "
