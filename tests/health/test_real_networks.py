@@ -1256,3 +1256,21 @@ def test_saturated_gates_of_one_kernel_are_told_whatever_they_let_through(unroll
     (found,) = vj.diagnose(loss_fn, large, batch, ADAM).findings
     assert found.rule == "saturated_units"
     assert all(name.startswith("gates/w") for name in found.layers)
+
+
+def test_the_picture_draws_networks_side_by_side_apart():
+    probe = diagnosed("two networks").probe.to_dict()
+    firsts = [name.partition("/")[0] for name in probe["names"]]
+    assert [set(firsts[start:stop]) for start, stop in reached.towers(probe)] == [
+        {firsts[0]},
+        {firsts[-1]},
+    ]
+    found = finding("two networks", "vanishing_gradient")
+    (text, place) = {name: rest for name, *rest in _scales(probe, {found.rule: found.evidence})}[
+        "magnitude"
+    ]
+    assert text == f"reach {found.evidence['reach']:.3g}"
+    assert place > 0.5
+    for name in ("pre-LN, 12 layers", "encoder and decoder", "penalized chain"):
+        one = diagnosed(name).probe.to_dict()
+        assert reached.towers(one) == [(0, len(one["names"]))]

@@ -73,15 +73,15 @@ def _waterfall(axes: Any, probe: Mapping[str, Any]) -> None:
         axes.axis("off")
         return
     heights = [math.nan if x is None else x for x in reached.decades(probe)]
-    depths = range(1, len(heights) + 1)
-    axes.plot(
-        depths,
-        heights,
-        color=OKABE_ITO["blue"],
-        linewidth=2,
-        marker="o" if len(heights) <= 40 else None,
-        markersize=4,
-    )
+    for start, stop in reached.towers(probe):
+        axes.plot(
+            range(start + 1, stop + 1),
+            heights[start:stop],
+            color=OKABE_ITO["blue"],
+            linewidth=2,
+            marker="o" if len(heights) <= 40 else None,
+            markersize=4,
+        )
     known = [x for x in heights if not math.isnan(x)]
     axes.set_ylim(min(-2.0, 1.1 * min(known, default=0.0)), max([1.0, *known]) * 1.1)
     for label, height in _LINES.items():
@@ -152,8 +152,14 @@ def _scales(
     energy = _last(probe["centered_energy"][features])
     rank = _last(probe["effective_rank"][features])
     total = probe["sum_log_chi"] if probe["names"] else None
+    magnitude = f"sum ln chi {_number(total)}", _place(total, _nats)
+    starved = critical.get("vanishing_gradient", {})
+    if "reach" in starved and not (total is not None and total <= starved["reach"]):
+        # Of a branch that starves, whatever the others get.
+        nats, limit = starved["reach"], starved["limit"]
+        magnitude = f"reach {_number(nats)}", min(1.0, nats / (2 * limit))
     scales = [
-        ("magnitude", f"sum ln chi {_number(total)}", _place(total, _nats)),
+        ("magnitude", *magnitude),
         ("mean", f"centered energy {_number(energy)}", _place(energy, _decades)),
         ("rank", f"effective rank {_number(rank)}", _place(rank, _rank)),
     ]

@@ -26,3 +26,23 @@ def decades(probe: Mapping[str, Any]) -> list[float | None]:
             total = alone
         found.append(None if math.isnan(total) else total)
     return found
+
+
+def towers(probe: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Where networks that stand side by side begin and end, as a policy's and a value's layers.
+
+    They are told by their names, each in one run, and by not being one chain.
+
+    Args:
+      probe: `vanishjax.health.Probe.to_dict`'s.
+    """
+    firsts = [name.partition("/")[0] for name in probe["names"]]
+    chained = probe.get("is_chain") or [True] * len(firsts)
+    starts = [
+        i
+        for i in range(1, len(firsts))
+        if not (chained[i - 1] and chained[i])
+        and set(firsts[:i]).isdisjoint(firsts[i:])
+        and firsts.count(firsts[i]) > 1 < firsts.count(firsts[i - 1])
+    ]
+    return list(itertools.pairwise([0, *starts, len(firsts)]))
