@@ -955,8 +955,14 @@ def stacked_cells(small):
 
 def test_a_gradient_lost_between_recurrent_layers_is_not_lost_in_time():
     assert vj.diagnose(*stacked_cells(1.0)).healthy
-    (found,) = [
-        one for one in vj.diagnose(*stacked_cells(1e-8)).findings if one.severity == "critical"
+    # With Adam, which brings the kernel back in a few steps, it is a note, and names it too.
+    noted = vj.diagnose(*stacked_cells(1e-8))
+    assert noted.verdict == "healthy", str(noted)
+    (note,) = [one for one in noted.findings if one.rule == "vanishing_gradient"]
+    assert "cells/1/in is nearly 0 and holds them back for now" in note.cause
+    loss, params, batch, _ = stacked_cells(1e-8)
+    found, *_ = [
+        one for one in vj.diagnose(loss, params, batch).findings if one.severity == "critical"
     ]
     assert found.rule == "vanishing_gradient"
     assert "and cells/1/in; the weights' gain" in found.cause

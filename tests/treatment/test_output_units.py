@@ -13,7 +13,7 @@ import vanishjax as vj
 from tests.treatment.test_coordinates import assert_keeps_the_form
 from tests.treatment.test_remedies import assert_recipe_makes
 from vanishjax.treatment import standardize_outputs
-from vanishjax.treatment.loss import as_evaluated
+from vanishjax.treatment.loss import as_judged
 
 X = jax.random.normal(jax.random.key(0), (256, 8))
 SHAPES = jnp.stack([jnp.sin(X[:, 0]) + X[:, 1], X[:, 2] * X[:, 3]], axis=1)
@@ -200,8 +200,20 @@ def test_what_a_constant_reaches_is_asked_of_the_loss_in_evaluation():
     problem = predictor()
     batch = X, SHAPES
     before = vj.diagnose(problem, batch)
-    assert as_evaluated(before, problem, batch) is before
+    same = as_judged(before, problem, [batch])
+    assert same.probe.constant_loss == pytest.approx(before.probe.constant_loss, rel=1e-3)
     other = dataclasses.replace(problem, evaluate_fn=lambda p, b: 100 * problem.loss_fn(p, b))
-    seen = as_evaluated(before, other, batch)
+    seen = as_judged(before, other, [batch])
     assert seen.probe.constant_loss == pytest.approx(100 * before.probe.constant_loss, rel=1e-3)
     assert seen.findings == before.findings
+
+
+def test_what_a_constant_reaches_is_fitted_to_each_held_out_batch():
+    problem = predictor()
+    before = vj.diagnose(problem, (X, SHAPES))
+    half = len(X) // 2
+    halves = [(X[:half], SHAPES[:half]), (X[half:], SHAPES[half:])]
+    each = [as_judged(before, problem, [one]).probe.constant_loss for one in halves]
+    assert each[0] != each[1]
+    both = as_judged(before, problem, halves).probe.constant_loss
+    assert both == pytest.approx(np.mean(each), rel=1e-6)

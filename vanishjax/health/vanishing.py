@@ -163,7 +163,7 @@ def _held_for_now(
     seen: Examination, held: np.ndarray[Any, np.dtype[np.bool_]], least: float
 ) -> Finding:
     probe = seen.probe
-    kernel = pick(probe.names, seen.nearly_zero)[0]
+    kernel = pick(probe.kernels, seen.nearly_zero)[0]
     return Finding(
         "vanishing_gradient",
         "note",

@@ -100,7 +100,7 @@ def find_layers(
         inside one primitive that can't be looked into, or the loss depends on no data.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> def loss_fn(params, x):
       ...     y, _ = jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), x, params["hidden"])
       ...     return jnp.mean(y @ params["a_head"])
