@@ -6,7 +6,7 @@ import numpy as np
 
 from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
-from vanishjax.health.finding import Finding
+from vanishjax.health.finding import Finding, feeding
 
 # Share of the energy that the last kernel takes in, of what tells positions apart. Of the networks
 # tried the least among those that train at full size is .0105 (post-LN, 12 layers), at width 16
@@ -89,13 +89,10 @@ def saturated_attention(seen: Examination) -> Finding | None:
     if not len(shares) or not np.mean(shares) > SATURATED_ROWS:
         return _saturated_choices(seen)
     learned = probe.loss < _LEARNED * probe.constant_loss
-    names = dict.fromkeys(
-        name for feeding, share in probe.softmaxes if share > SATURATED_ROWS for name in feeding
-    )
     return Finding(
         "saturated_attention",
         "note" if learned else "critical",
-        tuple(names),
+        feeding(probe.softmaxes, SATURATED_ROWS),
         {"one_hot_rows": float(np.mean(shares)), "limit": SATURATED_ROWS},
         f"{np.mean(shares):.0%} of the softmaxes' rows look at one position alone, so next to no "
         "gradient gets to the queries and keys"
@@ -106,11 +103,10 @@ def saturated_attention(seen: Examination) -> Finding | None:
 
 def _saturated_choices(seen: Examination) -> Finding | None:
     """Softmaxes of what one kernel puts out, as of a router: what is chosen trains all the same."""
-    found = [(names, share) for names, share in seen.probe.choices if share > SATURATED_ROWS]
-    if not found:
+    names = feeding(seen.probe.choices, SATURATED_ROWS)
+    if not names:
         return None
-    names = tuple(dict.fromkeys(name for feeding, _ in found for name in feeding))
-    share = float(np.mean([one for _, one in found]))
+    share = float(np.mean([one for _, one in seen.probe.choices if one > SATURATED_ROWS]))
     return Finding(
         "saturated_attention",
         "warning",

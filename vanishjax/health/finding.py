@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -147,3 +147,8 @@ def json_value(value: Any) -> Any:
 def pick(names: tuple[str, ...], chosen: np.ndarray[Any, Any]) -> tuple[str, ...]:
     """The chosen names."""
     return tuple(name for name, one in zip(names, chosen, strict=True) if one)
+
+
+def feeding(found: Iterable[tuple[tuple[str, ...], float]], above: float) -> tuple[str, ...]:
+    """The names of the layers that feed what has a share above a limit, each once."""
+    return tuple(dict.fromkeys(name for names, share in found if share > above for name in names))

@@ -83,12 +83,15 @@ class Learning:
         return self.end < min(self.start, self.constant) - margin
 
     @property
+    def has_exploded(self) -> bool:
+        """Whether the loss was far above its start on the way."""
+        return bool(np.max(self.judged) > _EXPLODED * abs(self.start))
+
+    @property
     def is_falling(self) -> bool:
         """Whether the loss still falls at the end."""
         quarter = len(self.judged) // 4
-        if quarter < 2 or not np.isfinite(self.judged).all():
-            return False
-        if np.max(self.judged) > _EXPLODED * abs(self.start):
+        if quarter < 2 or not np.isfinite(self.judged).all() or self.has_exploded:
             return False
         last, before = self.judged[-quarter:], self.judged[-2 * quarter : -quarter]
         fall = float(np.mean(before) - np.mean(last))
@@ -195,8 +198,7 @@ def unlearned(learning: Learning) -> Finding:
             f"The loss is infinite or NaN from step {wrong[0]} of {steps} on.",
             ("smaller_rate", "global_clip"),
         )
-    exploded = np.max(learning.judged) > _EXPLODED * abs(learning.start)
-    if learning.is_falling or (steps < _FEW and not exploded):
+    if learning.is_falling or (steps < _FEW and not learning.has_exploded):
         but = "it still falls" if learning.is_falling else "so few tell nothing"
         return Finding(
             "does_not_learn",

@@ -18,7 +18,7 @@ from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.descent import step_length
 from vanishjax.health.examination import Examination
 from vanishjax.health.explosion import exploding_gradient
-from vanishjax.health.finding import Finding, Rule, Severity, pick
+from vanishjax.health.finding import Finding, Rule, Severity, feeding, pick
 from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_squares, lost_updates
 from vanishjax.health.measurements import Probe
@@ -148,13 +148,10 @@ def _saturated_gates(probe: Probe) -> Finding | None:
     shares = [share for _, share in probe.gates]
     if not shares or not np.mean(shares) > SATURATED_UNITS:
         return None
-    names = dict.fromkeys(
-        name for feeding, share in probe.gates if share > SATURATED_UNITS for name in feeding
-    )
     return Finding(
         "saturated_units",
         "critical",
-        tuple(names),
+        feeding(probe.gates, SATURATED_UNITS),
         {"saturated_fraction": float(np.mean(shares))},
         f"{np.mean(shares):.0%} of the gates that these kernels feed are driven to where their "
         "slope is below a twentieth of its steepest.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ def zero_gradient(seen: Examination) -> Finding | None:
     }
     # A bias alone trains nothing.
     everything = bool(zero[kernels].all() if kernels.any() else zero.all())
-    everything &= not (np.isin(names, stopped)[kernels].all() and _trains_beside(probe))
+    everything &= not (np.isin(names, stopped)[kernels].all() and _trains_beside(seen))
     blocks = _blocked_by_zeros(seen)
     where: Where | None = None
     # A gain or a kernel that is 0 but moves sets the rest free after the first step; so does a
@@ -161,20 +160,18 @@ def zero_gradient(seen: Examination) -> Finding | None:
     return Finding("zero_gradient", severity, layers, evidence, cause, remedies, where)
 
 
-def _trains_beside(probe: Probe) -> bool:
+def _trains_beside(seen: Examination) -> bool:
     """Whether something trains beside kernels that are all stopped: more than an output's bias.
 
     Low-rank factors, gains, a prompt, biases of hidden layers.
     """
-    parameters, layers = probe.parameters, probe.parameters.layers
+    probe, layers = seen.probe, seen.probe.parameters.layers
     matrices = kernel_places(layers)
     heads = probe.widths[np.isin(probe.names, probe.heads)]
     return any(
-        place in matrices
-        or leaf.path in probe.factors
-        or math.prod(leaf.shape[axis] for axis in leaf.inner_axes) not in heads
+        place in matrices or leaf.path in probe.factors or seen.sizes[place] not in heads
         for place, leaf in enumerate(layers.homes)
-        if parameters.rms[place] > 0
+        if probe.parameters.rms[place] > 0
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from vanishjax.health.examination import ADAPTIVE_REACH, Examination
 from vanishjax.health.finding import Finding, Where, pick
 from vanishjax.health.measurements import Probe
 from vanishjax.health.step_size import USUAL_STEP
+from vanishjax.health.supply import Flags
 from vanishjax.health.unmeasured import opaque_behind
 
 # A rate at which kernels move by so much in a step makes up for a gradient that is small in all of
@@ -41,8 +42,6 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
         remedies = ("frozen_slope",)
         return Finding("vanishing_gradient", "critical", layers, evidence, cause, remedies, where)
     place = _one_place(probe, blocked & finite, -least / 2)
-    is_chain = bool(probe.is_chain[blocked].all())
-    factors = chain_factors(probe) if is_chain else _branch_factors(probe, blocked, least)
     if place is not None and (inside := opaque_behind(probe, place.layer)) is not None:
         return Finding(
             "vanishing_gradient",
@@ -55,6 +54,8 @@ def vanishing_gradient(seen: Examination) -> Finding | None:
             ("derivative", "larger_inside") if inside.kernels else ("derivative",),
             inside.where,
         )
+    is_chain = bool(probe.is_chain[blocked].all())
+    factors = chain_factors(probe) if is_chain else _branch_factors(probe, blocked, least)
     kernels = "per layer"
     if place is not None:
         factors = place.factors
@@ -111,9 +112,7 @@ class _Place(NamedTuple):
     factors: dict[str, float]
 
 
-def _one_place(
-    probe: Probe, starved: np.ndarray[Any, np.dtype[np.bool_]], nats: float
-) -> _Place | None:
+def _one_place(probe: Probe, starved: Flags, nats: float) -> _Place | None:
     """Where some layers lose more than so much of the gradient at once; None if nowhere."""
     if probe.supply is None:
         return None
@@ -142,9 +141,7 @@ def _made_up(seen: Examination) -> float:
     return -float(np.max(known)) if len(known) else 0.0
 
 
-def _starved_beside_a_path(
-    seen: Examination, starved: np.ndarray[Any, np.dtype[np.bool_]]
-) -> Finding | None:
+def _starved_beside_a_path(seen: Examination, starved: Flags) -> Finding | None:
     if not starved.any():
         return None
     least = float(np.min(seen.probe.reach[starved]))
@@ -159,9 +156,7 @@ def _starved_beside_a_path(
     )
 
 
-def _held_for_now(
-    seen: Examination, held: np.ndarray[Any, np.dtype[np.bool_]], least: float
-) -> Finding:
+def _held_for_now(seen: Examination, held: Flags, least: float) -> Finding:
     probe = seen.probe
     kernel = pick(probe.kernels, seen.nearly_zero)[0]
     return Finding(
@@ -176,7 +171,7 @@ def _held_for_now(
     )
 
 
-def vanished_on_the_way(seen: Examination) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def vanished_on_the_way(seen: Examination) -> Flags:
     """Layers whose gradient is 0 because what came before in the backward pass was too small."""
     probe = seen.probe
     finite = np.isfinite(probe.reach) & seen.blocked
@@ -193,9 +188,7 @@ def chain_factors(probe: Probe) -> dict[str, float]:
     return {"chi": chi, "slope_square": slope, "weight_gain": chi / slope}
 
 
-def _branch_factors(
-    probe: Probe, blocked: np.ndarray[Any, np.dtype[np.bool_]], least: float
-) -> dict[str, float]:
+def _branch_factors(probe: Probe, blocked: Flags, least: float) -> dict[str, float]:
     """The same of a branch of the network: of what lies between its starved layers and the loss."""
     worst = int(np.argmin(np.where(blocked & np.isfinite(probe.reach), probe.reach, np.inf)))
     behind = blocked if probe.supply is None else probe.supply.around(worst)[1]

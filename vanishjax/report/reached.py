@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Mapping
@@ -38,11 +39,13 @@ def towers(probe: Mapping[str, Any]) -> list[tuple[int, int]]:
     """
     firsts = [name.partition("/")[0] for name in probe["names"]]
     chained = probe.get("is_chain") or [True] * len(firsts)
+    counts, last = collections.Counter(firsts), {name: i for i, name in enumerate(firsts)}
+    ends = list(itertools.accumulate((last[name] for name in firsts), max))
     starts = [
         i
         for i in range(1, len(firsts))
-        if not (chained[i - 1] and chained[i])
-        and set(firsts[:i]).isdisjoint(firsts[i:])
-        and firsts.count(firsts[i]) > 1 < firsts.count(firsts[i - 1])
+        if ends[i - 1] < i
+        and not (chained[i - 1] and chained[i])
+        and counts[firsts[i]] > 1 < counts[firsts[i - 1]]
     ]
     return list(itertools.pairwise([0, *starts, len(firsts)]))

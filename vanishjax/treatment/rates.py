@@ -64,30 +64,30 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
 
 def _under_muon(setting: Setting, progress: Progress) -> Raced:
     """The run of what was accepted, where the optimizer is still the network's own."""
-    slow = any(one.rate != 1 for one in progress.accepted)
-    remedy = (muon if slow else slow_muon)(setting.context)
     if not progress.accepted or any(one.part == OPTIMIZER for one in progress.accepted):
         return Raced(())
-    try:
-        return trained(setting, ((remedy, treated(setting, progress, remedy)),))
-    except Exception as error:
-        return Raced((), (Failure.of(remedy, error),))
+    slow = any(one.rate != 1 for one in progress.accepted)
+    return _alone(setting, progress, (muon if slow else slow_muon)(setting.context))
 
 
 def _next_best(setting: Setting, progress: Progress) -> Raced:
     """The run of the first that can be trained of what else came far."""
     failures: tuple[Failure, ...] = ()
     for remedy in _leading(setting, progress):
-        try:
-            member = remedy, treated(setting, progress, remedy)
-        except Exception as error:
-            failures += (Failure.of(remedy, error),)
-            continue
-        raced = trained(setting, (member,))
+        raced = _alone(setting, progress, remedy)
         failures += raced.failures
         if raced.runs:
             return Raced(raced.runs, failures)
     return Raced((), failures)
+
+
+def _alone(setting: Setting, progress: Progress, remedy: Remedy) -> Raced:
+    """The run of one remedy, or why there is none."""
+    try:
+        member = remedy, treated(setting, progress, remedy)
+    except Exception as error:
+        return Raced((), (Failure.of(remedy, error),))
+    return trained(setting, (member,))
 
 
 def _leading(setting: Setting, progress: Progress) -> list[Remedy]:
