@@ -7,6 +7,7 @@ import pytest
 
 import vanishjax as vj
 from vanishjax.initializers import lsuv
+from vanishjax.report.diagnosis_plot import _scales
 
 WIDTH = 48
 
@@ -82,3 +83,16 @@ def test_features_of_two_inputs_may_wrap_around():
 
     found = vj.diagnose(loss_fn, params, batch(), vj.adam(1e-3))
     assert not [one for one in found.findings if one.severity == "critical"]
+
+
+def test_the_report_and_the_picture_say_what_to_do():
+    loss_fn, params = sines(30.0, 30.0)
+    found = vj.diagnose(loss_fn, params, batch(), vj.adam(1e-3))
+    assert "params = vj.initializers.lsuv(loss_fn, params, batch)" in str(found)
+    (one,) = [one for one in found.findings if one.severity == "critical"]
+    scales = _scales(found.to_dict()["probe"], {one.rule: one.evidence})
+    (said, place) = {name: rest for name, *rest in scales}["sines"]
+    assert said == f"{one.evidence['radians']:.3g} radians"
+    assert place > 0.5
+    mended = vj.diagnose(loss_fn, lsuv(loss_fn, params, batch()), batch(), vj.adam(1e-3))
+    assert mended.verdict == "healthy", str(mended)

@@ -1129,6 +1129,21 @@ def test_a_figure_of_many_trials_names_a_few(tmp_path, cured, figures):
     assert len(axes.lines) == len(trials)
 
 
+def test_a_trial_that_is_not_named_does_not_flatten_the_others(tmp_path, cured, figures):
+    _, treatment = cured
+    untreated, *others = treatment.trials
+    accepted = next(one for one in others if one.outcome == "accepted")
+    several = [dataclasses.replace(accepted, remedy=f"other_{i}") for i in range(8)]
+    wild = dataclasses.replace(
+        untreated, remedy="wild", outcome="no better", loss=90.0, losses=30 * untreated.losses
+    )
+    dataclasses.replace(treatment, trials=(untreated, *several, wild)).plot(tmp_path / "race.png")
+    (figure,) = figures
+    (axes,) = figure.axes
+    drawn = [max(line.get_ydata()) for line in axes.lines]
+    assert axes.get_ylim()[1] < 2 * max(drawn[:-2]) < max(drawn)
+
+
 def solved(p, batch):
     """A differential equation whose every kernel is inside an adaptive solver of few steps."""
 

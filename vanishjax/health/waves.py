@@ -47,6 +47,7 @@ def wrapped(probe: Probe) -> Finding | None:
         (
             f"kernels of a size of 1 over the square root of inputs and over {frequency:.3g}, the "
             "sine's frequency",
+            "lsuv",
             *advised("exploding_gradient", probe),
         ),
     )

@@ -187,6 +187,10 @@ def _scales(
         ratio = critical["bad_start"]["loss_ratio"]
         said = f"loss {_number(ratio)} times a constant's"
         scales.append(("start", said, _logarithm(ratio, _DEAD_START)))
+    waves = critical.get("exploding_gradient", {})
+    if "radians" in waves:
+        said = f"{_number(waves['radians'])} radians"
+        scales.append(("sines", said, _logarithm(waves["radians"], waves["limit"])))
     far = critical.get("mean_collapse", {})
     for field, (power, said) in _INPUTS.items():
         if field in far:

@@ -20,6 +20,7 @@ _STYLES = ("-", "--", "-.", ":")
 _LETTERS = 36  # in a line of the legend
 # Trials that are named; the legend of more would leave the curves no room.
 _NAMED = 8
+_ROOM = 1.1  # above the largest, as a factor
 _WIDE = 1000.0  # the largest loss over the least, from which on a linear axis shows but the largest
 
 
@@ -74,6 +75,8 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
             # Names of several remedies would leave the curves no room.
             label = textwrap.fill(label, _LETTERS, break_long_words=False)
             axes.plot(range(1, len(smooth) + 1), smooth, label=label, **look)
+        # By these is the axis scaled: one of the others that explodes would flatten them.
+        losses = [loss for line in axes.lines for loss in line.get_ydata()]
         for number, smooth in enumerate(others):
             name = None if number else f"{len(others)} more"
             faint = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
@@ -81,11 +84,11 @@ def plot_treatment(treatment: Mapping[str, Any], path: str | os.PathLike[str]) -
         if axes.lines:
             axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
             axes.xaxis.get_major_locator().set_params(integer=True)
-            losses = [loss for line in axes.lines for loss in line.get_ydata()]
             if min(losses) > 0 and max(losses) > _WIDE * min(losses):
                 axes.set_yscale("log")
+                axes.set_ylim(min(losses) / _ROOM, max(losses) * _ROOM)
             elif min(losses) >= 0:
-                axes.set_ylim(bottom=0)
+                axes.set_ylim(0, _ROOM * max(losses) or None)
     return Path(path)
 
 
