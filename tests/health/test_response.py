@@ -72,6 +72,34 @@ def test_nothing_is_lost_where_no_eps_is(tx, degree):
         np.testing.assert_allclose(effectiveness(response, jnp.full(2, g)), 1.0, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("tx", "most"),
+    [
+        (optax.adam(1e-3), 1e-3),
+        (optax.adam(1e-3, eps=0.1), 1e-3),
+        (optax.rmsprop(1e-3, eps=1.0), None),
+        (optax.sgd(0.1), np.nan),
+        (CLIPPED, np.nan),
+        (optax.chain(vj.clip_by_layer_norm(1.0), optax.sgd(0.1)), np.nan),
+        (optax.chain(optax.clip_by_block_rms(1.0), optax.sgd(0.1)), np.nan),
+        (optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(0.1)), np.nan),
+        (optax.chain(optax.clip_by_global_norm(1e-3), optax.adam(1e-3, eps=0.1)), np.nan),
+        (optax.contrib.muon(1e-2), np.nan),
+        (optax.lbfgs(), np.nan),
+    ],
+)
+def test_the_step_that_no_epsilon_holds_back(tx, most):
+    """A quarter of the entries take a half of the step, unless a norm holds all of them back."""
+    params = jax.tree.map(lambda x: x + 1.0, {"kernel": jnp.zeros((64, 32)), "bias": jnp.zeros(32)})
+    steps, leaves = trace_steps(tx, params), jax.tree.leaves(params)
+    _, _, found = measure_steps(steps, leaves, vj.find_layers(params), jnp.ones(1))
+    kernel = float(found[1])
+    if most is None:  # its squares are means of two steps: more than the rate, less than thrice it
+        assert 1e-3 < kernel < 4e-3
+    else:
+        np.testing.assert_allclose(kernel, most, rtol=0.01)
+
+
 @pytest.mark.parametrize("compiled", [jit_once, jax.jit, lambda fn, **_: fn])
 def test_what_weight_decay_rounds_away_is_lost(compiled):
     """1e-2 w + g is 1e-2 w for a gradient below its rounding; the biases are zero."""
@@ -214,7 +242,7 @@ def test_the_sizes_around_tell_as_much_as_all(tx):
     for one in RMS:
         for other in RMS:
             rms = np.array([one, other])
-            few, _ = measure(sizes_around(rms, "float32"))
+            few, *_ = measure(sizes_around(rms, "float32"))
             np.testing.assert_array_equal(full.degree, few.degree)
             wanted, found = (np.asarray(share(own, rms.astype(np.float32))) for own in (full, few))
             np.testing.assert_allclose(found, wanted, rtol=1e-5)
@@ -226,7 +254,7 @@ def test_what_a_zero_gradient_moves():
     params = {"a": jnp.full((4, 4), 2.0), "b": jnp.full((4, 4), 3.0)}
     layers, leaves = vj.find_layers(params), jax.tree.leaves(params)
     for tx, moved in ((optax.adamw(1e-3, weight_decay=0.1), [2e-4, 3e-4]), (optax.adam(1.0), 0)):
-        _, still = measure_steps(trace_steps(tx, params), leaves, layers, jnp.ones(1))
+        _, still, _ = measure_steps(trace_steps(tx, params), leaves, layers, jnp.ones(1))
         np.testing.assert_allclose(still, moved, rtol=1e-5)
 
 

@@ -91,9 +91,6 @@ def test_a_decay_that_no_step_holds_against_is_told(tx, told):
         (optax.sgd(0.1), None),
         (optax.sgd(1e3), "critical"),
         (optax.sgd(1e-6), "critical"),
-        # A hundred steps and more to half of the loss.
-        (optax.adam(1e-3, eps=0.5), "critical"),
-        (optax.rmsprop(1e-3, eps=1.0), "critical"),
         (optax.adam(3e-5), None),
         (optax.adam(optax.linear_schedule(0.0, 1e-3, 100)), None),
         (vj.muon(0.02), None),
@@ -106,6 +103,41 @@ def test_a_rate_is_told_where_it_is_far_off(tx, severity):
     assert (one and one.severity) == severity
     if one:
         assert one.evidence["relative_step"] == verdict.relative_step
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        # A hundred steps and more to half of the loss.
+        optax.adam(1e-3, eps=0.5),
+        optax.rmsprop(1e-3, eps=1.0),
+        optax.adagrad(1e-4),
+        optax.chain(optax.clip_by_global_norm(100.0), optax.adam(1e-3, eps=0.5)),
+    ],
+)
+def test_an_epsilon_above_all_gradients_is_no_small_rate(tx):
+    said = found(network(tx))
+    blind = said["blind_optimizer"]
+    assert blind.severity == "critical"
+    assert "learning_rate" not in said
+    assert 0.001 < blind.evidence["effectiveness"] < 0.05
+    assert "eps_relative" in blind.remedy_ids
+
+
+@pytest.mark.parametrize(("eps", "loss_by"), [(1e-3, 1e-6), (1.0, 1e-3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_share_that_a_large_epsilon_leaves(eps, loss_by, dtype):
+    """Each entry's step is rate * g / (g + eps)."""
+    params = jax.tree.map(lambda x: x.astype(dtype), PLAIN.params)
+
+    def loss(params, batch):
+        return loss_by * PLAIN.loss_fn(params, batch)
+
+    verdict = vj.diagnose(loss, params, BATCH, optax.adam(1e-3, eps=eps))
+    (blind,) = [one for one in verdict.findings if one.rule == "blind_optimizer"]
+    smallest = blind.evidence["gradient_rms"]
+    assert blind.severity == "critical"
+    np.testing.assert_allclose(blind.evidence["effectiveness"], smallest / eps, rtol=0.3)
 
 
 def test_a_small_rate_is_for_what_has_learned():
@@ -154,7 +186,7 @@ def test_the_picture_shows_what_the_verdict_names():
     shown = {
         "rate": [optax.adam(rate) for rate in (10.0, 2e-6, 1e-9)],
         "decay": [optax.adamw(1e-3, weight_decay=300.0), optax.adamw(4e-3, weight_decay=30.0)],
-        "way": [optax.adam(1e-3, eps=0.5)],
+        "step": [optax.adam(1e-3, eps=0.5)],
     }
     for name, optimizers in shown.items():
         for tx in optimizers:

@@ -135,9 +135,9 @@ _steps_of = functools.lru_cache(maxsize=_KEPT)(
 @functools.partial(jit_once, static_argnums=(0, 2), kept=_KEPT)
 def _response(
     steps: Steps, leaves: list[Any], layers: Layers, rms: Any, sizes: Any
-) -> tuple[Response, jax.Array, jax.Array]:
-    response, still = measure_steps(steps, leaves, layers, sizes)
-    return response, effectiveness(response, rms), still
+) -> tuple[Response, jax.Array, jax.Array, jax.Array]:
+    response, still, most = measure_steps(steps, leaves, layers, sizes)
+    return response, effectiveness(response, rms), still, most
 
 
 def diagnose(
@@ -239,7 +239,7 @@ def judge(
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     steps = _steps_of(tx, structure, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves))
     sizes = sizes_around(parameters.rms, numerics.common_dtype(leaves))
-    response, left, still = _response(steps, leaves, parameters.layers, parameters.rms, sizes)
+    response, left, still, most = _response(steps, leaves, parameters.layers, parameters.rms, sizes)
     share = np.asarray(left, np.float64)
     step = _step_rms(response, parameters.rms)
     moved = moved_share(params, parameters.layers, step, jax.eval_shape(tx.init, params))
@@ -253,6 +253,7 @@ def judge(
         learned,
         still_rms=np.asarray(still, np.float64),
         stored=_types(parameters.layers, leaves),
+        most_rms=np.asarray(most, np.float64),
     )
     if seen.relative_step is not None and seen.relative_step < FAINT:
         seen = dataclasses.replace(seen, later_steps=later_steps(tx, params))

@@ -47,6 +47,8 @@ class Examination:
       later_steps: How many times as large a schedule may make steps; NaN where that isn't known,
         as where steps are large enough and it wasn't asked.
       stored: For each layer of parameters the name of the type that they are kept in.
+      most_rms: For each layer of parameters the root mean square of the step that a large gradient
+        gets; NaN where there is no such limit, or one on norms; None without an optimizer.
     """
 
     probe: Probe
@@ -59,6 +61,7 @@ class Examination:
     still_rms: np.ndarray[Any, Any] | None = None
     later_steps: float = math.nan
     stored: tuple[str, ...] = ()
+    most_rms: np.ndarray[Any, Any] | None = None
 
     @property
     def is_linear(self) -> bool:

@@ -29,6 +29,12 @@ _HEALTHY_NORM = 2.0**-5
 _SPAN = 8.0
 # A billion parameters would push that below the least gradient that Adam's usual epsilon lets by.
 _LEAST_HEALTHY_RMS = 2.0**-22
+# Far above any epsilon in use (1e-8 to 1), and squares fit into float16. Steps that grow by less
+# than this between the two don't depend on the size any more.
+_LARGE, _FLAT = (8.0, 64.0), 1.5
+# With a quarter of the entries alone a step of the same entries' is half as large; one that a norm
+# held back is as large as it was.
+_SPARSE, _APART = 4, 0.75
 # How many sizes are measured, if not all.
 _COUNTS = (4, 8, 16)
 # Extra arguments that only a training step can give.
@@ -217,7 +223,7 @@ def trace_steps(tx: optax.GradientTransformation, params: optax.Params) -> Steps
 
 def measure_steps(
     steps: Steps, leaves: list[jax.Array], layers: Layers, gradient_rms: jax.typing.ArrayLike
-) -> tuple[Response, jax.Array]:
+) -> tuple[Response, jax.Array, jax.Array]:
     """Runs the two updates at some sizes, and says what `step_response` says of them.
 
     Args:
@@ -227,21 +233,26 @@ def measure_steps(
       gradient_rms: The sizes, ascending.
 
     Returns:
-      The response, and `[layers]` the root mean square of what a zero gradient moves.
+      The response, `[layers]` the root mean square of what a zero gradient moves, and `[layers]`
+      that of the step of a large gradient, which an epsilon takes nothing from: NaN where steps
+      grow on, or where it is a norm that holds them back.
     """
     dtype = numerics.common_dtype(leaves)
     if steps.traced is None:
         unknown = _unknown(len(layers), jnp.asarray(gradient_rms, dtype))
-        return unknown, unknown.degree
+        return unknown, unknown.degree, unknown.degree
     traced, shapes = steps.traced
     # One draw, of which every leaf takes as much as it has entries: what then is done to leaves of
     # one shape is the same.
-    signs = jax.random.rademacher(jax.random.key(0), (max(map(jnp.size, leaves)),), jnp.int8)
+    largest = max(map(jnp.size, leaves))
+    signs = jax.random.rademacher(jax.random.key(0), (largest,), jnp.int8)
+    chosen = jax.random.randint(jax.random.key(1), (largest,), 0, _SPARSE, jnp.int8) == 0
     folded = _jaxpr.Folded(traced)
     places = dict(zip(map(id, jax.tree.leaves(shapes)), folded.places, strict=True))
 
-    def measure(still: Any, size: jax.Array) -> tuple[Any, jax.Array]:
-        step = folded(size, signs, *leaves)
+    def measure(still: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        size, sparse = given
+        step = folded(size, jnp.where(sparse, signs * chosen, signs), *leaves)
         # Where nothing moves the difference would be the rounding error of the step's last product:
         # a compiler fuses the two.
         moved = [
@@ -267,10 +278,14 @@ def measure_steps(
     entries = sum(leaf.size for leaf in leaves)
     healthy = max(_HEALTHY_NORM / max(entries, 1) ** 0.5, _LEAST_HEALTHY_RMS)
     measured = jnp.asarray(gradient_rms, dtype)
-    sizes = jnp.concatenate([jnp.array([0.0, healthy / _SPAN, healthy], dtype), measured])
-    _, update_rms = jax.lax.scan(measure, nothing, sizes)
-    found = _response(measured, healthy, update_rms[1], update_rms[2], update_rms[3:])
-    return found, update_rms[0]
+    own = jnp.array([0.0, healthy / _SPAN, healthy, *_LARGE, _LARGE[1]], dtype)
+    sizes, last = jnp.concatenate([own, measured]), len(own) - 1
+    given = sizes, jnp.arange(len(sizes)) == last
+    _, update_rms = jax.lax.scan(measure, nothing, given)
+    still, lower, reference, large, larger, sparse = update_rms[: len(own)]
+    found = _response(measured, healthy, lower, reference, update_rms[len(own) :])
+    entrywise = (larger < _FLAT * large) & (sparse < _APART * larger)
+    return found, still, jnp.where(entrywise, larger, jnp.nan)
 
 
 def effectiveness(response: Response, gradient_rms: jax.typing.ArrayLike) -> jax.Array:

@@ -16,6 +16,7 @@ from vanishjax._jaxpr import Span
 from vanishjax.health.advice import advised, applicable
 from vanishjax.health.attention import saturated_attention, token_collapse
 from vanishjax.health.descent import step_length
+from vanishjax.health.epsilon import blind_optimizer, large_epsilon
 from vanishjax.health.examination import Examination
 from vanishjax.health.explosion import exploding_gradient
 from vanishjax.health.finding import Finding, Rule, Severity, feeding, pick
@@ -23,7 +24,6 @@ from vanishjax.health.learning import does_not_learn
 from vanishjax.health.lost import lost_squares, lost_updates
 from vanishjax.health.measurements import Probe
 from vanishjax.health.memory import memory
-from vanishjax.health.rounding import rounding_noise
 from vanishjax.health.start import (
     bad_start,
     faint_inputs,
@@ -58,11 +58,6 @@ _COPIES, _EVEN = 1e-4, 0.05
 
 # Share of a bounded activation's slopes in a layer.
 SATURATED_UNITS = 0.8
-
-# An optimizer that takes less than this share of its step in most layers is as good as still. Of
-# the networks tried that train, the median kernel takes .89 of it or more; of two deep ones that
-# don't, whose signals are faint as well, .14 and .16.
-BLIND_STEP = 0.25
 
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
@@ -296,36 +291,6 @@ def underflow(seen: Examination) -> Finding | None:
     )
 
 
-def blind_optimizer(seen: Examination) -> Finding | None:
-    """The optimizer's eps, or moments that flush to zero, eat the step."""
-    if seen.effectiveness is None:
-        return None
-    probe, parameters = seen.probe, seen.probe.parameters
-    share, names = seen.effectiveness, parameters.layers.names
-    blind = (share < BLIND_STEP) & (parameters.rms > 0) & ~rounding_noise(names, parameters.rms)
-    if not blind.any():
-        return None
-    worst = float(np.nanmin(np.where(blind, share, np.inf)))
-    kernels = probe.is_kernel | (len(probe) == 0)
-    named = blind & kernels if (blind & kernels).any() else blind
-    stops = blind[kernels].mean() > 0.5
-    if probe.supply is not None:
-        # As with kernels that starve, a network trains past those that a path avoids.
-        standing = np.array([blind[list(own)].all() for own in probe.places], bool)
-        stops &= (probe.supply.blocked(np.inf, standing) & standing).any()
-        # Nor past those for which a kernel that is nearly 0 and moves makes gradients small.
-        stops &= not seen.beside_zero[standing].all()
-    return Finding(
-        "blind_optimizer",
-        "critical" if stops else "warning",
-        pick(names, named),
-        {"effectiveness": worst, "gradient_rms": float(np.min(parameters.rms[blind]))},
-        f"The optimizer takes {worst:.1e} of its step where the gradient is "
-        f"{np.min(parameters.rms[blind]):.1e}: its eps is larger than that.",
-        advised("blind_optimizer", probe),
-    )
-
-
 RULES: Mapping[Rule, _Rule] = {
     "nonfinite": nonfinite,
     "dead_units": dead_units,
@@ -341,7 +306,7 @@ RULES: Mapping[Rule, _Rule] = {
     "saturated_attention": saturated_attention,
     "bad_start": lambda seen: bad_start(seen) or far_targets(seen),
     "underflow": lambda seen: _gravest(underflow, lost_squares, of=seen),
-    "blind_optimizer": blind_optimizer,
+    "blind_optimizer": lambda seen: _gravest(blind_optimizer, large_epsilon, of=seen),
     "lost_updates": lost_updates,
     "learning_rate": learning_rate,
     "unmeasured": unmeasured,

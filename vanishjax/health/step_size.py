@@ -47,20 +47,36 @@ def learning_rate(seen: Examination) -> Finding | None:
     return _too_small(seen, part) if part is not None and part < FAINT else None
 
 
+def is_too_small(seen: Examination) -> bool:
+    """Whether nothing moves, or nothing gets far, where there is something to learn.
+
+    Not where a schedule, or what a constant output reaches, isn't known.
+    """
+    probe, part = seen.probe, seen.relative_step
+    if part is None or not part < FAINT:
+        return False
+    still = _moves(seen, part) < TOO_SMALL or _is_far(seen, part)
+    return still and bool(probe.loss >= HAS_LEARNED * probe.constant_loss)
+
+
+def _moves(seen: Examination, part: float) -> float:
+    """The steps to come: it may warm up, or be as deep as that."""
+    return float(part * seen.later_steps * max(1.0, seen.kernels.sum() / _SHALLOW))
+
+
+def _is_far(seen: Examination, part: float) -> bool:
+    """Small steps, of which it takes many to halve the loss."""
+    return bool(_moves(seen, part) < FAINT and seen.steps_to_half > _FAR * seen.later_steps)
+
+
 def _too_small(seen: Examination, part: float) -> Finding | None:
     """A rate at which nothing moves, or nothing gets far."""
-    probe, faint = seen.probe, part >= TOO_SMALL
-    # It may warm up, or be as deep as that.
-    moves = part * seen.later_steps * max(1.0, seen.kernels.sum() / _SHALLOW)
-    far = moves < FAINT and seen.steps_to_half > _FAR * seen.later_steps
-    if not far and (faint or moves >= TOO_SMALL):
-        return None
-    # Not where a schedule, or what a constant output reaches, isn't known.
-    if (far or moves < TOO_SMALL) and probe.loss >= HAS_LEARNED * probe.constant_loss:
+    faint = part >= TOO_SMALL
+    if is_too_small(seen):
         more = {"steps_to_half": seen.steps_to_half} if faint else {}
         why = f"too small: a thousand steps move them by {1000 * part:.1g} at most."
         return _off(part, "critical", why, **more)
-    if faint:
+    if faint or (_moves(seen, part) >= TOO_SMALL and not _is_far(seen, part)):
         return None
     return _off(
         part, "warning", "too small, unless it still warms up or the network has learned already."

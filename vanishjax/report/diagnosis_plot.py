@@ -26,7 +26,7 @@ _LINES = {
 _DEAD_NATS, _DEAD_DECADES, _DEAD_RANK = 30.0, 8.0, 1.05
 _DEAD_TOKENS = {"token_energy": 3e-4, "token_detail": 5e-5}
 _DEAD_START, _DEAD_STEP, _USUAL_STEP, _STILL_STEP = 1.5, 1.0, 0.01, 1e-4
-_DEAD_FLOOR, _DEAD_HELD = 0.4, 0.1
+_DEAD_FLOOR, _DEAD_HELD, _DEAD_SHARE = 0.4, 0.1, 0.25
 # A decay, beside one that does no harm; steps to half of the loss, beside the usual: by what is too
 # many of them for a rule, and too few.
 _DEAD_DECAY, _USUAL_DECAY = 0.035, 1e-3
@@ -215,6 +215,10 @@ def _scales(
         dead = _DEAD_STEP if step > _USUAL_STEP else _STILL_STEP
         place = _logarithm(step / _USUAL_STEP, dead / _USUAL_STEP)
         scales.append(("rate", f"a step of {_number(step)} kernels", place))
+    if "blind_optimizer" in critical:
+        left = max(critical["blind_optimizer"]["effectiveness"], 1e-16)
+        said = f"{_number(left)} of a step is left"
+        scales.append(("step", said, _logarithm(left, _DEAD_SHARE)))
     floor = critical.get("does_not_learn", {})
     if "least_loss" in floor:
         least, constant = floor["least_loss"], floor["constant_loss"]
