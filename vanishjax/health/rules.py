@@ -58,6 +58,10 @@ _COPIES, _EVEN = 1e-4, 0.05
 
 # Share of a bounded activation's slopes in a layer.
 SATURATED_UNITS = 0.8
+# Nats that are lost where one gate of several is shut. With biases of -9 in the output or the input
+# gates, 17 of them, an LSTM goes a third of the way in 400 steps of Adam at .005, with -14 and 27
+# nowhere; with -5, 9 of them, most of it.
+_SHUT = 15.0
 
 # Half of a gradient is gone if it's this much smaller than it would be in a type of more range.
 _LOST = np.log(2.0)
@@ -122,7 +126,7 @@ def saturated_units(seen: Examination) -> Finding | None:
     probe = seen.probe
     saturated = probe.saturated_fraction > SATURATED_UNITS
     if not saturated.any():
-        return _saturated_gates(probe) or _saturated_beyond(probe)
+        return _saturated_gates(probe) or _shut_gates(seen) or _saturated_beyond(probe)
     rms = float(np.median(probe.preactivation_rms[saturated]))
     return Finding(
         "saturated_units",
@@ -150,6 +154,28 @@ def _saturated_gates(probe: Probe) -> Finding | None:
         {"saturated_fraction": float(np.mean(shares))},
         f"{np.mean(shares):.0%} of the gates that these kernels feed are driven to where their "
         "slope is below a twentieth of its steepest.",
+        advised("saturated_units", probe),
+    )
+
+
+def _shut_gates(seen: Examination) -> Finding | None:
+    """A gate that lets next to nothing through, where nothing leads past it."""
+    probe = seen.probe
+    flat = set(feeding(probe.gates, SATURATED_UNITS))
+    if not flat or probe.supply is None:
+        return None
+    fed = np.array([name in flat for name in probe.names])
+    shut = probe.supply.blocked(_SHUT) & fed
+    if not shut.any():
+        return None
+    nats = float(np.max(probe.reach[shut]))
+    return Finding(
+        "saturated_units",
+        "critical",
+        pick(probe.names, shut),
+        {"saturated_fraction": max(share for _, share in probe.gates), "reach": nats},
+        f"A gate that these kernels feed is shut for all inputs: exp({nats:.3g}) of the gradient's "
+        "energy comes through, and nothing leads past it.",
         advised("saturated_units", probe),
     )
 
