@@ -6,6 +6,7 @@ and was before any of them was examined, is what would be wrong with one that do
 
 from benchmarks.real_zoo.eighth_fresh import eighth_fresh_networks
 from benchmarks.real_zoo.eleventh_fresh import eleventh_fresh_networks
+from benchmarks.real_zoo.fifteenth_fresh import fifteenth_fresh_networks
 from benchmarks.real_zoo.fifth_fresh import fifth_fresh_networks
 from benchmarks.real_zoo.fourteenth_fresh import fourteenth_fresh_networks
 from benchmarks.real_zoo.fourth_fresh import fourth_fresh_networks
@@ -27,6 +28,7 @@ __all__ = [
     "Task",
     "eighth_fresh_networks",
     "eleventh_fresh_networks",
+    "fifteenth_fresh_networks",
     "fifth_fresh_networks",
     "fourteenth_fresh_networks",
     "fourth_fresh_networks",
