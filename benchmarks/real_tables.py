@@ -24,6 +24,7 @@ _NAMES = {
     "twelfth_fresh": "fresh, twelfth set",
     "thirteenth_fresh": "fresh, thirteenth set",
     "fourteenth_fresh": "fresh, fourteenth set",
+    "fifteenth_fresh": "fresh, fifteenth set",
     "tuning": "tuning",
 }
 

@@ -272,7 +272,7 @@ def front():
     chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
     known, treated = _results("real_networks"), _results("real_cures")
     *earlier, latest = (known[part] for part in PARTS if part != "tuning")
-    fresh = (treated[part] for part in PARTS if part.endswith("fresh"))
+    fresh = (treated[part] for part in PARTS if part.endswith("fresh") and part in treated)
     *before, last = (part for part in fresh if "control_repaired" in part)
     cells = [cell for own in chains.values() for cell in own if cell["contender"] not in OTHERS]
 
@@ -315,7 +315,7 @@ def front():
         f"{len(earlier)} sets, each written before it was looked at: {seen_of(*earlier)}; the "
         f"latest, {latest['networks']} with gradients that may vanish, explode or stop: "
         f"{seen_of(latest)} | [verdicts](benchmarks/README.md#does-it-see) |",
-        f"| Does it cure? | of the {tried} sick ones of that latest set {repaired(last)}; of "
+        f"| Does it cure? | of the {tried} sick ones of the last set cured {repaired(last)}; of "
         f"{len(before)} earlier sets with such a control, mistakes in code included, "
         f"{repaired(*before)}; "
         f"{cured['repaired']:.0%} of a fresh set of {cured['runs']} runs of MLPs, "
