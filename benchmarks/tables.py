@@ -432,7 +432,7 @@ TABLES = {
         ("real_cures", real_tables.cures),
     )
     for part in PARTS
-    if part.endswith("fresh")
+    if part.endswith("fresh") and part in _results(name)
 }
 
 
