@@ -124,7 +124,7 @@ def test_an_epsilon_above_all_gradients_is_no_small_rate(tx):
     assert "eps_relative" in blind.remedy_ids
 
 
-@pytest.mark.parametrize(("eps", "loss_by"), [(1e-3, 1e-6), (1.0, 1e-3)])
+@pytest.mark.parametrize(("eps", "loss_by"), [(1e-3, 1e-6), (1.0, 1e-3), (30.0, 1.0)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_share_that_a_large_epsilon_leaves(eps, loss_by, dtype):
     """Each entry's step is rate * g / (g + eps)."""

@@ -29,9 +29,9 @@ _HEALTHY_NORM = 2.0**-5
 _SPAN = 8.0
 # A billion parameters would push that below the least gradient that Adam's usual epsilon lets by.
 _LEAST_HEALTHY_RMS = 2.0**-22
-# Far above any epsilon in use (1e-8 to 1), and squares fit into float16. Steps that grow by less
-# than this between the two don't depend on the size any more.
-_LARGE, _FLAT = (8.0, 64.0), 1.5
+# Far above any epsilon in use (1e-8 to 1), and above that of float16 as far as squares fit into it.
+# Steps that grow by less than this between the two don't depend on the size any more.
+_LARGE, _LARGE_HALF, _FLAT = (512.0, 4096.0), (8.0, 64.0), 1.5
 # With a quarter of the entries alone a step of the same entries' is half as large; one that a norm
 # held back is as large as it was.
 _SPARSE, _APART = 4, 0.75
@@ -278,7 +278,8 @@ def measure_steps(
     entries = sum(leaf.size for leaf in leaves)
     healthy = max(_HEALTHY_NORM / max(entries, 1) ** 0.5, _LEAST_HEALTHY_RMS)
     measured = jnp.asarray(gradient_rms, dtype)
-    own = jnp.array([0.0, healthy / _SPAN, healthy, *_LARGE, _LARGE[1]], dtype)
+    far = _LARGE_HALF if any(leaf.dtype == jnp.float16 for leaf in leaves) else _LARGE
+    own = jnp.array([0.0, healthy / _SPAN, healthy, *far, far[1]], dtype)
     sizes, last = jnp.concatenate([own, measured]), len(own) - 1
     given = sizes, jnp.arange(len(sizes)) == last
     _, update_rms = jax.lax.scan(measure, nothing, given)
