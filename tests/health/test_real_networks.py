@@ -1215,6 +1215,30 @@ def test_the_picture_shows_what_is_wrong_on_a_scale_of_its_own():
             assert scales[scale][1] < 0.5
 
 
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_the_edge_of_a_field_is_a_line_and_no_collapse(collapsed):
+    """The last call's inputs differ in one coordinate; those of the first in two, as they should."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = [(2, 24), (24, 24), (24, 24), (24, 1)]
+    kernels = [jax.random.normal(k, s) / s[0] ** 0.5 for k, s in zip(keys, shapes, strict=False)]
+    if collapsed:
+        kernels[2] = jnp.outer(kernels[2][:, 0], jnp.ones(24))
+    inside = jax.random.uniform(keys[4], (64, 2))
+
+    def predict(kernels, x):
+        for kernel in kernels[:-1]:
+            x = jnp.tanh(0.3 * x @ kernel)
+        return (x @ kernels[-1])[:, 0]
+
+    def loss(kernels, batch):
+        edge = batch if collapsed else batch.at[:, 1].set(0.0)
+        inner = jnp.mean((predict(kernels, batch) - batch[:, 1]) ** 2)
+        return inner + jnp.mean(predict(kernels, edge) ** 2)
+
+    found = vj.diagnose(loss, kernels, inside)
+    assert ("rank_collapse" in [one.rule for one in found.findings]) == collapsed, str(found)
+
+
 def test_inputs_on_a_line_are_not_shown_as_a_collapse():
     """Features of one number have a rank of one, and train."""
     x = jnp.linspace(-1, 1, 64)[:, None]

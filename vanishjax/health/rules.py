@@ -246,7 +246,12 @@ def rank_collapse(seen: Examination) -> Finding | None:
     collapsed = (rank < COLLAPSED_RANK) & (probe.widths[seen.features] > 2)
     if not len(rank) or not collapsed[-1]:
         return None
-    if not rank[0] > LEAST_INPUT_RANK:
+    first = rank[0]
+    if probe.supply is not None and first > LEAST_INPUT_RANK:
+        # Called for other inputs again, as on the edge of a field, they may lie on a line there.
+        before, _ = probe.supply.around(len(rank) - 1)
+        first = np.max(rank[before[: len(rank)]], initial=0.0) if before.any() else first
+    if not first > LEAST_INPUT_RANK:
         return _copies(seen)
     if probe.activation_rms[seen.features][-1] == 0:  # as of a kernel that starts at 0
         return None
@@ -256,8 +261,8 @@ def rank_collapse(seen: Examination) -> Finding | None:
         "rank_collapse",
         "critical",
         pick(probe.names[seen.features], collapsed),
-        {"effective_rank": float(rank[-1]), "first_layer": float(rank[0])},
-        f"The last features differ in {rank[-1]:.2f} dimensions, the first in {rank[0]:.1f}: "
+        {"effective_rank": float(rank[-1]), "first_layer": float(first)},
+        f"The last features differ in {rank[-1]:.2f} dimensions, the first in {first:.1f}: "
         "products of random matrices keep one direction and lose the others.",
         advised("rank_collapse", probe),
     )
