@@ -1217,7 +1217,7 @@ def test_the_picture_shows_what_is_wrong_on_a_scale_of_its_own():
 
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_the_edge_of_a_field_is_a_line_and_no_collapse(collapsed):
-    """The last call's inputs differ in one coordinate; those of the first in two, as they should."""
+    """The last call's inputs differ in one coordinate; those of the first in two."""
     keys = jax.random.split(jax.random.key(0), 5)
     shapes = [(2, 24), (24, 24), (24, 24), (24, 1)]
     kernels = [jax.random.normal(k, s) / s[0] ** 0.5 for k, s in zip(keys, shapes, strict=False)]
