@@ -31,7 +31,7 @@ def finding(problem, tx, rule="lost_updates"):
 
 
 @pytest.mark.parametrize(
-    ("rate", "severity"), [(1e-3, None), (2e-4, "warning"), (1e-4, "critical"), (1e-5, "critical")]
+    ("rate", "severity"), [(1e-3, None), (3e-4, "warning"), (2e-4, "critical"), (1e-5, "critical")]
 )
 def test_bfloat16_parameters_lose_small_steps(rate, severity):
     found = finding(narrow(), vj.adam(rate))

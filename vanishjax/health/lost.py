@@ -20,9 +20,10 @@ from vanishjax.transforms.states import find_states
 # Share of the 16-bit entries that a step moves. In bfloat16 Adam's loss falls by two thirds of what
 # it falls by in float32 where .27 move (a rate of 1e-4 on LeCun's kernels), by a third at .06, by a
 # tenth at .03 and by a hundredth at .006. Of the networks of `benchmarks.real_networks` with less
-# than .42 none learns, and of those that learn none has less than half.
+# than .42 none learns enough (.56 and .38 of the gap at .36 and .38), and of those that do none has
+# less than half.
 MOVED_SHARE = 0.5
-STILL_SHARE = 0.2
+STILL_SHARE = 0.4
 
 
 def moved_share(
