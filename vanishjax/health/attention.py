@@ -27,9 +27,9 @@ _NEARLY_COLLAPSED = 10 * COLLAPSED_TOKENS
 
 # Where what has been mixed is pooled, or one position alone is read, its mean may be enough. It was
 # for 12 layers without skips, with .1 of the energy that tells inputs apart left; 8 and 10 layers
-# with 1e-4 and 1.5e-3 of it stay near chance. Of those that train with skips none has less than
-# 3e-2 left of what tells positions apart.
-_ALIKE, _INPUTS_ALIKE = 1e-6, 1e-2
+# with 1e-4, 1.5e-3 and .025 of it stay near chance. Of those that train with skips none has less
+# than 3e-2 left of what tells positions apart.
+_ALIKE, _INPUTS_ALIKE = 1e-6, 0.05
 
 # Share of the softmaxes' rows that are all but one-hot. Causal attention
 # has one in its first row, 1/T of them; queries and keys 30 times too large have nearly all.
