@@ -658,6 +658,7 @@ def test_where_positions_and_inputs_are_alike_what_is_pooled_is_lost():
         return token_collapse(Examination(changed)).severity
 
     assert severity(0.1, probe.loss) == "note"
+    assert severity(0.025, probe.loss) == "critical"
     assert severity(1e-3, probe.loss) == "critical"
     assert severity(1e-3, 0.1 * probe.constant_loss) == "note"
 
