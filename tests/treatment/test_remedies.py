@@ -623,3 +623,33 @@ def test_a_loss_is_traced_once_for_all_remedies():
     assert len(calls) == 1
     for one in made:
         assert not (one.params["v"] == params["v"]).all()
+
+
+def test_a_differential_equations_small_kernels_are_drawn_anew():
+    """Outputs of unit variance in 20 layers of tanh make second derivatives of thousands."""
+    keys = jax.random.split(jax.random.key(0), 21)
+    sizes = (1, *(24,) * 20, 1)
+    shapes = zip(sizes[:-1], sizes[1:], strict=True)
+    kernels = [
+        0.3 * jax.random.normal(key, shape) / shape[0] ** 0.5
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+    params = {"kernels": kernels, "biases": [jnp.zeros(24)] * 20}
+
+    def height(params, x):
+        h = x[None]
+        for kernel, bias in zip(params["kernels"], params["biases"], strict=False):
+            h = jnp.tanh(h @ kernel + bias)
+        return (h @ params["kernels"][-1])[0]
+
+    def loss(params, x):
+        bend = jax.vmap(jax.grad(jax.grad(height, 1), 1), (None, 0))(params, x)
+        ends = height(params, jnp.zeros(())) ** 2 + height(params, jnp.ones(())) ** 2
+        return jnp.mean((bend + jnp.pi**2 * jnp.sin(jnp.pi * x)) ** 2) / 50 + ends
+
+    batches = list(jax.random.uniform(jax.random.key(9), (8, 32)))
+    problem = vj.Problem(loss, params, optax.adam(2e-3))
+    treatment = vj.cure(problem, batches, steps=60, total_steps=5000)
+    assert any("redraw" in one.name for one in treatment.accepted), treatment
+    losses = [float(loss(one.params, batches[-1])) for one in (problem, treatment.problem)]
+    assert losses[1] < 0.3 * losses[0]

@@ -106,6 +106,9 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
         if one.severity == "critical" or one.leaves_unknown or one.rule == "does_not_learn"
     ]
     wanted = fitting({one.rule for one in grave if not _is_mended_in_code(one)})
+    if "lsuv" in wanted and context.probe is not None and context.probe.in_derivatives.any():
+        # Outputs of unit variance in every layer have derivatives of thousands.
+        wanted = tuple(name for name in REMEDIES if name in {*wanted, *_REDRAWN})
     if any(one.rule == "nonfinite" and _is_mended_in_code(one) for one in grave):
         # The operation may be right for inputs of usual size.
         wanted = (*(name for name in INPUTS if name not in wanted), *wanted)
@@ -113,6 +116,7 @@ def fitting_remedies(findings: Iterable[Finding], context: Context) -> tuple[Rem
 
 
 INPUTS = ("standardize", "standardize_inside")
+_REDRAWN = ("redraw", "slow_redraw")
 # Each mends something that no rule of a verdict sees; what is alike is tried by one of its forms.
 RIVALS = ("small_output", "redraw", "adam_atan2", "muon")
 
