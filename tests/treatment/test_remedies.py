@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import itertools
 import json
 import typing
 
@@ -629,11 +630,11 @@ def test_a_differential_equations_small_kernels_are_drawn_anew():
     """Outputs of unit variance in 20 layers of tanh make second derivatives of thousands."""
     keys = jax.random.split(jax.random.key(0), 21)
     sizes = (1, *(24,) * 20, 1)
-    shapes = zip(sizes[:-1], sizes[1:], strict=True)
     kernels = [
-        0.3 * jax.random.normal(key, shape) / shape[0] ** 0.5
-        for key, shape in zip(keys, shapes, strict=True)
+        jax.random.normal(key, shape) / shape[0] ** 0.5
+        for key, shape in zip(keys, itertools.pairwise(sizes), strict=True)
     ]
+    kernels[:-1] = [0.3 * kernel for kernel in kernels[:-1]]
     params = {"kernels": kernels, "biases": [jnp.zeros(24)] * 20}
 
     def height(params, x):
