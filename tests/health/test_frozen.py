@@ -82,3 +82,26 @@ def test_where_all_kernels_are_stopped_and_nothing_trains_beside_them_it_is_sick
     found = diagnosed(*STUCK[left])
     assert [one.rule for one in found.findings if one.severity == "critical"] == ["zero_gradient"]
     assert "stop_gradient" in found.findings[0].cause
+
+
+@pytest.mark.parametrize("size", [1.0, 60.0])
+@pytest.mark.parametrize("behind", [True, False])
+def test_what_is_frozen_is_saturated_only_where_a_gradient_must_get_through(behind, size):
+    """A critic behind what is trained; not features before it, which a last layer trains on."""
+    frozen = [size * normal(KEYS[2], 16, 32), size * normal(KEYS[3], 32, 32)]
+    params = {"frozen": frozen, "trained": [normal(KEYS[4], 16, 16), normal(KEYS[5], 32, 5)]}
+
+    def loss(p, batch):
+        x, labels = batch
+        first, second = STOP(p["frozen"])
+        h = jnp.tanh(x @ p["trained"][0]) if behind else x
+        logits = jnp.tanh(jnp.tanh(h @ first) @ second) @ p["trained"][1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    found = vj.diagnose(loss, params, (X, Y), ADAM)
+    saturated = [one for one in found.findings if one.rule == "saturated_units"]
+    assert bool(saturated) == (behind and size > 1), str(found)
+    for one in saturated:
+        assert set(one.layers) == {"frozen/0", "frozen/1"}
+        assert "are frozen" in one.cause
+        assert one.remedy_ids == ("frozen_slope",)

@@ -225,6 +225,12 @@ class Probe:
         return tuple(_NUMBER.sub("", name) for name in self.names)
 
     @property
+    def is_stopped(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """For each layer whether its kernel is frozen by a stop_gradient."""
+        stopped = self.parameters.layers.stopped
+        return np.array([name.partition("[")[0] in stopped for name in self.kernels], bool)
+
+    @property
     def in_derivatives(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """For each layer whether it is a kernel's use in a derivative that the loss holds.
 

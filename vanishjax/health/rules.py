@@ -125,6 +125,11 @@ def saturated_units(seen: Examination) -> Finding | None:
     """A bounded activation driven to where it is flat."""
     probe = seen.probe
     saturated = probe.saturated_fraction > SATURATED_UNITS
+    frozen = saturated & probe.is_stopped
+    for place in map(int, np.flatnonzero(frozen)):
+        # Before all that is trained nothing has to come back through it.
+        before = None if probe.supply is None else probe.supply.around(place)[0]
+        saturated[place] = before is None or bool((before & ~probe.is_stopped).any())
     if not saturated.any():
         return _saturated_gates(probe) or _shut_gates(seen) or _saturated_beyond(probe)
     rms = float(np.median(probe.preactivation_rms[saturated]))
@@ -137,8 +142,9 @@ def saturated_units(seen: Examination) -> Finding | None:
             "preactivation_rms": rms,
         },
         f"Pre-activations of size {rms:.3g} drive the activation to where its slope is below a "
-        "twentieth of its steepest.",
-        advised("saturated_units", probe),
+        "twentieth of its steepest."
+        + (" These layers are frozen." if (frozen | ~saturated).all() else ""),
+        ("frozen_slope",) if (frozen | ~saturated).all() else advised("saturated_units", probe),
     )
 
 

@@ -68,9 +68,8 @@ def bad_start(seen: Examination) -> Finding | None:
     if not len(probe) or not probe.constant_loss > 0:
         return None
     ratio = probe.loss / probe.constant_loss
-    layers = probe.parameters.layers
     heads = [probe.names.index(name) for name in probe.heads]
-    if any(probe.kernels[i].partition("[")[0] in layers.stopped for i in heads):
+    if probe.is_stopped[heads].any():
         return None  # what comes after the last kernel that is trained is no part of the loss alone
     kernels = probe.of_kernels(probe.parameters.parameter_rms)[heads]
     moves = _USUAL_STEP if seen.step_rms is None else probe.of_kernels(seen.step_rms)[heads]

@@ -30,8 +30,7 @@ def dead_units(seen: Examination) -> Finding | None:
     # Units that are off because nothing at all comes in aren't dead: `zero_gradient` says why.
     dead = (probe.dead_fraction > DEAD_UNITS) & (probe.preactivation_rms > 0)
     # A stop_gradient within an activation makes its slope 0 too: nothing is dead there.
-    layers = probe.parameters.layers
-    dead &= ~np.isin(probe.names, _of_paths(layers.stopped, probe.names))
+    dead &= ~probe.is_stopped
     if not dead.any():
         return None
     worst = float(np.max(probe.dead_fraction[dead]))
