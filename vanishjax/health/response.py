@@ -109,8 +109,9 @@ def step_response(
     .. math:: e(g) = \min\left(1, \frac{R(g)\, g^{-d}}{R(w)\, w^{-d}}\right)
 
     for g < w, and 1 above as long as the step is finite and not zero: what clipping holds back is
-    not lost. An epsilon above 1e-4 and clipping below a norm of 1/32 can't be told apart from
-    outside: the one is taken for a small learning rate, the other for an epsilon.
+    not lost. An epsilon above 1e-4 counts as none here, and clipping below a norm of
+    1/32 as one: how large a step gets for a large gradient, which `diagnose` measures as well,
+    tells the one; how it grows where fewer entries have a gradient, the other.
 
     Args:
       tx: The transform. Extra arguments: it gets `value`, 1.
