@@ -57,6 +57,7 @@ BENCHMARKS = {
     "published_rules": Benchmark(),
     "real_networks": Benchmark(),
     "real_cures": Benchmark(),
+    "long_cures": Benchmark(),
     "verdict_cost": Benchmark(),
     "headline": Benchmark(data=True, needs_data=True),
     "deep_chains": Benchmark(data=True, needs_data=True),

@@ -130,6 +130,31 @@ def cures(results: dict[str, Any], part: str = "held_out") -> list[str]:
     return [*rows, "", said]
 
 
+def long_cures(results: dict[str, Any]) -> list[str]:
+    """Cures before long trainings: how far they got, and what the trials cost of a training."""
+    rows = [
+        "| network | steps | accepted | gap closed, untreated | cured | by chance | cost |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in results["treated"]:
+        accepted = ", ".join(f"`{name}`" for name in one["accepted"]) or "nothing"
+        ends, chance = one["closed"], one["control"]
+        cells = [one["network"], f"{one['training_steps']:,}", accepted]
+        cells += [_closed(ends["untreated"]), _closed(ends["cured"], one["repaired"])]
+        cells += [_closed(chance["closed"], chance["repaired"])]
+        rows.append(f"| {' | '.join(cells)} | {one['cost'] / one['training_steps']:.2f} |")
+    cost, alone = results["cost"], results["train_by_themselves"]
+    low, high = cost["quartiles"]
+    return [
+        *rows,
+        "",
+        f"Of {len(results['treated'])}, {len(alone)} train by themselves in so many steps. Of the "
+        f"others {_of(results['repaired'])} are repaired, by chance "
+        f"{_of(results['control_repaired'])}. The trials cost {cost['median']:.2f} "
+        f"({low:.2f} - {high:.2f}) of the training, at most {max(cost['samples']):.2f}.",
+    ]
+
+
 def _is_in_code(one: dict[str, Any]) -> bool:
     """Whether an operation made NaN, and no remedy was thought to help."""
     tried = [trial for trial in one["trials"] if trial["outcome"] != "untreated"]
