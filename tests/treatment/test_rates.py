@@ -153,6 +153,31 @@ def test_a_network_that_learns_gets_a_rate_that_it_learns_more_by(tx, expected):
     assert vj.cure(problem, data(), steps=STEPS).problem is problem
 
 
+@pytest.mark.parametrize(("total", "slower"), [(50 * STEPS, True), (8 * STEPS, False)])
+def test_a_residual_networks_new_kernels_get_smaller_steps_before_a_long_training(total, slower):
+    treatment = vj.cure(blocks(12, optax.adam(1e-2)), data(), steps=STEPS, total_steps=total)
+    names = {one.remedy for one in treatment.trials}
+    assert ("slow_redraw" in names) == slower, str(treatment)
+    assert [one.name for one in treatment.accepted] == ["slow_redraw" if slower else "redraw"]
+
+
+@pytest.mark.parametrize(("rate", "told"), [(3e-2, False), (3e-3, True)])
+def test_no_larger_steps_where_little_is_left_to_learn(rate, told):
+    """They may fall apart later than a trial shows; what a trial shows already isn't tried."""
+    problem = vj.mlp_problem(8, (64,), 1, loss="squared_error", tx=optax.adam(rate))
+    x = jax.random.normal(jax.random.key(2), (24, 64, 8))
+    batches = [(own, own[:, :1] + 0.5 * own[:, 1:2]) for own in x]
+    treatment = vj.cure(problem, batches, steps=STEPS, total_steps=8 * STEPS)
+    trials = {one.remedy: one for one in treatment.trials}
+    assert {"rate_by_30", "rate_by_3"} <= trials.keys()
+    larger = {"rate_x3", "rate_x10"} & trials.keys()
+    assert larger == ({"rate_x3", "rate_x10"} if told else set()), str(treatment)
+    assert all("little is left" in trials[name].reason for name in larger), str(treatment)
+    assert trials["rate_by_3"].steps == 4 * STEPS
+    assert treatment.cost >= sum(one.steps for one in treatment.trials)
+    assert not {one.name for one in treatment.accepted} & larger
+
+
 def test_a_rate_stands_inside_the_coordinates():
     """So that a network in units of its own is still looked at in those that its steps are in."""
     problem = vj.mlp_problem(8, (32,), 1, loss="squared_error", tx=vj.adam(1e-3))

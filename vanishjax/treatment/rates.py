@@ -24,6 +24,7 @@ from vanishjax.treatment.trial import Run, race
 from vanishjax.treatment.waves import trained
 
 OTHER_RATES = rate_by_30, rate_by_3, rate_x3, rate_x10
+_LITTLE = 0.1  # of a constant output's loss
 
 
 def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progress:
@@ -40,6 +41,8 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
       How far it has come now.
     """
     rates = tuple(make(setting.context) for make in OTHER_RATES)
+    if _has_learned(progress.best or progress.untreated, setting):
+        rates = tuple(one for one in rates if one.rate < 1)
     setting = dataclasses.replace(setting, batches=batches, left=LEFT_OF_RACE)
     try:
         as_it_is, *runs = _race(setting, progress, rates)
@@ -47,7 +50,6 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
         failed = tuple(Failure.of(remedy, error) for remedy in rates)
         return judge(setting, progress, Wave((), ()), Raced((), failed))
     others = _under_muon(setting, progress), _next_best(setting, progress)
-    raced = (*zip(rates, runs, strict=True), *(run for one in others for run in one.runs))
     failures = tuple(failure for one in others for failure in one.failures)
     beside = dataclasses.replace(
         note(progress, as_it_is, f"{len(as_it_is.losses)} steps, beside other rates"),
@@ -55,11 +57,30 @@ def at_other_rates(setting: Setting, progress: Progress, batches: Any) -> Progre
         untreated=as_it_is if progress.best is None else progress.untreated,
         cured=False,
     )
+    rated = list(zip(rates, runs, strict=True))
+    if _has_learned(as_it_is, setting):
+        for remedy, run in rated:
+            if remedy.rate > 1:
+                beside = note(
+                    beside, run, "little is left to learn: not worth larger steps", remedy
+                )
+        rated = [(remedy, run) for remedy, run in rated if remedy.rate < 1]
+    raced = (*rated, *(run for one in others for run in one.runs))
     then = judge(setting, beside, Wave((), ()), Raced(raced, failures))
     then = dataclasses.replace(then, untreated=progress.untreated)
     if then.accepted != progress.accepted:
         return then
     return dataclasses.replace(then, best=progress.best, cured=progress.cured)
+
+
+def _has_learned(run: Run | None, setting: Setting) -> bool:
+    """Whether a network has learned nearly all: nothing to win is worth the risk of larger steps.
+
+    Those of an equilibrium at three times its rate left .005 of its loss after a longer trial, .01
+    without, and half of it at the end: it no longer came to rest.
+    """
+    least = setting.before.probe.constant_loss
+    return run is not None and float(np.mean(run.held_out)) <= _LITTLE * least
 
 
 def _under_muon(setting: Setting, progress: Progress) -> Raced:
