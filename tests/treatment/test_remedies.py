@@ -491,6 +491,15 @@ def test_depth_counts_kernels_alone():
     assert KNOWN["slow_identity_attention"](own).rate == steps.SLOWER
 
 
+def test_identity_attention_bears_larger_steps_in_a_short_training():
+    deep = context(network(depth=60))
+    short = dataclasses.replace(deep, short=True)
+    rates = [KNOWN["slow_identity_attention"](one).rate for one in (deep, short)]
+    assert rates == [0.1, steps.SLOWER]
+    assert {KNOWN["slow_lsuv"](one).rate for one in (deep, short)} == {0.1}
+    assert {KNOWN["slow_long_memory"](one).rate for one in (deep, short)} == {steps.SLOWER}
+
+
 def test_saturated_attention_is_cured():
     sick = transformer(scale=30.0)
     treatment = vj.cure(sick, TOKENS, steps=40)

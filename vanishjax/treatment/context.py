@@ -34,6 +34,7 @@ class Context:
       batch: What data-dependent remedies look at.
       learning_rate: Of Adam-like optimizers; Muon-like ones take ten times as much.
       total_steps: Length of the training that follows, for rates that fall with time.
+      short: Whether that is no more than a few trials.
       key: Draws parameters.
       probe: What was measured of the network, if it was: what needs another kind of network isn't
         tried, or refuses at once.
@@ -48,6 +49,7 @@ class Context:
     batch: object
     learning_rate: float = 1e-3
     total_steps: int = 1000
+    short: bool = False
     key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
     probe: Probe | None = None
     relative_step: float | None = None

@@ -139,6 +139,7 @@ def cure(
     first = _examine(problem, trained_on[0])
     before = as_judged(first, problem, held_out)
     order_key, remedy_key = jax.random.split(key)
+    length = np.inf if total_steps is None else total_steps / steps
     setting = Setting(
         problem,
         before,
@@ -148,6 +149,7 @@ def cure(
             trained_on[0],
             learning_rate=float(learning_rate),
             total_steps=10 * steps if total_steps is None else total_steps,
+            short=length <= SHORT,
             key=remedy_key,
             probe=before.probe,
             relative_step=before.relative_step,
@@ -157,7 +159,7 @@ def cure(
         sequence(trained_on, steps, order_key),
         stack(held_out),
         jax.random.fold_in(key, steps),
-        np.inf if total_steps is None else total_steps / steps,
+        length,
     )
     progress = Progress(problem, before, cost=PROBE_STEPS)
     if before.verdict == "healthy":
