@@ -77,7 +77,8 @@ def cure(
     three kinds that took the cause away and came furthest are tried once more, in all their forms,
     for four times as many steps. Where nothing helped, the network comes back as it was. Where only
     a short training follows, what was accepted, or the network as it is, is tried at a thirtieth, a
-    third, three and ten times its rate, for as long as four trials, and with what came next.
+    third, three and ten times its rate (these where it leaves more than a tenth of a constant
+    output's loss), for as long as four trials, and with what came next.
 
     Args:
       problem: The network, its loss in any form and its transform; left as it is. It is judged by
