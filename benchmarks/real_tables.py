@@ -25,6 +25,7 @@ _NAMES = {
     "thirteenth_fresh": "fresh, thirteenth set",
     "fourteenth_fresh": "fresh, fourteenth set",
     "fifteenth_fresh": "fresh, fifteenth set",
+    "sixteenth_fresh": "fresh, sixteenth set",
     "tuning": "tuning",
 }
 

@@ -16,6 +16,7 @@ from benchmarks.real_zoo.network import Network, Task
 from benchmarks.real_zoo.ninth_fresh import ninth_fresh_networks
 from benchmarks.real_zoo.second_fresh import second_fresh_networks
 from benchmarks.real_zoo.seventh_fresh import seventh_fresh_networks
+from benchmarks.real_zoo.sixteenth_fresh import sixteenth_fresh_networks
 from benchmarks.real_zoo.sixth_fresh import sixth_fresh_networks
 from benchmarks.real_zoo.tenth_fresh import tenth_fresh_networks
 from benchmarks.real_zoo.third_fresh import third_fresh_networks
@@ -37,6 +38,7 @@ __all__ = [
     "ninth_fresh_networks",
     "second_fresh_networks",
     "seventh_fresh_networks",
+    "sixteenth_fresh_networks",
     "sixth_fresh_networks",
     "tenth_fresh_networks",
     "third_fresh_networks",
