@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+
 import numpy as np
 
 from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, feeding, pick
 from vanishjax.health.measurements import Probe
+from vanishjax.health.supply import Flags
 
 # Share of a bounded activation's slopes in a layer.
 SATURATED_UNITS = 0.8
@@ -15,6 +18,7 @@ SATURATED_UNITS = 0.8
 # gates, 17 of them, an LSTM goes a third of the way in 400 steps of Adam at .005, with -14 and 27
 # nowhere; with -5, 9 of them, most of it.
 _SHUT = 15.0
+_LEAST_STEPS = 3  # uses of one kernel that make a loop
 
 
 def saturated_units(seen: Examination) -> Finding | None:
@@ -26,8 +30,10 @@ def saturated_units(seen: Examination) -> Finding | None:
         # Before all that is trained nothing has to come back through it.
         before = None if probe.supply is None else probe.supply.around(place)[0]
         saturated[place] = before is None or bool((before & ~probe.is_stopped).any())
+    gates = _gates_beside(probe, saturated)
+    saturated &= ~gates
     if not saturated.any():
-        return _saturated_gates(probe) or _shut_gates(seen) or _saturated_beyond(probe)
+        return _saturated_gates(probe) or _shut_gates(seen, gates) or _saturated_beyond(probe)
     rms = float(np.median(probe.preactivation_rms[saturated]))
     return Finding(
         "saturated_units",
@@ -42,6 +48,19 @@ def saturated_units(seen: Examination) -> Finding | None:
         + (" These layers are frozen." if (frozen | ~saturated).all() else ""),
         ("frozen_slope",) if (frozen | ~saturated).all() else advised("saturated_units", probe),
     )
+
+
+def _gates_beside(probe: Probe, saturated: Flags) -> Flags:
+    """Which of some layers feed a sigmoid in a loop that something leads past.
+
+    As of a cell with a kernel for each gate. An open one is flat as well, and does no harm.
+    """
+    used = collections.Counter(probe.kernels)
+    looped = np.array([used[name] >= _LEAST_STEPS for name in probe.kernels], bool)
+    gates = saturated & looped & np.array([kind == "other" for kind in probe.activations], bool)
+    if probe.supply is None or not gates.any():
+        return np.zeros_like(saturated)
+    return gates & ~probe.supply.blocked(np.inf, saturated)
 
 
 def _saturated_gates(probe: Probe) -> Finding | None:
@@ -60,13 +79,14 @@ def _saturated_gates(probe: Probe) -> Finding | None:
     )
 
 
-def _shut_gates(seen: Examination) -> Finding | None:
+def _shut_gates(seen: Examination, flat: Flags) -> Finding | None:
     """A gate that lets next to nothing through, where nothing leads past it."""
     probe = seen.probe
-    flat = set(feeding(probe.gates, SATURATED_UNITS))
-    if not flat or probe.supply is None:
+    names = set(feeding(probe.gates, SATURATED_UNITS))
+    fed = flat | np.array([name in names for name in probe.names], bool)
+    if not fed.any() or probe.supply is None:
         return None
-    fed = np.array([name in flat for name in probe.names])
+    shares = [share for _, share in probe.gates] + probe.saturated_fraction[flat].tolist()
     shut = probe.supply.blocked(_SHUT) & fed
     if not shut.any():
         return None
@@ -75,7 +95,7 @@ def _shut_gates(seen: Examination) -> Finding | None:
         "saturated_units",
         "critical",
         pick(probe.names, shut),
-        {"saturated_fraction": max(share for _, share in probe.gates), "reach": nats},
+        {"saturated_fraction": max(shares), "reach": nats},
         f"A gate that these kernels feed is shut for all inputs: exp({nats:.3g}) of the gradient's "
         "energy comes through, and nothing leads past it.",
         advised("saturated_units", probe),
