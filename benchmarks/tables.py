@@ -407,6 +407,7 @@ TABLES = {
     "real_networks": real_tables.real_networks,
     "real_networks, cost": real_tables.cost,
     "real_networks, tools": real_tables.tools,
+    "long_cures": real_tables.long_cures,
     "real_cures": real_tables.cures,
     "remedies": remedies,
     "remedies, by cause": remedies_by_cause,
