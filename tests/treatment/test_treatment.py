@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import types
 
@@ -246,6 +247,30 @@ def test_a_network_that_only_looks_healthy_is_treated():
     assert "fit_rate" in [remedy.name for remedy in treatment.accepted]
     assert treatment.trials[0].outcome == "untreated"
     assert "does not learn: " in str(treatment)
+
+
+def test_what_is_about_to_be_trained_is_announced():
+    """Every trial but what is refused, and how many others are known to follow."""
+    seen = []
+    treatment = vj.cure(
+        network(depth=8, tx=SGD),
+        data(),
+        steps=4,
+        total_steps=8,
+        on_trial=lambda trial: seen.append(trial.remedy),
+        on_wave=lambda names, waiting: seen.append((names, waiting)),
+    )
+    waves = [one for one in seen if isinstance(one, tuple)]
+    (first, most), *_, (last, least) = waves
+    assert seen[0] == waves[0]
+    assert first[0] == "untreated"
+    assert most > least == 0
+    assert last == ("other rates",)
+    announced = {name for names, _ in waves for name in names}
+    ran = {one.remedy for one in treatment.trials if one.steps == 4}
+    assert {name.rpartition(" + ")[2] for name in ran} <= announced
+    for before, after in itertools.pairwise(seen):
+        assert not (isinstance(before, tuple) and isinstance(after, tuple)), seen
 
 
 def test_a_network_that_has_learned_already_need_not_learn_more():

@@ -126,16 +126,43 @@ def _treat_target(options: argparse.Namespace) -> Treatment:
 
 def _treat(problem: Problem, batches: Any, seed: int, options: argparse.Namespace) -> Treatment:
     import jax
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from vanishjax.cli.terminal import Terminal
+    from vanishjax.foreign import listed
     from vanishjax.treatment import cure
 
     console = Terminal(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("diagnosing", total=None)
 
-    def tell(trial: Trial) -> None:
-        console.print(f"{trial.remedy}: {trial.outcome}")
+        def tell(trial: Trial) -> None:
+            console.print(f"{trial.remedy}: {trial.outcome}", soft_wrap=True)
+            progress.update(task, advance=1)
 
-    with console.status("diagnosing and trying remedies"):
+        def announce(names: tuple[str, ...], waiting: int) -> None:
+            done = progress.tasks[task].completed
+            said = listed(names, 2)
+            progress.update(task, description=said, total=done + len(names) + waiting)
+
         return cure(
             problem,
             batches,
@@ -144,6 +171,7 @@ def _treat(problem: Problem, batches: Any, seed: int, options: argparse.Namespac
             learning_rate=options.remedy_rate,
             key=jax.random.key(seed),
             on_trial=tell,
+            on_wave=announce,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,6 +44,22 @@ from vanishjax.validation import check_count
 _RETRIED, _LONGER = 3, 4
 
 
+class _Told(NamedTuple):
+    """Who is told how far a cure has come."""
+
+    on_trial: Callable[[Trial], None] | None
+    on_wave: Callable[[tuple[str, ...], int], None] | None
+
+    def trials(self, trials: Iterable[Trial]) -> None:
+        if self.on_trial is not None:
+            for trial in trials:
+                self.on_trial(trial)
+
+    def wave(self, names: tuple[str, ...], waiting: int) -> None:
+        if self.on_wave is not None:
+            self.on_wave(names, waiting)
+
+
 def cure(
     problem: Problem,
     batches: Iterable[Any],
@@ -54,6 +70,7 @@ def cure(
     total_steps: int | None = None,
     learning_rate: float = 1e-3,
     on_trial: Callable[[Trial], None] | None = None,
+    on_wave: Callable[[tuple[str, ...], int], None] | None = None,
 ) -> Treatment:
     """Finds out what makes a network train, by trying it on that network.
 
@@ -97,6 +114,9 @@ def cure(
         with time are given ten trials.
       learning_rate: Of the Adam-like optimizers among the remedies; Muon-like take ten times that.
       on_trial: Called with every trial when it is done.
+      on_wave: Called before remedies are trained side by side, with their names and the number of
+        others that are to follow as far as is known: fewer do once the network is cured, and more
+        where nothing helps.
 
     Returns:
       The treatment: `problem` and `opt_state` to go on with, every trial, and a `recipe` in Python.
@@ -137,6 +157,7 @@ def cure(
     key = jax.random.key(0) if key is None else key
     problem = _placed(problem)
     trained_on, held_out, notes = divide(batches, steps)
+    told = _Told(on_trial, on_wave)
     first = _examine(problem, trained_on[0])
     before = as_judged(first, problem, held_out)
     order_key, remedy_key = jax.random.split(key)
@@ -164,21 +185,21 @@ def cure(
     )
     progress = Progress(problem, before, cost=PROBE_STEPS)
     if before.verdict == "healthy":
-        setting, progress, said = _seen_alone(setting, progress, on_trial)
+        setting, progress, said = _seen_alone(setting, progress, told)
         before, notes = setting.before, (*said, *notes)
     if before.verdict != "healthy" or progress.trials:
         if remedies is None:
             # Inputs and targets in units of their own hide each other, and either may be enough for
             # a part of the loss: they are mended together first.
-            progress = _tried_in_pairs(setting, progress, on_trial)
-        progress = _tried(setting, progress, on_trial)
+            progress = _tried_in_pairs(setting, progress, told)
+        progress = _tried(setting, progress, told)
         stuck = before.verdict == "sick" and progress.best is None
         if stuck and remedies is None and progress.untreated is not None and progress.tried:
             # What was found may not be all that is wrong: on to what fits where nothing is found.
             # Not where nothing fits, as where the user's own code is to be mended.
             found = [learns_nothing(progress.untreated, before)]
             others = fitting_remedies(found, setting.context)
-            progress = _tried(dataclasses.replace(setting, remedies=others), progress, on_trial)
+            progress = _tried(dataclasses.replace(setting, remedies=others), progress, told)
         if before.verdict == "sick" and progress.best is None and progress.relieved:
             longer = dataclasses.replace(
                 setting,
@@ -187,13 +208,14 @@ def cure(
                 length=setting.length / _LONGER,
             )
             again = Progress(problem, before, trials=progress.trials, cost=progress.cost)
-            setting, progress = longer, _tried(longer, again, on_trial)
+            setting, progress = longer, _tried(longer, again, told)
     # Not where nothing fits, as where the user's own code is to be mended.
     nothing_fits = before.verdict == "sick" and not (progress.tried or progress.failed)
     if remedies is None and setting.length <= SHORT and not nothing_fits:
+        told.wave(("other rates",), 0)
         several = min(_LONGER * steps, max(steps, setting.context.total_steps))
         then = at_other_rates(setting, progress, sequence(trained_on, several, order_key))
-        _tell(then.trials[len(progress.trials) :], on_trial)
+        told.trials(then.trials[len(progress.trials) :])
         progress = then
     setting.context.made.clear()  # parameters that nothing else holds
     cured, opt_state = problem, None
@@ -217,7 +239,7 @@ def cure(
 
 
 def _seen_alone(
-    setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
+    setting: Setting, progress: Progress, told: _Told
 ) -> tuple[Setting, Progress, tuple[str, ...]]:
     """Trains a network that looks healthy as it is, and doubts the verdict if it learns nothing.
 
@@ -225,7 +247,7 @@ def _seen_alone(
     where inputs or targets are far from standard, standardizing them is; and other rates, kernels
     and steps, where only a short training follows.
     """
-    alone = _tried(dataclasses.replace(setting, remedies=()), progress, None)
+    alone = _tried(dataclasses.replace(setting, remedies=()), progress, _Told(None, told.on_wave))
     (trial,), untreated = alone.trials, alone.untreated
     if untreated is None or learns_by_itself(untreated, setting.before):
         learned = untreated and course(untreated, setting.before)
@@ -240,49 +262,45 @@ def _seen_alone(
                 others += larger_rates(setting.context) + rivals(setting.context)
         if not others and (setting.remedies is not None or setting.length > SHORT):
             return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
-        _tell((trial,), on_trial)
+        told.trials((trial,))
         setting = dataclasses.replace(setting, before=verdict, remedies=others)
         return setting, dataclasses.replace(alone, verdict=verdict), ()
     examine = functools.partial(_examine, setting.problem)
     verdict, notes = doubted(setting.before, untreated, setting.batches, setting.held_out, examine)
-    _tell((trial,), on_trial)
+    told.trials((trial,))
     doubting = dataclasses.replace(setting, before=verdict)
     cost = alone.cost + PROBE_STEPS * len(notes)
     return doubting, dataclasses.replace(alone, verdict=verdict, cost=cost), notes
 
 
-def _tried(
-    setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
-) -> Progress:
+def _tried(setting: Setting, progress: Progress, told: _Told) -> Progress:
     """What comes of wave after wave, until nothing is left to try."""
     while (wave := propose(setting, progress)) is not None:
-        progress = _tried_at_once(setting, progress, wave, on_trial)
+        told.wave(*_announced(setting, progress, wave))
+        progress = _tried_at_once(setting, progress, wave, told)
         if setting.remedies is not None or progress.best is not None:
             continue
         # First everything is tried alone, but for slower forms.
         if all(remedy.safer_than is not None for remedy in waiting(setting, progress)):
-            progress = _tried_in_pairs(setting, progress, on_trial)
+            progress = _tried_in_pairs(setting, progress, told)
     return progress
 
 
-def _tried_at_once(
-    setting: Setting, progress: Progress, wave: Wave, on_trial: Callable[[Trial], None] | None
-) -> Progress:
+def _announced(setting: Setting, progress: Progress, wave: Wave) -> tuple[tuple[str, ...], int]:
+    """What a wave trains, and how many other remedies wait."""
+    names = tuple("untreated" if one is None else one.name for one, _ in wave.members)
+    taken = {*names, *(one.remedy.name for one in wave.failures)}
+    return names, sum(one.name not in taken for one in waiting(setting, progress))
+
+
+def _tried_at_once(setting: Setting, progress: Progress, wave: Wave, told: _Told) -> Progress:
     """What comes of one wave."""
     then = judge(setting, progress, wave, trained(setting, wave.members))
-    _tell(then.trials[len(progress.trials) :], on_trial)
+    told.trials(then.trials[len(progress.trials) :])
     return then
 
 
-def _tell(trials: Iterable[Trial], on_trial: Callable[[Trial], None] | None) -> None:
-    if on_trial is not None:
-        for trial in trials:
-            on_trial(trial)
-
-
-def _tried_in_pairs(
-    setting: Setting, progress: Progress, on_trial: Callable[[Trial], None] | None
-) -> Progress:
+def _tried_in_pairs(setting: Setting, progress: Progress, told: _Told) -> Progress:
     """What comes of remedies that took the cause away beside what mends another fault."""
     for given, candidates in pairs(progress.reliefs, setting.context):
         names = [(given.name, one.name) for one in candidates]
@@ -293,12 +311,12 @@ def _tried_in_pairs(
             start = given.treat(setting.problem)
         except Exception as error:
             wave = Wave((), (Failure.of(given, error),))
-            progress = _tried_at_once(setting, progress, wave, on_trial)
+            progress = _tried_at_once(setting, progress, wave, told)
             continue
         beside = dataclasses.replace(
             progress, start=start, accepted=(given,), tried=frozenset[str]()
         )
-        pair = _tried(dataclasses.replace(setting, remedies=others), beside, on_trial)
+        pair = _tried(dataclasses.replace(setting, remedies=others), beside, told)
         if pair.best is not None:
             return dataclasses.replace(pair, tried=progress.tried | pair.tried)
         progress = dataclasses.replace(
