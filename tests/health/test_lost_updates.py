@@ -113,3 +113,31 @@ def test_squares_that_float16_has_no_numbers_for_are_told(make, dtype, lost):
     if lost:
         assert found.severity == "critical"
         assert "hidden_0/kernel" in found.layers
+
+
+@pytest.mark.parametrize(("steps", "verdict"), [(1.6, "sick"), (12.0, "healthy")])
+def test_gradients_of_the_smallest_number_are_as_good_as_lost(steps, verdict):
+    """Entries of up to half of it are zeros, others that number: what remains is their signs."""
+    plain = vj.mlp_problem(
+        8,
+        (32, 32, 32),
+        1,
+        activation="tanh",
+        loss="squared_error",
+        dtype=jnp.float16,
+        param_dtype=jnp.float16,
+    )
+    x = jax.random.normal(jax.random.key(1), (64, 8), jnp.float16)
+    batch = x, jnp.tanh(x[:, :1] + x[:, 1:2])
+    full = vj.probe(plain.loss_fn, plain.params, batch).log_gradient_rms
+    smallest = float(jnp.finfo(jnp.float16).smallest_subnormal)
+    factor = steps * smallest / float(np.exp(np.median(full)))
+
+    def loss_fn(params, batch):
+        return plain.loss_fn(params, batch) * jnp.float16(factor)
+
+    found = vj.diagnose(loss_fn, plain.params, batch, vj.adam(1e-2, eps=1e-12))
+    assert found.verdict == verdict, found
+    assert [one.rule for one in found.findings if one.severity == "critical"] == (
+        ["underflow"] if verdict == "sick" else []
+    )
