@@ -211,8 +211,8 @@ def underflow(seen: Examination) -> Finding | None:
     told = ~np.isnan(probe.log_gradient_rms)  # not of a kernel that is used several times
     tiny = np.array([_log_tiny(dtype) for dtype in probe.dtypes])
     wide = tiny < _log_tiny("float16")
-    # What isn't rounded to zero is rounded to the smallest number, or to twice as much. A network in
-    # float16 closed .5 of its gap at that number, .6 at one and a half, .8 at two, .9 at three.
+    # What isn't rounded to zero is rounded to the smallest number, or to twice as much. A network
+    # closed .5 of its gap at that number, .6 at one and a half, .8 at two, .9 at three.
     lost |= ~wide & (probe.log_gradient_rms < tiny + _LOST)
     # In types of float32's range part of a network is lost only where the cotangent itself vanishes
     # on the way, whatever the loss's scale; all of it is where the loss is too small.
