@@ -26,6 +26,7 @@ _NAMES = {
     "fourteenth_fresh": "fresh, fourteenth set",
     "fifteenth_fresh": "fresh, fifteenth set",
     "sixteenth_fresh": "fresh, sixteenth set",
+    "seventeenth_fresh": "fresh, seventeenth set",
     "tuning": "tuning",
 }
 

@@ -271,7 +271,7 @@ def front():
     """The three answers of the front page."""
     chains, verdicts, cures = (_results(name) for name in ("deep_chains", "diagnosis", "cure"))
     known, treated = _results("real_networks"), _results("real_cures")
-    *earlier, latest = (known[part] for part in PARTS if part != "tuning")
+    *earlier, latest = (known[part] for part in PARTS if part != "tuning" and part in known)
     fresh = (treated[part] for part in PARTS if part.endswith("fresh") and part in treated)
     *before, last = (part for part in fresh if "control_repaired" in part)
     cells = [cell for own in chains.values() for cell in own if cell["contender"] not in OTHERS]

@@ -15,6 +15,7 @@ from benchmarks.real_zoo.held_out import held_out_networks
 from benchmarks.real_zoo.network import Network, Task
 from benchmarks.real_zoo.ninth_fresh import ninth_fresh_networks
 from benchmarks.real_zoo.second_fresh import second_fresh_networks
+from benchmarks.real_zoo.seventeenth_fresh import seventeenth_fresh_networks
 from benchmarks.real_zoo.seventh_fresh import seventh_fresh_networks
 from benchmarks.real_zoo.sixteenth_fresh import sixteenth_fresh_networks
 from benchmarks.real_zoo.sixth_fresh import sixth_fresh_networks
@@ -37,6 +38,7 @@ __all__ = [
     "held_out_networks",
     "ninth_fresh_networks",
     "second_fresh_networks",
+    "seventeenth_fresh_networks",
     "seventh_fresh_networks",
     "sixteenth_fresh_networks",
     "sixth_fresh_networks",
