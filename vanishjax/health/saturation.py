@@ -10,7 +10,7 @@ from vanishjax.health.advice import advised
 from vanishjax.health.examination import Examination
 from vanishjax.health.finding import Finding, feeding, pick
 from vanishjax.health.measurements import Probe
-from vanishjax.health.supply import Flags
+from vanishjax.health.supply import LEAST_STEPS, Flags
 
 # Share of a bounded activation's slopes in a layer.
 SATURATED_UNITS = 0.8
@@ -18,7 +18,6 @@ SATURATED_UNITS = 0.8
 # gates, 17 of them, an LSTM goes a third of the way in 400 steps of Adam at .005, with -14 and 27
 # nowhere; with -5, 9 of them, most of it.
 _SHUT = 15.0
-_LEAST_STEPS = 3  # uses of one kernel that make a loop
 
 
 def saturated_units(seen: Examination) -> Finding | None:
@@ -56,7 +55,7 @@ def _gates_beside(probe: Probe, saturated: Flags) -> Flags:
     As of a cell with a kernel for each gate. An open one is flat as well, and does no harm.
     """
     used = collections.Counter(probe.kernels)
-    looped = np.array([used[name] >= _LEAST_STEPS for name in probe.kernels], bool)
+    looped = np.array([used[name] >= LEAST_STEPS for name in probe.kernels], bool)
     gates = saturated & looped & np.array([kind == "other" for kind in probe.activations], bool)
     if probe.supply is None or not gates.any():
         return np.zeros_like(saturated)

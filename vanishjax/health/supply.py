@@ -14,7 +14,7 @@ from vanishjax import _jaxpr
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 # Two uses in turn are those of a table at both ends of a network, and no loop.
-_LEAST_STEPS = 3
+LEAST_STEPS = 3
 
 
 class Instance(NamedTuple):
@@ -182,7 +182,7 @@ def _in_steps(
     A cell's kernel takes in its own work, use after use. Beside it stands what each step takes in:
     of each use of that kernel more of the cell's lie downstream than of the next one.
     """
-    many = [own for own in kernels if len(own) >= _LEAST_STEPS]
+    many = [own for own in kernels if len(own) >= LEAST_STEPS]
     if not many:
         return
     below = paths.downstream(looping=False)
