@@ -80,7 +80,8 @@ def _has_learned(run: Run | None, setting: Setting) -> bool:
     without, and half of it at the end: it no longer came to rest.
     """
     least = setting.before.probe.constant_loss
-    return run is not None and float(np.mean(run.held_out)) <= _LITTLE * least
+    # Of a loss that may be negative no share is little.
+    return run is not None and 0 <= float(np.mean(run.held_out)) <= _LITTLE * least
 
 
 def _under_muon(setting: Setting, progress: Progress) -> Raced:
