@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from benchmarks import record
-from benchmarks.real_cures import SHOWN, control, repaired, treat
+from benchmarks.real_cures import beside_chance, repaired
 from benchmarks.real_networks import PARTS, medians, train
 
 TIMES = 10
@@ -39,16 +39,12 @@ def run(part: str, name: str, times: int) -> dict[str, Any]:
     networks = {network.name: network for network in PARTS[part]()}
     network = networks[name]
     twin = networks[network.twin or name]
-    ends = medians(train(twin, steps=times * twin.steps))
-    place = int(ends.sum(-1).argmin())
-    rate = (twin.rates if network.rates == twin.rates else network.rates)[place]
-    jax.clear_caches()
     longer = dataclasses.replace(network, steps=times * network.steps)
-    row = treat(longer, rate, 0, ends[place])
-    print(name, {key: row[key] for key in SHOWN}, flush=True)
-    chance = control(longer, rate, 0, ends[place], row["trials"])
-    print(name, chance, flush=True)
-    return {**row, "control": chance, **record.commit()}
+    its = medians(train(twin, steps=times * twin.steps))
+    own = its if network.rates == twin.rates else medians(train(longer))
+    jax.clear_caches()
+    rate = network.rates[own.sum(-1).argmin()]
+    return beside_chance(longer, rate, 0, its[its.sum(-1).argmin()])
 
 
 def summary(treated: list[dict[str, Any]]) -> dict[str, Any]:

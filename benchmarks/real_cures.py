@@ -161,6 +161,22 @@ def control(
     }
 
 
+def beside_chance(
+    network: Network,
+    rate: float,
+    seed: int,
+    twin: np.ndarray,
+    row: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One network and seed: its cure, if there is none yet, and its control."""
+    row = treat(network, rate, seed, twin) | record.commit() if row is None else row
+    print(network.name, {key: row[key] for key in SHOWN}, flush=True)
+    chance = control(network, rate, seed, twin, row["trials"]) | record.commit()
+    print(network.name, chance, flush=True)
+    jax.clear_caches()
+    return {**row, "control": chance}
+
+
 def summary(treated: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts by cause and in all."""
     causes: dict[str, list[bool]] = {}
@@ -187,13 +203,7 @@ class Case(NamedTuple):
     def run(self, row: dict[str, Any] | None) -> dict[str, Any]:
         """Its cure where none is there, and its control."""
         network = next(one for one in PARTS[self.part]() if one.name == self.name)
-        what = network, self.rate, self.seed, self.twin
-        row = treat(*what) | record.commit() if row is None else row
-        print(self.name, {key: row[key] for key in SHOWN}, flush=True)
-        chance = control(*what, row["trials"]) | record.commit()
-        print(self.name, chance, flush=True)
-        jax.clear_caches()
-        return {**row, "control": chance}
+        return beside_chance(network, self.rate, self.seed, self.twin, row)
 
 
 def cases(part: str, examined: list[dict[str, Any]], settings: dict[str, Any]) -> Iterator[Case]:

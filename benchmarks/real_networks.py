@@ -11,7 +11,7 @@ that closes less than .15 of the way from chance to 0, and all that are judged b
 half is what the rules were fixed on; the held-out half was written down before any of it was
 examined; what later code finds there is kept apart from that first look. Seventeen more sets were
 written when rules and remedies had been fixed, each after what the one before had taught, the last
-fourteen by someone who had not read the rules, and were looked at once. The cost of a verdict is
+fourteen by someone who had not read the rules, and are looked at once. The cost of a verdict is
 the CPU time of the first one over that of compiling and running `jit(value_and_grad(loss))`,
 everything cold. The layer is right if at least half of those named are where the network was made
 sick.
