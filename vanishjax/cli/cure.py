@@ -126,42 +126,24 @@ def _treat_target(options: argparse.Namespace) -> Treatment:
 
 def _treat(problem: Problem, batches: Any, seed: int, options: argparse.Namespace) -> Treatment:
     import jax
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     from vanishjax.cli.terminal import Terminal
     from vanishjax.foreign import listed
     from vanishjax.treatment import cure
 
     console = Terminal(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("diagnosing", total=None)
+    with console.progress() as progress:
+        number = progress.add_task("diagnosing", total=None)
+        task = progress.tasks[number]
 
         def tell(trial: Trial) -> None:
             console.print(f"{trial.remedy}: {trial.outcome}", soft_wrap=True)
-            progress.update(task, advance=1)
+            # Of other rates more come than were known.
+            progress.update(number, advance=1, total=max(task.completed + 1, task.total or 0))
 
         def announce(names: tuple[str, ...], waiting: int) -> None:
-            done = progress.tasks[task].completed
-            said = listed(names, 2)
-            progress.update(task, description=said, total=done + len(names) + waiting)
+            total = task.completed + len(names) + waiting
+            progress.update(number, description=listed(names, 2), total=total)
 
         return cure(
             problem,

@@ -111,28 +111,12 @@ def gather(
     Raises:
       KeyboardInterrupt: It came before there was any cell.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from vanishjax.cli.terminal import Terminal
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     console = Terminal(stderr=True)
     live = console.is_terminal
     try:
-        with Progress(*columns, console=console, transient=True, disable=not live) as progress:
+        with console.progress() as progress:
             task = progress.add_task("compiling", total=total, completed=len(cells))
             for cell in measured:
                 cells.append(cell)
