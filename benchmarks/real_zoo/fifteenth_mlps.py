@@ -18,13 +18,8 @@ from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.fourteenth_mlps import run_stack, stack
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_linen, of_nnx
+from benchmarks.real_zoo.sequences import cross_entropy, of_classes, of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
-
-
-def _of_classes(apply: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
-
 
 # Rowers.
 
@@ -139,7 +134,7 @@ class Cheeses(nn.Module):
 @functools.cache
 def _cheeses(depth: int, act: Any, norm: bool, dtype: Any) -> tuple[Any, Any]:
     init, apply = of_linen(Cheeses(depth, act, norm, dtype), jnp.zeros((2, 9)))
-    return init, _of_classes(apply)
+    return init, of_classes(apply)
 
 
 def ripened(
@@ -247,20 +242,20 @@ def glazes() -> Task:
     return Task(train, test, (entropy(test[1]),))
 
 
-class Glazes(eqx.Module):
+class Linears(eqx.Module):
     """Linear layers, activated but for the last."""
 
     layers: list[eqx.nn.Linear]
     act: Callable[[Any], Any] = eqx.field(static=True)
 
-    def __init__(self, depth: int, act: Any, key: Any) -> None:
-        sizes = list(itertools.pairwise((7, *[44] * depth, 5)))
-        keys = jax.random.split(key, len(sizes))
-        self.layers = [eqx.nn.Linear(a, b, key=k) for (a, b), k in zip(sizes, keys, strict=True)]
+    def __init__(self, sizes: tuple[int, ...], act: Any, key: Any) -> None:
+        pairs = list(itertools.pairwise(sizes))
+        keys = jax.random.split(key, len(pairs))
+        self.layers = [eqx.nn.Linear(a, b, key=k) for (a, b), k in zip(pairs, keys, strict=True)]
         self.act = act
 
     def __call__(self, x: Any) -> Any:
-        """Logits of the colors."""
+        """What the last one puts out."""
         for layer in self.layers[:-1]:
             x = self.act(layer(x))
         return self.layers[-1](x)
@@ -268,8 +263,8 @@ class Glazes(eqx.Module):
 
 @functools.cache
 def _glazes(depth: int, act: Any) -> tuple[Any, Any]:
-    init, apply = of_equinox(lambda key: Glazes(depth, act, key))
-    return init, _of_classes(apply)
+    init, apply = of_equinox(lambda key: Linears((7, *[44] * depth, 5), act, key))
+    return init, of_classes(apply)
 
 
 def fired(

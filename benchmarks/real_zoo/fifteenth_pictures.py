@@ -14,13 +14,8 @@ from flax import nnx
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_linen, of_nnx
+from benchmarks.real_zoo.sequences import of_classes, of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
-
-
-def _classes(apply: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
-
 
 # Mosaics.
 
@@ -70,7 +65,7 @@ def tiled(name: str, *, depth: int = 2, norm: bool = True) -> Network:
     """The pattern of a mosaic by a vision transformer."""
     init, apply = of_linen(Tiles(depth, norm), jnp.zeros((2, 8, 8, 1)))
     own = {"kind": "ViT of mosaics", "library": "linen", "task": mosaics, "steps": 300}
-    return network(name, _classes(apply), init, **own, rates=(2e-3, 5e-3))
+    return network(name, of_classes(apply), init, **own, rates=(2e-3, 5e-3))
 
 
 @functools.cache
@@ -104,7 +99,7 @@ def laid(name: str, *, depth: int = 3) -> Network:
 
     init, apply = of_nnx(Mosaics)
     own = {"kind": "mixer of mosaics", "library": "nnx", "task": mosaics, "steps": 300}
-    return network(name, _classes(apply), init, **own, rates=(2e-3, 5e-3))
+    return network(name, of_classes(apply), init, **own, rates=(2e-3, 5e-3))
 
 
 class Residual(nn.Module):
@@ -135,7 +130,7 @@ def residual(name: str, *, blocks: int = 2, norm: bool = True) -> Network:
     """The pattern of a mosaic by a ResNet."""
     init, apply = of_linen(Residual(blocks, norm), jnp.zeros((2, 8, 8, 1)))
     own = {"kind": "ResNet of mosaics", "library": "linen", "task": mosaics, "steps": 150}
-    return network(name, _classes(apply), init, **own, rates=(2e-3, 6e-3), batched=False)
+    return network(name, of_classes(apply), init, **own, rates=(2e-3, 6e-3), batched=False)
 
 
 # Bells.
@@ -191,4 +186,4 @@ def rung(
     """Which bell rings by a 1-D convolutional network."""
     init, apply = of_equinox(lambda key: Bells(depth, act, skip, key))
     own = {"kind": "1-D convolutions of bells", "library": "Equinox", "task": bells, "steps": 200}
-    return network(name, _classes(apply), init, **own, rates=(2e-3, 6e-3), batched=False)
+    return network(name, of_classes(apply), init, **own, rates=(2e-3, 6e-3), batched=False)

@@ -1,7 +1,6 @@
 """Decoders of menus, encoders of recipes."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,7 @@ import numpy as np
 
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, next_token, of_equinox, of_linen
+from benchmarks.real_zoo.sequences import next_token, of_classes, of_equinox, of_linen
 from benchmarks.real_zoo.text import entropy
 
 DAYS, DISHES, COURSES = 4, 9, 10
@@ -133,13 +132,9 @@ class Recipes(eqx.Module):
         return self.word(x.mean(0))
 
 
-def _classes(apply: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
-
-
 @functools.cache
 def cooked(name: str, *, depth: int = 2, skip: bool = True) -> Network:
     """Which word comes last by a post-LN encoder."""
     init, apply = of_equinox(lambda key: Recipes(depth, skip, key))
     own = {"kind": "post-LN encoder of recipes", "library": "Equinox", "task": recipes}
-    return network(name, _classes(apply), init, **own, steps=300, rates=(2e-3, 6e-3))
+    return network(name, of_classes(apply), init, **own, steps=300, rates=(2e-3, 6e-3))

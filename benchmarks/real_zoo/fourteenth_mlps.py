@@ -15,7 +15,7 @@ from flax import nnx
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_linen, of_nnx
+from benchmarks.real_zoo.sequences import of_classes, of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
 
 
@@ -49,10 +49,6 @@ def run_stack(p: list[dict[str, Any]], x: Any, act: Any = jnp.tanh) -> Any:
     for layer in p[:-1]:
         x = act(x @ layer["w"] + layer["b"])
     return x @ p[-1]["w"] + p[-1]["b"]
-
-
-def _of_classes(apply: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
 
 
 # Tides.
@@ -134,7 +130,7 @@ class Leaves(nn.Module):
 @functools.cache
 def _leaves(depth: int, act: Any, dtype: Any) -> tuple[Any, Any]:
     init, apply = of_linen(Leaves(depth, act, dtype), jnp.zeros((2, 14)))
-    return init, _of_classes(apply)
+    return init, of_classes(apply)
 
 
 def fallen(
@@ -224,7 +220,7 @@ def clouds() -> Task:
 @functools.cache
 def _clouds(depth: int, act: Any) -> tuple[Any, Any]:
     init, apply = of_equinox(lambda key: eqx.nn.MLP(10, 4, 40, depth, act, key=key))
-    return init, _of_classes(apply)
+    return init, of_classes(apply)
 
 
 def seen(

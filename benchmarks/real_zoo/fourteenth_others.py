@@ -14,7 +14,7 @@ from flax import nnx
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network, regression
-from benchmarks.real_zoo.sequences import cross_entropy, next_token, of_equinox, of_linen, of_nnx
+from benchmarks.real_zoo.sequences import next_token, of_classes, of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
 
 NOTES, BEATS = 12, 14
@@ -136,11 +136,7 @@ def read(name: str, *, depth: int = 2, skip: bool = True, norm: bool = True) -> 
 
     init, apply = of_nnx(Sentences)
     own = {"kind": "post-LN encoder", "library": "nnx", "task": sentences, "steps": 300}
-    return network(name, _classes(apply), init, **own, rates=(2e-3, 6e-3))
-
-
-def _classes(apply: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
+    return network(name, of_classes(apply), init, **own, rates=(2e-3, 6e-3))
 
 
 # Fabrics.
@@ -210,7 +206,7 @@ def woven(name: str, *, depth: int = 3, skip: bool = True) -> Network:
     """The direction of a fabric by a vision transformer."""
     init, apply = of_equinox(lambda key: Vision(depth, skip, key))
     own = {"kind": "ViT of fabrics", "library": "Equinox", "task": fabrics, "steps": 300}
-    return network(name, _classes(apply), init, **own, rates=(2e-3, 6e-3))
+    return network(name, of_classes(apply), init, **own, rates=(2e-3, 6e-3))
 
 
 @functools.cache
@@ -237,7 +233,7 @@ def mixed(name: str, *, depth: int = 3, skip: bool = True, norm: bool = True) ->
 
     init, apply = of_nnx(Mixer)
     own = {"kind": "mixer of fabrics", "library": "nnx", "task": fabrics, "steps": 300}
-    return network(name, _classes(apply), init, **own, rates=(2e-3, 6e-3))
+    return network(name, of_classes(apply), init, **own, rates=(2e-3, 6e-3))
 
 
 class Fabrics(nn.Module):
@@ -263,7 +259,9 @@ def resnet(name: str) -> Network:
     """The direction of a fabric by a ResNet."""
     init, apply = of_linen(Fabrics(), jnp.zeros((2, 8, 8, 1)))
     own = {"kind": "ResNet with BatchNorm", "library": "linen", "task": fabrics}
-    return network(name, _classes(apply), init, **own, steps=200, rates=(2e-3, 6e-3), batched=False)
+    return network(
+        name, of_classes(apply), init, **own, steps=200, rates=(2e-3, 6e-3), batched=False
+    )
 
 
 class Filters(nn.Module):
@@ -286,7 +284,9 @@ def filtered(name: str, *, depth: int = 3, act: Callable[[Any], Any] = nn.relu) 
     """The direction of a fabric by plain convolutions."""
     init, apply = of_linen(Filters(depth, act), jnp.zeros((2, 8, 8, 1)))
     own = {"kind": "CNN of fabrics", "library": "linen", "task": fabrics}
-    return network(name, _classes(apply), init, **own, steps=200, rates=(2e-3, 6e-3), batched=False)
+    return network(
+        name, of_classes(apply), init, **own, steps=200, rates=(2e-3, 6e-3), batched=False
+    )
 
 
 # Rivers.

@@ -1,6 +1,7 @@
 """Transformers for tokens, in the ordinary style of four libraries."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +21,11 @@ LENGTH, VOCABULARY = tasks.LENGTH, tasks.VOCABULARY
 def cross_entropy(logits: Any, labels: Any) -> Any:
     """Mean over all positions."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def of_classes(apply: Any) -> Callable[[Any, Any], Any]:
+    """The loss of logits of a batch's first part against its second."""
+    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
 
 
 def next_token(name: str, init: Any, apply: Any, **rest: Any) -> Network:

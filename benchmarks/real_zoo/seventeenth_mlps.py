@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -14,16 +13,12 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.real_zoo.estimators import parted
+from benchmarks.real_zoo.fifteenth_mlps import Linears
 from benchmarks.real_zoo.fourteenth_mlps import run_stack, stack
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_linen, of_nnx
+from benchmarks.real_zoo.sequences import of_classes, of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
-
-
-def of_classes(apply: Any) -> Callable[[Any, Any], Any]:
-    """The loss of logits of a batch's first part against its second."""
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
 
 
 def of_numbers(apply: Any) -> Callable[[Any, Any], Any]:
@@ -209,24 +204,18 @@ def moths() -> Task:
     return Task(train, test, (entropy(test[1]),))
 
 
-class Moths(eqx.Module):
-    """Linear layers, activated but for the last, whose outputs are multiplied by a scale."""
+class Moths(Linears):
+    """Linear layers, whose outputs are multiplied by a scale."""
 
-    layers: list[eqx.nn.Linear]
     scale: jax.Array
-    act: Callable[[Any], Any] = eqx.field(static=True)
 
     def __init__(self, depth: int, act: Any, key: Any) -> None:
-        sizes = list(itertools.pairwise((12, *[44] * depth, 6)))
-        keys = jax.random.split(key, len(sizes))
-        self.layers = [eqx.nn.Linear(a, b, key=k) for (a, b), k in zip(sizes, keys, strict=True)]
-        self.scale, self.act = jnp.ones(6), act
+        super().__init__((12, *[44] * depth, 6), act, key)
+        self.scale = jnp.ones(6)
 
     def __call__(self, x: Any) -> Any:
         """Logits of the kinds."""
-        for layer in self.layers[:-1]:
-            x = self.act(layer(x))
-        return self.scale * self.layers[-1](x)
+        return self.scale * super().__call__(x)
 
 
 @functools.cache

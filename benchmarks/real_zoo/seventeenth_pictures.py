@@ -14,8 +14,7 @@ import numpy as np
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import of_equinox, of_linen
-from benchmarks.real_zoo.seventeenth_mlps import of_classes
+from benchmarks.real_zoo.sequences import of_classes, of_equinox, of_linen
 from benchmarks.real_zoo.text import entropy
 
 

@@ -11,8 +11,7 @@ from flax import nnx
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.fourteenth_mlps import lecun, stack
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import next_token, of_nnx
-from benchmarks.real_zoo.seventeenth_mlps import of_classes
+from benchmarks.real_zoo.sequences import next_token, of_classes, of_nnx
 from benchmarks.real_zoo.text import entropy
 
 TURNS, KNOT = 8, 12

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -14,16 +13,12 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.real_zoo.estimators import parted
+from benchmarks.real_zoo.fifteenth_mlps import Linears
 from benchmarks.real_zoo.fourteenth_mlps import run_stack, stack
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_equinox, of_linen, of_nnx
+from benchmarks.real_zoo.sequences import of_classes, of_equinox, of_linen, of_nnx
 from benchmarks.real_zoo.text import entropy
-
-
-def _of_classes(apply: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
-
 
 # Harvests.
 
@@ -110,7 +105,7 @@ def _kilns(depth: int, act: Any, norm: bool) -> tuple[Any, Any]:
             return self.flaw(x)
 
     init, apply = of_nnx(Kilns)
-    return init, _of_classes(apply)
+    return init, of_classes(apply)
 
 
 def baked(
@@ -142,28 +137,9 @@ def currents() -> Task:
     return Task(train, test, (float(np.mean(np.var(test[1], 0))),))
 
 
-class Currents(eqx.Module):
-    """Linear layers, activated but for the last."""
-
-    layers: list[eqx.nn.Linear]
-    act: Callable[[Any], Any] = eqx.field(static=True)
-
-    def __init__(self, depth: int, act: Any, key: Any) -> None:
-        sizes = list(itertools.pairwise((6, *[40] * depth, 2)))
-        keys = jax.random.split(key, len(sizes))
-        self.layers = [eqx.nn.Linear(a, b, key=k) for (a, b), k in zip(sizes, keys, strict=True)]
-        self.act = act
-
-    def __call__(self, x: Any) -> Any:
-        """The current's two parts."""
-        for layer in self.layers[:-1]:
-            x = self.act(layer(x))
-        return self.layers[-1](x)
-
-
 @functools.cache
 def _currents(depth: int, act: Any) -> tuple[Any, Any]:
-    init, apply = of_equinox(lambda key: Currents(depth, act, key))
+    init, apply = of_equinox(lambda key: Linears((6, *[40] * depth, 2), act, key))
     return init, lambda p, batch: jnp.mean((apply(p, batch[0]) - batch[1]) ** 2)
 
 
@@ -200,7 +176,7 @@ def _trains(depth: int, act: Any) -> tuple[Any, Any]:
     net = hk.without_apply_rng(
         hk.transform(lambda x: hk.nets.MLP([*[32] * depth, 3], activation=act, name="train")(x))
     )
-    return lambda key: net.init(key, jnp.zeros((2, 10))), _of_classes(net.apply)
+    return lambda key: net.init(key, jnp.zeros((2, 10))), of_classes(net.apply)
 
 
 def delayed(

@@ -13,14 +13,10 @@ import numpy as np
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.instruments import standard
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_linen
+from benchmarks.real_zoo.sequences import of_classes, of_linen
 from benchmarks.real_zoo.text import entropy
 
 GLYPHS = ("111010010", "100100111", "010111010", "101010101", "111100111")
-
-
-def _classes(apply: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
 
 
 # Glyphs.
@@ -60,7 +56,7 @@ def scanned(
     net = hk.without_apply_rng(hk.transform(forward))
     init = lambda key: net.init(key, jnp.zeros((2, 9, 9, 1)))  # noqa: E731
     own = {"kind": "convolutions of glyphs", "library": "Haiku", "task": glyphs, "steps": 200}
-    return network(name, _classes(net.apply), init, **own, rates=(2e-3, 5e-3), batched=False)
+    return network(name, of_classes(net.apply), init, **own, rates=(2e-3, 5e-3), batched=False)
 
 
 class Stamped(nn.Module):
@@ -88,7 +84,7 @@ def stamped(name: str, *, blocks: int = 3, norm: bool = True) -> Network:
     """The glyph of a picture by a ResNet whose norms come first."""
     init, apply = of_linen(Stamped(blocks, norm), jnp.zeros((2, 9, 9, 1)))
     own = {"kind": "ResNet of glyphs", "library": "linen", "task": glyphs, "steps": 150}
-    return network(name, _classes(apply), init, **own, rates=(2e-3, 5e-3), batched=False)
+    return network(name, of_classes(apply), init, **own, rates=(2e-3, 5e-3), batched=False)
 
 
 # Stains.

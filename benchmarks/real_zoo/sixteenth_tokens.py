@@ -1,7 +1,6 @@
 """Decoders of bracelets, encoders of auctions."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
@@ -12,7 +11,7 @@ from flax import nnx
 
 from benchmarks.real_zoo.estimators import parted
 from benchmarks.real_zoo.network import Network, Task, network
-from benchmarks.real_zoo.sequences import cross_entropy, of_nnx
+from benchmarks.real_zoo.sequences import cross_entropy, of_classes, of_nnx
 from benchmarks.real_zoo.text import entropy
 
 BEADS, MOTIF, LENGTH = 8, 4, 12
@@ -115,13 +114,9 @@ def bid(name: str, *, unit: float = 1.0) -> Network:
             return self.good(x)
 
     init, apply = of_nnx(Auctions)
-    classes = _classes(apply)
+    classes = of_classes(apply)
     own = {"kind": "post-LN encoder of auctions", "library": "nnx", "task": auctions}
     own = own | {"steps": 300, "rates": (2e-3, 5e-3)}
     parts = lambda p, batch: (classes(p, batch),)  # noqa: E731
     loss = lambda p, batch: unit * classes(p, batch)  # noqa: E731
     return Network(name=name, init=init, loss=loss, parts=parts, **own)
-
-
-def _classes(apply: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, batch: cross_entropy(apply(p, batch[0]), batch[1])
