@@ -1,6 +1,7 @@
 """Attention that starts as the identity, in models of any make."""
 
 import functools
+import itertools
 
 import equinox as eqx
 import flax.linen as nn
@@ -126,11 +127,85 @@ def test_queries_and_keys_are_equal_and_orthogonal_and_of_the_variance_it_says()
     square = kernel.T @ kernel
     np.testing.assert_allclose(square, square[0, 0] * jnp.eye(WIDTH), atol=1e-4 * square[0, 0])
     query = jnp.einsum("bpi,ihd->bphd", X, own.query.kernel[...]) + own.query.bias[...]
-    expected = 2 * np.log(POSITIONS * UNROLLED) / (WIDTH / HEADS) ** 0.5
+    expected = 1.5 * np.log(POSITIONS * UNROLLED) / (WIDTH / HEADS) ** 0.5
     assert float(jnp.mean(query**2)) == pytest.approx(expected, rel=1e-3)
     assert float(jnp.abs(jnp.mean(query, (0, 1))).max()) < 1e-5
     value = jnp.einsum("bpi,ihd->bphd", X, own.value.kernel[...]) + own.value.bias[...]
     assert float(jnp.mean(value**2)) == pytest.approx(1, rel=1e-3)
+
+
+def with_mlp(params, x, act=jax.nn.gelu, between=None):
+    """Attention, then kernels with an activation between each two."""
+    attention, mlp = params
+    q, k, v = (x @ attention[name] for name in "qkv")
+    x = scores(q, k) @ v
+    for layer in mlp[:-1]:
+        x = act(x @ layer["kernel"] + layer["bias"])
+        x = x if between is None else between(x)
+    return x @ mlp[-1]["kernel"] + mlp[-1]["bias"]
+
+
+def mlp_of(*widths):
+    keys = iter(jax.random.split(KEY, 99))
+    attention = {name: jax.random.normal(next(keys), (WIDTH, WIDTH)) for name in "qkv"}
+    return attention, [
+        {"kernel": jax.random.normal(next(keys), pair), "bias": jnp.ones(pair[1])}
+        for pair in itertools.pairwise((WIDTH, *widths))
+    ]
+
+
+def mlp_alone(params, x, **kinds):
+    """The MLP where attention passes on what it's given."""
+    attention = {
+        "q": jnp.zeros((WIDTH, WIDTH)),
+        "k": jnp.zeros((WIDTH, WIDTH)),
+        "v": jnp.eye(WIDTH),
+    }
+    return with_mlp((attention, params[1]), x[:, None], **kinds)[:, 0]
+
+
+WIDTHS = {
+    "as wide as the input": (WIDTH, 8),
+    "twice": (2 * WIDTH, WIDTH),
+    "four times": (4 * WIDTH, WIDTH),
+    "a quarter": (WIDTH // 4, WIDTH),
+    "two hidden layers": (4 * WIDTH, 2 * WIDTH, WIDTH),
+    "three, of which the second is the widest": (2 * WIDTH, 4 * WIDTH, 2 * WIDTH, WIDTH),
+}
+
+
+@pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("act", [jax.nn.gelu, jax.nn.relu, jax.nn.leaky_relu])
+def test_rectifiers_between_two_kernels_start_linear(act, widths):
+    params = identity_attention(lambda p, x: jnp.mean(with_mlp(p, x, act) ** 2), mlp_of(*widths), X)
+    mlp = functools.partial(mlp_alone, params, act=act)
+    x = X[:, 0]
+    offset = mlp(jnp.zeros((1, WIDTH)))
+    # GELU's pairs cancel but for rounding.
+    np.testing.assert_allclose(mlp(3 * x) - offset, 3 * (mlp(x) - offset), atol=1e-4)
+    matrix = mlp(jnp.eye(WIDTH)) - offset
+    values = jnp.linalg.svd(matrix, compute_uv=False)
+    rank = min(WIDTH, widths[-1], *(n // 2 for n in widths[:-1]))
+    np.testing.assert_allclose(values[:rank], values[0], rtol=1e-3)
+    np.testing.assert_allclose(values[rank:], 0, atol=1e-3 * values[0])
+
+
+NOT_IN_PAIRS = {
+    "odd functions": ((2 * WIDTH, WIDTH), {"act": jnp.tanh}),
+    "an odd number of units": ((WIDTH + 1, WIDTH), {}),
+    "something between": ((2 * WIDTH, WIDTH), {"between": lambda x: x[..., ::-1]}),
+    "more outputs than arrive": ((4 * WIDTH, 2 * WIDTH), {}),
+}
+
+
+@pytest.mark.parametrize(("widths", "kinds"), NOT_IN_PAIRS.values(), ids=NOT_IN_PAIRS)
+def test_others_are_orthogonal(widths, kinds):
+    params = identity_attention(
+        lambda p, x: jnp.mean(with_mlp(p, x, **kinds) ** 2), mlp_of(*widths), X
+    )
+    for layer in params[1]:
+        values = jnp.linalg.svd(layer["kernel"], compute_uv=False)
+        np.testing.assert_allclose(values, values[0], rtol=1e-4)
 
 
 def scores(q, k):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vanishjax import _jaxpr, numerics
+from vanishjax.compilation import jit_once
+from vanishjax.initializers.network import Network
+from vanishjax.initializers.unit_variance import Adjustable, orthogonal_factors
 from vanishjax.layers import Dense, Layers, dense_layers, find_layers
 
 
@@ -87,3 +95,105 @@ def _mirrored(
     if mirror_in:
         block = jnp.concatenate([block, -block], axis=0)
     return block
+
+
+_ALIKE = 1e-4  # of the size, in float32
+
+
+def mirrored(found: Network, kernels: Sequence[Adjustable]) -> dict[int, jax.Array]:
+    """The kernels about rectifiers, with units in pairs of opposite sign: linear together.
+
+    See `looks_linear`, which does this to a whole chain. Here each rectifier counts for itself,
+    whatever else the network is made of. Kernels that a rectifier lies between are orthogonal
+    together: the product of two is, even where the units between are more than the inputs.
+
+    Args:
+      found: The network.
+      kernels: Those that may change, in the data's order.
+
+    Returns:
+      By their numbers, of any size; those of other kernels aren't among them.
+    """
+    feeder = _feeders(found, kernels)
+    feeding = set(feeder.values())
+    halves: dict[int, jax.Array] = {}
+    made = {}
+    for kernel in kernels:
+        tap, before = kernel.site.tap, feeder.get(kernel.site.tap)
+        if before is None and tap not in feeding:
+            continue
+        leaf = found.leaves[kernel.number]
+        half, laid_out = kernel.leaf.matrices(numerics.upcast(leaf))
+        if before is not None:
+            half = half[..., : half.shape[-2] // 2, :]
+            # The units between vary along what the kernel before lets through, and only there.
+            through = halves[before]
+            if through.shape[-1] > through.shape[-2]:
+                seen = numerics.matmul(through, half)
+                half = numerics.matmul(jnp.swapaxes(through, -1, -2), seen)
+        if tap in feeding:
+            half = half[..., : half.shape[-1] // 2]
+        halves[tap] = half = orthogonal_factors(half)
+        if tap in feeding:
+            half = jnp.concatenate([half, -half], axis=-1)
+        if before is not None:
+            half = jnp.concatenate([half, -half], axis=-2)
+        made[kernel.number] = laid_out(half).astype(leaf.dtype)
+    return made
+
+
+def _feeders(found: Network, kernels: Sequence[Adjustable]) -> dict[int, int]:
+    """By tap of a kernel the tap of the one whose rectified output it takes in, as it is."""
+    plain = [one for one in kernels if _is_plain(one)]
+    rectified = [one for one in plain if _is_rectified(one)]
+    if not rectified:
+        return {}
+    run = functools.partial(_jaxpr.links, found.traced.program, found.traced.anatomy)
+    links = jax.device_get(jit_once(run)([*found.leaves, *found.inputs]))
+    met = {
+        kernel: before
+        for before in rectified
+        for kernel in plain
+        if _alike(links[before.site.tap].given, links[kernel.site.tap].taken)
+    }
+    # Those behind come first: where they are in pairs, half as many directions are needed.
+    feeder: dict[int, int] = {}
+    for kernel in reversed(plain):
+        if kernel not in met:
+            continue
+        before = met[kernel]
+        arriving = min(_inputs(before) // (1 + (before in met)), _outputs(before) // 2)
+        wanted = _outputs(kernel) // (1 + (kernel.site.tap in feeder.values()))
+        if min(_outputs(before) // 2, wanted) <= arriving:
+            feeder[kernel.site.tap] = before.site.tap
+    return feeder
+
+
+def _is_plain(kernel: Adjustable) -> bool:
+    """Whether a kernel is one matrix for one input, which its size goes with."""
+    leaf = kernel.leaf
+    inner = math.prod(n for axis, n in enumerate(leaf.shape) if axis not in leaf.axes)
+    alone = not kernel.lookup and not kernel.repeats and kernel.sized[0] == kernel.number
+    one_each = len(leaf.inputs) == len(leaf.outputs) == 1
+    return alone and one_each and _inputs(kernel) * _outputs(kernel) == inner
+
+
+def _is_rectified(kernel: Adjustable) -> bool:
+    activation = kernel.site.activation
+    return _outputs(kernel) % 2 == 0 and activation is not None and activation.kind == "rectifier"
+
+
+def _alike(given: np.ndarray[Any, Any], taken: np.ndarray[Any, Any]) -> bool:
+    """Whether a kernel takes in what an activation puts out: see `_jaxpr.Link`."""
+    if given.shape != taken.shape:
+        return False
+    sizes = np.maximum(np.abs(given), given[..., 2:3])
+    return bool((np.abs(given - taken) <= _ALIKE * sizes).all())
+
+
+def _inputs(kernel: Adjustable) -> int:
+    return kernel.leaf.shape[kernel.leaf.inputs[0]]
+
+
+def _outputs(kernel: Adjustable) -> int:
+    return kernel.leaf.shape[kernel.leaf.outputs[0]]

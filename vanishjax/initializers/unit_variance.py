@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -251,7 +251,7 @@ def adjusted(
     found: Network,
     kernels: Sequence[Adjustable],
     *,
-    orthogonal: bool = True,
+    orthogonal: bool | Collection[int] = True,
     variance: float | Mapping[int, float] | None,
 ) -> Any:
     """Parameters with some kernels adjusted, each seeing what those before it now put out.
@@ -259,7 +259,7 @@ def adjusted(
     Args:
       found: The network.
       kernels: Which.
-      orthogonal: Whether they become orthogonal.
+      orthogonal: Whether they become orthogonal; or the numbers of those that do.
       variance: Of what they put out: of all, or of each by its tap; None as it is.
     """
     first = found.traced.anatomy.first
@@ -268,8 +268,13 @@ def adjusted(
         for site in (kernel.site for kernel in kernels)
         for own in [variance[site.tap] if isinstance(variance, Mapping) else variance]
     }
+    numbers = frozenset(kernel.number for kernel in kernels if not kernel.lookup)
+    if not isinstance(orthogonal, bool):
+        numbers &= frozenset(orthogonal)
+    elif not orthogonal:
+        numbers = frozenset()
     arguments = deviations, found.leaves, found.inputs
-    return found.with_leaves(_adjusted(found.traced, tuple(kernels), orthogonal, *arguments))
+    return found.with_leaves(_adjusted(found.traced, tuple(kernels), numbers, *arguments))
 
 
 def _in_a_wave(site: _jaxpr.Site, first: bool) -> float:
@@ -281,7 +286,7 @@ def _in_a_wave(site: _jaxpr.Site, first: bool) -> float:
 def _adjusted(
     traced: TracedLoss,
     kernels: tuple[Adjustable, ...],
-    orthogonal: bool,
+    orthogonal: frozenset[int],
     deviations: dict[int, Any],
     leaves: list[jax.Array],
     inputs: list[jax.Array],
@@ -291,7 +296,7 @@ def _adjusted(
     settled: dict[int, tuple[int, jax.Array, jax.Array]] = {}
     started = list(leaves)
     for kernel in kernels:
-        if orthogonal and not kernel.lookup:
+        if kernel.number in orthogonal:
             started[kernel.number] = _orthogonal(kernel.leaf, leaves[kernel.number])
         if kernel.bias is not None:
             number, _ = kernel.bias
@@ -374,10 +379,15 @@ def _over(x: jax.Array, values: jax.Array) -> jax.Array:
 def _orthogonal(kernel: Leaf, x: jax.Array) -> jax.Array:
     """The orthogonal polar factors of a kernel's matrices."""
     matrices, laid_out = kernel.matrices(numerics.upcast(x))
+    return laid_out(orthogonal_factors(matrices)).astype(x.dtype)
+
+
+def orthogonal_factors(matrices: jax.Array) -> jax.Array:
+    """The orthogonal matrices nearest to those of a stack `[..., inputs, outputs]`."""
     # One after the other: on two cores XLA's decompositions of several stacks wait for each other's
     # threads forever.
     factors = jax.lax.map(polar_factor, matrices.reshape(-1, *matrices.shape[-2:]))
-    return laid_out(factors.reshape(matrices.shape)).astype(x.dtype)
+    return factors.reshape(matrices.shape)
 
 
 def polar_factor(matrix: jax.Array) -> jax.Array:
