@@ -150,6 +150,10 @@ def test_a_network_that_learns_gets_a_rate_that_it_learns_more_by(tx, expected):
     assert "far from zero mean" not in str(treatment)
     assert [one.steps for one in treatment.trials[-1 - len(RATES) :]] == 5 * [4 * STEPS]
     assert (treatment.problem is problem) == (not expected)
+
+
+def test_a_network_that_learns_keeps_its_rate_before_a_long_training():
+    problem = network("tanh", 3, tx=optax.sgd(0.03))
     assert vj.cure(problem, data(), steps=STEPS).problem is problem
 
 

@@ -253,10 +253,10 @@ def test_what_is_about_to_be_trained_is_announced():
     """Every trial but what is refused, and how many others are known to follow."""
     seen = []
     treatment = vj.cure(
-        network(depth=8, tx=SGD),
+        network(depth=4, tx=SGD),
         data(),
-        steps=4,
-        total_steps=8,
+        steps=2,
+        total_steps=4,
         on_trial=lambda trial: seen.append(trial.remedy),
         on_wave=lambda names, waiting: seen.append((names, waiting)),
     )
@@ -267,7 +267,7 @@ def test_what_is_about_to_be_trained_is_announced():
     assert most > least == 0
     assert last == ("other rates",)
     announced = {name for names, _ in waves for name in names}
-    ran = {one.remedy for one in treatment.trials if one.steps == 4}
+    ran = {one.remedy for one in treatment.trials if one.steps == 2}
     assert {name.rpartition(" + ")[2] for name in ran} <= announced
     for before, after in itertools.pairwise(seen):
         assert not (isinstance(before, tuple) and isinstance(after, tuple)), seen
