@@ -526,6 +526,27 @@ def test_targets_that_are_thousands_of_steps_away(power):
         )
 
 
+@pytest.mark.parametrize("scale", [1.0, 3e3, 1e5])
+def test_the_best_constant_output_of_logits_that_are_multiplied(scale):
+    """The biases, which libraries draw, are as many times too large, and it has to undo them."""
+    problem = vj.mlp_problem(8, (32, 32), 6, activation="tanh")
+    biases = jax.random.uniform(jax.random.key(1), (6,), minval=-0.15, maxval=0.15)
+    params = problem.params | {"output": problem.params["output"] | {"bias": biases}}
+    shares = jnp.array([0.3, 0.3, 0.2, 0.1, 0.05, 0.05])
+    labels = jax.random.categorical(jax.random.key(3), jnp.log(shares), shape=(len(X),))
+
+    def loss_fn(params, batch):
+        logits = scale * problem.predict_fn(params, batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    found = vj.diagnose(loss_fn, params, (X, labels), OPTAX_ADAM)
+    shares = np.bincount(labels, minlength=6) / len(X)
+    entropy = -np.sum(shares * np.log(np.where(shares > 0, shares, 1)))
+    assert found.probe.constant_loss == pytest.approx(entropy, rel=1e-2)
+    critical = [one.rule for one in found.findings if one.severity == "critical"]
+    assert critical == ([] if scale == 1 else ["bad_start"])
+
+
 def equation(u, t, derivative):
     slope = {
         "grad": lambda: jax.vmap(jax.grad(u))(t),

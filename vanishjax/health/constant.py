@@ -17,8 +17,9 @@ from vanishjax.training.state import TrainState
 from vanishjax.training.step import local_step
 
 # Targets may be counted in cents, or in meters, and a unit beside them be the logarithm of a width:
-# steps that grow by so much come to any size soon, each unit's to its own.
-_STEPS, _FIRST_STEP, _GROWTH, _LONGEST = 150, 0.01, 1.3, 1e30
+# steps that grow by so much come to any size soon, each unit's to its own. Of logits that are
+# multiplied by thousands they overshoot again and again: from the best of them on they grow less.
+_STEPS, _FIRST_STEP, _GROWTH, _LONGEST = 150, 0.01, (1.3, 1.1), 1e30
 # Where the best of a unit is at infinity, so near to the least loss, as a part of it, is as good.
 _NEAR = 0.02
 _SMALL, _LARGE = 2.0**-10, 2.0**10  # beside targets of unit size
@@ -122,15 +123,24 @@ def best_constant(
       zeros: As there.
 
     Returns:
-      The best of 0 and of 150 steps of Rprop, of which each unit's grow or shrink on their own. A
+      The best of 0 and of 300 steps of Rprop, of which each unit's grow or shrink on their own. A
       unit that never turned back has its best at infinity, as a class has that isn't in the batch:
       it goes as far as brings the loss within 2% of the least.
     """
-    tx = optax.rprop(_FIRST_STEP, eta_plus=_GROWTH, min_step_size=0.0, max_step_size=_LONGEST)
-    # Each step tells where it was.
-    step = local_step(lambda x, _: (loss(x), {"output": x}), tx, has_aux=True)
-    start = TrainState.create(_times(_SMALL, _pattern(zeros)), tx)
-    _, seen = scan_steps(step, start, batch_of=lambda _: (), length=_STEPS)
+
+    def search(start: list[jax.Array], growth: jax.Array) -> tuple[list[jax.Array], Any]:
+        tx = optax.rprop(_FIRST_STEP, eta_plus=growth, min_step_size=0.0, max_step_size=_LONGEST)
+        # Each step tells where it was.
+        step = local_step(lambda x, _: (loss(x), {"output": x}), tx, has_aux=True)
+        first = TrainState.create(start, tx)
+        _, seen = scan_steps(step, first, batch_of=lambda _: (), length=_STEPS)
+        best = jnp.nanargmin(seen["loss"])
+        return [x[best] for x in seen["output"]], seen
+
+    start = _times(_SMALL, _pattern(zeros))
+    _, seen = jax.lax.scan(search, start, jnp.asarray(_GROWTH, start[0].dtype))
+    moves = [jnp.diff(x[0], axis=0) for x in seen["output"]]
+    seen = jax.tree.map(jnp.concatenate, seen)
     lowest, nothing = jnp.nanmin(seen["loss"]), loss(zeros)
     least = jnp.where(nothing < lowest, nothing, lowest)
 
@@ -141,7 +151,6 @@ def best_constant(
             for zero, x in zip(zeros, seen["output"], strict=True)
         ]
 
-    moves = [jnp.diff(x, axis=0) for x in seen["output"]]
     outputs = [
         jnp.where((move > 0).any(axis=0) & (move < 0).any(axis=0), best, near)
         for move, best, near in zip(
