@@ -491,6 +491,30 @@ def test_depth_counts_kernels_alone():
     assert KNOWN["slow_identity_attention"](own).rate == steps.SLOWER
 
 
+@pytest.mark.parametrize(("total", "tried"), [(300, True), (3000, False)])
+def test_what_is_warned_of_is_mended_before_a_short_training(total, tried):
+    """Of some kernels float16 has no gradients: the network learns, but less than it can."""
+    half = {"dtype": jnp.float16, "param_dtype": jnp.float16}
+    plain = vj.mlp_problem(8, (32, 32, 32), 1, activation="tanh", loss="squared_error", **half)
+    x = jax.random.normal(jax.random.key(1), (16, 64, 8), jnp.float16)
+    batches = [(one, jnp.tanh(one[:, :1] + one[:, 1:2])) for one in x]
+    least, second, *_ = np.sort(vj.probe(plain.loss_fn, plain.params, batches[0]).log_gradient_rms)
+    smallest = float(jnp.finfo(jnp.float16).smallest_subnormal)
+    factor = jnp.float16(2 * smallest / np.exp((least + second) / 2))
+
+    def loss_fn(params, batch):
+        return plain.loss_fn(params, batch) * factor
+
+    problem = vj.Problem(loss_fn, plain.params, vj.adam(3e-3, eps=1e-12))
+    treatment = vj.cure(problem, batches, steps=40, total_steps=total)
+    assert treatment.before.healthy
+    assert [(one.rule, one.severity) for one in treatment.before.findings] == [
+        ("underflow", "warning")
+    ]
+    names = {one.remedy for one in treatment.trials}
+    assert ("loss_scale" in names) == tried, str(treatment)
+
+
 def test_identity_attention_bears_larger_steps_in_a_short_training():
     deep = context(network(depth=60))
     short = dataclasses.replace(deep, short=True)

@@ -31,6 +31,7 @@ from vanishjax.treatment.remedies import (
     output_standardizing_remedies,
     rivals,
     standardizing_remedies,
+    warned_remedies,
 )
 from vanishjax.treatment.remedy import Remedy, in_order
 from vanishjax.treatment.together import pairs
@@ -259,7 +260,10 @@ def _seen_alone(
             others = standardizing_remedies(setting.context)
             others += output_standardizing_remedies(setting.context)
             if setting.length <= SHORT:
-                others += larger_rates(setting.context) + rivals(setting.context)
+                warned = warned_remedies(setting.before.findings, setting.context)
+                others += larger_rates(setting.context) + warned
+                names = {one.name for one in others}
+                others += tuple(one for one in rivals(setting.context) if one.name not in names)
         if not others and (setting.remedies is not None or setting.length > SHORT):
             return setting, dataclasses.replace(progress, verdict=verdict, cost=alone.cost), ()
         told.trials((trial,))

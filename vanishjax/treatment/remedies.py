@@ -152,6 +152,21 @@ def larger_rates(context: Context) -> tuple[Remedy, ...]:
     return (fit,) if fit.rate > 1 and steps.is_far_off(fit.rate) else ()
 
 
+def warned_remedies(findings: Iterable[Finding], context: Context) -> tuple[Remedy, ...]:
+    """What is advised where a verdict warns of something, which may hold a part of it back.
+
+    Args:
+      findings: Of a diagnosis, in which nothing is critical.
+      context: The network.
+
+    Returns:
+      The remedies.
+    """
+    warnings = [one for one in findings if one.severity == "warning"]
+    advised = {name for one in warnings for name in one.remedy_ids}
+    return _fit((name for name in REMEDIES if name in advised), context)
+
+
 def rivals(context: Context) -> tuple[Remedy, ...]:
     """What may let a network learn more of which nothing is known: other kernels, other steps.
 
