@@ -145,11 +145,12 @@ def mirrored(found: Network, kernels: Sequence[Adjustable]) -> dict[int, jax.Arr
 def _feeders(found: Network, kernels: Sequence[Adjustable]) -> dict[int, int]:
     """By tap of a kernel the tap of the one whose rectified output it takes in, as it is."""
     plain = [one for one in kernels if _is_plain(one)]
-    rectified = [one for one in plain if _is_rectified(one)]
-    if not rectified:
+    if not any(map(_is_rectified, plain)):
         return {}
     run = functools.partial(_jaxpr.links, found.traced.program, found.traced.anatomy)
     links = jax.device_get(jit_once(run)([*found.leaves, *found.inputs]))
+    plain = [one for one in plain if one.site.tap in links]
+    rectified = [one for one in plain if _is_rectified(one)]
     met = {
         kernel: before
         for before in rectified
